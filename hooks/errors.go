@@ -1,0 +1,109 @@
+package hooks
+
+import (
+	"encoding/json/jsontext"
+	"encoding/json/v2"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+
+	validation "github.com/pocketbase/ozzo-validation/v4"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/router"
+
+	"herald/notify"
+)
+
+const sendFailed = "Failed to send the message."
+
+// decodeBody reads the JSON body of a request into dst.
+func decodeBody(e *core.RequestEvent, dst any, options ...json.Options) error {
+	body, err := io.ReadAll(e.Request.Body)
+	if err != nil {
+		// too large for PocketBase's body limit, or broken off
+		return router.ToApiError(err)
+	}
+	return decode(body, dst, options...)
+}
+
+// decode reads JSON into dst. A member that dst does not have is an error: were
+// `{"to": {"user": […]}}` taken for "no restriction" because of the missing s,
+// a message meant for one would go to all.
+func decode(data []byte, dst any, options ...json.Options) error {
+	err := json.Unmarshal(data, dst, append(options, json.RejectUnknownMembers(true))...)
+	if err == nil {
+		return nil
+	}
+
+	var syntax *jsontext.SyntacticError
+	if errors.As(err, &syntax) {
+		return router.NewBadRequestError("The request body is not valid JSON: "+
+			strings.TrimPrefix(syntax.Error(), "jsontext: "), err)
+	}
+	var semantic *json.SemanticError
+	if !errors.As(err, &semantic) || semantic.JSONPointer == "" {
+		return router.NewBadRequestError("The message must be a JSON object.", err)
+	}
+	fieldErr := validation.NewError("validation_invalid_value", "invalid value: expected another JSON type")
+	if errors.Is(err, json.ErrUnknownName) {
+		fieldErr = validation.NewError("validation_unknown_field", "there is no such field")
+	}
+	return router.NewBadRequestError(sendFailed, nest(validation.Errors{}, fieldErr, pointerPath(semantic.JSONPointer)))
+}
+
+func pointerPath(pointer jsontext.Pointer) []string {
+	var path []string
+	for token := range pointer.Tokens() {
+		path = append(path, token)
+	}
+	return path
+}
+
+// sendError turns an error of [notify.Notifier.Send] into an answer.
+func sendError(err error) *router.ApiError { return fieldsError(sendFailed, err) }
+
+// fieldsError turns notify.Errors into PocketBase's form, with the fields at
+// fault in data; any other error is the server's.
+func fieldsError(message string, err error) *router.ApiError {
+	var fieldErrs notify.Errors
+	if !errors.As(err, &fieldErrs) {
+		return router.NewInternalServerError(message, err)
+	}
+	status := http.StatusBadRequest
+	data := validation.Errors{}
+	for _, fieldErr := range fieldErrs {
+		if errors.Is(fieldErr, notify.ErrTooLarge) {
+			status = http.StatusRequestEntityTooLarge
+		}
+		nest(data, validation.NewError(fieldErr.Code(), fieldErr.Detail), strings.Split(fieldErr.Field, "."))
+	}
+	return router.NewApiError(status, message, data)
+}
+
+// inField moves the fields of an answer below path: "topic" to "messages.3.topic".
+func inField(err error, path ...string) *router.ApiError {
+	apiErr := router.ToApiError(err)
+	if len(apiErr.Data) == 0 {
+		apiErr.Data = map[string]any{"code": "validation_invalid_value", "message": apiErr.Message}
+	}
+	for i := len(path) - 1; i >= 0; i-- {
+		apiErr.Data = map[string]any{path[i]: apiErr.Data}
+	}
+	return apiErr
+}
+
+// nest puts err into errs at path and returns errs.
+func nest(errs validation.Errors, err error, path []string) validation.Errors {
+	if len(path) == 1 {
+		errs[path[0]] = err
+		return errs
+	}
+	inner, ok := errs[path[0]].(validation.Errors)
+	if !ok {
+		inner = validation.Errors{}
+		errs[path[0]] = inner
+	}
+	nest(inner, err, path[1:])
+	return errs
+}

@@ -1,0 +1,54 @@
+package hooks
+
+import (
+	"net/http"
+	"strconv"
+
+	validation "github.com/pocketbase/ozzo-validation/v4"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/search"
+)
+
+// respondPage answers with the part of items that the query parameters page and
+// perPage ask for, with PocketBase's own limits and in the form of its lists.
+func respondPage[T any](e *core.RequestEvent, items []T) error {
+	errs := validation.Errors{}
+	page := intParam(e, search.PageQueryParam, 1, errs)
+	perPage := intParam(e, search.PerPageQueryParam, search.DefaultPerPage, errs)
+	if len(errs) > 0 {
+		return e.BadRequestError("Invalid paging.", errs)
+	}
+	perPage = min(perPage, search.MaxPerPage)
+	totalPages := (len(items) + perPage - 1) / perPage
+
+	selected := []T{}
+	if page <= totalPages {
+		first := (page - 1) * perPage
+		selected = items[first:min(first+perPage, len(items))]
+	}
+	return e.JSON(http.StatusOK, search.Result{
+		Items:      selected,
+		Page:       page,
+		PerPage:    perPage,
+		TotalItems: len(items),
+		TotalPages: totalPages,
+	})
+}
+
+// intParam returns the query parameter name; missing, 0 and less are fallback,
+// as in PocketBase's lists.
+func intParam(e *core.RequestEvent, name string, fallback int, errs validation.Errors) int {
+	raw := e.Request.URL.Query().Get(name)
+	if raw == "" {
+		return fallback
+	}
+	value, err := strconv.Atoi(raw)
+	if err != nil {
+		errs[name] = validation.NewError("validation_invalid_number", "must be a whole number")
+		return fallback
+	}
+	if value <= 0 {
+		return fallback
+	}
+	return value
+}

@@ -1,0 +1,187 @@
+package hooks
+
+import (
+	"encoding/json/jsontext"
+	"fmt"
+	"net/http"
+	"strconv"
+
+	validation "github.com/pocketbase/ozzo-validation/v4"
+	"github.com/pocketbase/pocketbase/apis"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
+	"github.com/pocketbase/pocketbase/tools/types"
+
+	"herald/notify"
+)
+
+// maxBatch is the largest number of messages of one batch request.
+const maxBatch = 1000
+
+// bindRoutes adds the superuser's routes under /api/notify. PocketBase's own
+// middlewares (rate limits, body limit, CORS) are around them as around its own
+// routes.
+func bindRoutes(app core.App, notifier *notify.Notifier) {
+	routes := routes{notifier}
+	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
+		Id: "heraldRoutes",
+		Func: func(e *core.ServeEvent) error {
+			api := e.Router.Group("/api/notify")
+			api.Bind(apis.RequireSuperuserAuth(), apis.SkipSuccessActivityLog())
+			api.POST("", routes.send)
+			api.POST("/batch", routes.sendBatch)
+			api.GET("/topics", routes.topics)
+			api.GET("/clients", routes.clients)
+			api.DELETE("/clients", routes.disconnectUser)
+			api.DELETE("/clients/{id}", routes.disconnect)
+			return e.Next()
+		},
+	})
+}
+
+type routes struct{ notifier *notify.Notifier }
+
+// messageBody is a message as it comes over HTTP. Its data stays the JSON text
+// that it is: decoding it would lose the precision of large numbers.
+type messageBody struct {
+	Topic  string          `json:"topic"`
+	Data   jsontext.Value  `json:"data"`
+	To     notify.Audience `json:"to"`
+	Except notify.Except   `json:"except"`
+	ID     string          `json:"id"`
+}
+
+func (b *messageBody) message() notify.Message {
+	return notify.Message{Topic: b.Topic, Data: b.Data, To: b.To, Except: b.Except, ID: b.ID}
+}
+
+// send handles POST /api/notify.
+func (r routes) send(e *core.RequestEvent) error {
+	var body messageBody
+	if err := decodeBody(e, &body); err != nil {
+		return err
+	}
+	report, err := r.notifier.Send(e.Request.Context(), body.message())
+	if err != nil {
+		return sendError(err)
+	}
+	return e.JSON(http.StatusOK, report)
+}
+
+// sendBatch handles POST /api/notify/batch. It answers as PocketBase's own
+// /api/batch does, with one {status, body} for each message.
+func (r routes) sendBatch(e *core.RequestEvent) error {
+	// the messages are decoded one by one, each with all checks, so that a bad
+	// one is only its own failure
+	var body struct {
+		Messages []jsontext.Value `json:"messages"`
+	}
+	if err := decodeBody(e, &body, jsontext.AllowDuplicateNames(true)); err != nil {
+		return err
+	}
+	switch {
+	case len(body.Messages) == 0:
+		return e.BadRequestError("Failed to send the batch.", validation.Errors{
+			"messages": validation.NewError("validation_required", "cannot be blank"),
+		})
+	case len(body.Messages) > maxBatch:
+		return e.BadRequestError("Failed to send the batch.", validation.Errors{
+			"messages": validation.NewError("validation_length_too_long",
+				fmt.Sprintf("the length must be no more than %d", maxBatch)),
+		})
+	}
+
+	type result struct {
+		Status int `json:"status"`
+		Body   any `json:"body"`
+	}
+	results := make([]result, len(body.Messages))
+	for i, raw := range body.Messages {
+		report, err := r.sendRaw(e, raw)
+		if err != nil {
+			apiErr := inField(err, "messages", strconv.Itoa(i))
+			results[i] = result{apiErr.Status, apiErr}
+			continue
+		}
+		results[i] = result{http.StatusOK, report}
+	}
+	return e.JSON(http.StatusOK, results)
+}
+
+func (r routes) sendRaw(e *core.RequestEvent, raw jsontext.Value) (notify.Report, error) {
+	var body messageBody
+	if err := decode(raw, &body); err != nil {
+		return notify.Report{}, err
+	}
+	report, err := r.notifier.Send(e.Request.Context(), body.message())
+	if err != nil {
+		return notify.Report{}, sendError(err)
+	}
+	return report, nil
+}
+
+// topics handles GET /api/notify/topics.
+func (r routes) topics(e *core.RequestEvent) error {
+	return respondPage(e, r.notifier.Topics())
+}
+
+// clientView is a connection as GET /api/notify/clients shows it.
+type clientView struct {
+	ID            string          `json:"id"`
+	Auth          *string         `json:"auth"` // "users:ID"; null for a guest
+	Name          string          `json:"name"` // the auth record's name, or else its email
+	IP            string          `json:"ip"`
+	Connected     *types.DateTime `json:"connected"`
+	Subscriptions []string        `json:"subscriptions"`
+	Queued        int             `json:"queued"`
+}
+
+func newClientView(c notify.Connection) clientView {
+	view := clientView{ID: c.ID, IP: c.IP, Subscriptions: c.Subscriptions, Queued: c.Queued}
+	if c.Auth != nil {
+		auth := c.Auth.Collection().Name + ":" + c.Auth.Id
+		view.Auth = &auth
+		view.Name = c.Auth.GetString("name")
+		if view.Name == "" {
+			view.Name = c.Auth.Email()
+		}
+	}
+	if connected, err := types.ParseDateTime(c.Connected); err == nil && !connected.IsZero() {
+		view.Connected = &connected
+	}
+	return view
+}
+
+// clients handles GET /api/notify/clients?topic=&user=.
+func (r routes) clients(e *core.RequestEvent) error {
+	query := e.Request.URL.Query()
+	connections, err := r.notifier.Connections(notify.ConnectionFilter{
+		Topic: query.Get("topic"),
+		User:  query.Get("user"),
+	})
+	if err != nil {
+		return fieldsError("Failed to list the clients.", err)
+	}
+	views := make([]clientView, len(connections))
+	for i, connection := range connections {
+		views[i] = newClientView(connection)
+	}
+	return respondPage(e, views)
+}
+
+// disconnect handles DELETE /api/notify/clients/{id}.
+func (r routes) disconnect(e *core.RequestEvent) error {
+	if !r.notifier.Disconnect(e.Request.PathValue("id")) {
+		return e.NotFoundError("There is no realtime client with this id.", nil)
+	}
+	return e.NoContent(http.StatusNoContent)
+}
+
+// disconnectUser handles DELETE /api/notify/clients?user=users:ID.
+func (r routes) disconnectUser(e *core.RequestEvent) error {
+	count, err := r.notifier.DisconnectUser(e.Request.URL.Query().Get("user"))
+	if err != nil {
+		return fieldsError("Failed to disconnect the clients.", err)
+	}
+	return e.JSON(http.StatusOK, map[string]int{"disconnected": count})
+}

@@ -1,0 +1,74 @@
+// Command herald is PocketBase with the realtime messages that PocketBase
+// leaves to its users. It is used like PocketBase's own executable.
+package main
+
+import (
+	"log"
+	"os"
+	"path/filepath"
+
+	"github.com/pocketbase/pocketbase"
+	"github.com/pocketbase/pocketbase/plugins/jsvm"
+	"github.com/pocketbase/pocketbase/plugins/migratecmd"
+	"github.com/pocketbase/pocketbase/tools/osutils"
+
+	"herald/hooks"
+	"herald/pb_public"
+)
+
+// version is set by the build (see the Makefile).
+var version = "dev"
+
+func main() {
+	app := pocketbase.New()
+	app.RootCmd.Version = version + " (PocketBase " + pocketbaseVersion() + ")"
+
+	config := hooks.Config{Page: pb_public.FS}
+	var jsConfig jsvm.Config
+	var migrations migratecmd.Config
+
+	// the flags of PocketBase's own executable (its examples/base/main.go)
+	flags := app.RootCmd.PersistentFlags()
+	flags.StringVar(&jsConfig.HooksDir, "hooksDir", "", "the directory with the JS app hooks")
+	flags.BoolVar(&jsConfig.HooksWatch, "hooksWatch", true, "auto restart the app on pb_hooks file change; it has no effect on Windows")
+	flags.IntVar(&jsConfig.HooksPoolSize, "hooksPool", 15, "the total prewarm goja.Runtime instances for the JS app hooks execution")
+	flags.StringVar(&migrations.Dir, "migrationsDir", "", "the directory with the user defined migrations")
+	flags.BoolVar(&migrations.Automigrate, "automigrate", true, "enable/disable auto migrations")
+	flags.StringVar(&config.PublicDir, "publicDir", defaultPublicDir(), "the directory to serve static files")
+	flags.BoolVar(&config.IndexFallback, "indexFallback", true,
+		"fallback the request to index.html on missing static path, e.g. when pretty urls are used with SPA")
+	config.BindFlags(flags)
+
+	app.RootCmd.ParseFlags(os.Args[1:])
+	config.RequirePublicDir = flags.Changed("publicDir")
+
+	jsConfig.MigrationsDir = migrations.Dir
+	jsvm.MustRegister(app, jsConfig)
+
+	// Under "go run" whoever changes a collection in the dashboard works on the
+	// Go code, and gets a Go migration that the next build compiles in; the
+	// executable writes the stock one's JS migrations.
+	migrations.TemplateLang = migratecmd.TemplateLangJS
+	if osutils.IsProbablyGoRun() {
+		migrations.TemplateLang = migratecmd.TemplateLangGo
+		if migrations.Dir == "" {
+			migrations.Dir = filepath.Join(app.DataDir(), "../pb_migrations")
+		}
+	}
+	migratecmd.MustRegister(app, app.RootCmd, migrations)
+
+	hooks.MustRegister(app, config)
+
+	if err := app.Start(); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// defaultPublicDir is beside the executable, or in the working directory under
+// "go run", as in PocketBase.
+func defaultPublicDir() string {
+	if osutils.IsProbablyGoRun() {
+		return "./pb_public"
+	}
+	return filepath.Join(os.Args[0], "../pb_public")
+}

@@ -1,0 +1,194 @@
+package notify
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/pocketbase/pocketbase/apis"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
+)
+
+// The values of [Audience.Auth].
+const (
+	AuthAny       = "any"       // everyone, the default
+	AuthGuest     = "guest"     // connections that are not signed in
+	AuthUser      = "user"      // signed in, and no superuser
+	AuthSuperuser = "superuser" // signed in as superuser
+)
+
+// Audience narrows the subscribers of a topic. Its parts combine with AND, the
+// items of a list with OR. A nil list narrows nothing; an empty one that is not
+// nil is matched by nobody, so that a list which came out empty never turns
+// into everyone.
+type Audience struct {
+	// Auth is one of the Auth… constants; empty is AuthAny.
+	Auth string `json:"auth"`
+	// Users are auth records as "COLLECTION:RECORD_ID", e.g. "users:abc…". (An
+	// id is unique within its collection only.) Every connection of theirs
+	// matches.
+	Users []string `json:"users"`
+	// Collections are names or ids of auth collections.
+	Collections []string `json:"collections"`
+	// Filter is a PocketBase filter on the auth record:
+	// "plan = 'pro' && verified = true". It costs one query a message.
+	Filter string `json:"filter"`
+	// Clients are ids of realtime connections.
+	Clients []string `json:"clients"`
+}
+
+// Except leaves subscribers out that the [Audience] lets in.
+type Except struct {
+	// Users are auth records as "COLLECTION:RECORD_ID".
+	Users []string `json:"users"`
+	// Clients are ids of realtime connections.
+	Clients []string `json:"clients"`
+}
+
+// userRef identifies an auth record.
+type userRef struct{ collectionID, id string }
+
+type set[K comparable] map[K]struct{}
+
+func (s set[K]) has(key K) bool { _, ok := s[key]; return ok }
+
+// audience is an Audience and Except, checked and resolved. A nil set narrows
+// nothing.
+type audience struct {
+	auth          string
+	users         set[userRef]
+	collections   set[string] // ids
+	clients       set[string]
+	exceptUsers   set[userRef]
+	exceptClients set[string]
+
+	filter  []collectionFilter // see filter.go; nil without a filter
+	allowed set[userRef]       // whom the filter lets in; filled in for each send
+}
+
+// compile checks to and except against the application's collections.
+func (n *Notifier) compile(to Audience, except Except) (*audience, Errors) {
+	var errs Errors
+	a := &audience{auth: to.Auth, clients: toSet(to.Clients), exceptClients: toSet(except.Clients)}
+
+	switch to.Auth {
+	case "", AuthAny, AuthGuest, AuthUser, AuthSuperuser:
+	default:
+		errs.add(invalid("to.auth", ErrInvalidAudience, "must be one of %s, %s, %s, %s",
+			AuthAny, AuthGuest, AuthUser, AuthSuperuser))
+	}
+
+	a.users = n.resolveUsers("to.users", to.Users, &errs)
+	a.exceptUsers = n.resolveUsers("except.users", except.Users, &errs)
+
+	if to.Collections != nil {
+		a.collections = make(set[string], len(to.Collections))
+	}
+	for i, name := range to.Collections {
+		collection, fieldErr := n.authCollection(fmt.Sprintf("to.collections.%d", i), name)
+		if fieldErr != nil {
+			errs.add(fieldErr)
+			continue
+		}
+		a.collections[collection.Id] = struct{}{}
+	}
+
+	if to.Filter != "" && len(errs) == 0 {
+		filter, fieldErr := n.compileFilter(to.Filter, a)
+		errs.add(fieldErr)
+		a.filter = filter
+	}
+
+	return a, errs
+}
+
+// match reports whether client belongs to the audience, by its auth record at
+// this moment.
+func (a *audience) match(client subscriptions.Client) bool {
+	id := client.Id()
+	if a.clients != nil && !a.clients.has(id) || a.exceptClients.has(id) {
+		return false
+	}
+	return a.matchAuth(authOf(client))
+}
+
+func (a *audience) matchAuth(auth *core.Record) bool {
+	if auth == nil {
+		return (a.auth == "" || a.auth == AuthAny || a.auth == AuthGuest) &&
+			a.users == nil && a.collections == nil && a.filter == nil
+	}
+	switch a.auth {
+	case AuthGuest:
+		return false
+	case AuthUser:
+		if auth.IsSuperuser() {
+			return false
+		}
+	case AuthSuperuser:
+		if !auth.IsSuperuser() {
+			return false
+		}
+	}
+	ref := refOf(auth)
+	return (a.users == nil || a.users.has(ref)) &&
+		(a.collections == nil || a.collections.has(ref.collectionID)) &&
+		(a.filter == nil || a.allowed.has(ref)) &&
+		!a.exceptUsers.has(ref)
+}
+
+// authOf returns the auth record of client's connection, nil for a guest.
+func authOf(client subscriptions.Client) *core.Record {
+	auth, _ := client.Get(apis.RealtimeClientAuthKey).(*core.Record)
+	return auth
+}
+
+func refOf(auth *core.Record) userRef { return userRef{auth.Collection().Id, auth.Id} }
+
+func toSet(items []string) set[string] {
+	if items == nil {
+		return nil
+	}
+	s := make(set[string], len(items))
+	for _, item := range items {
+		s[item] = struct{}{}
+	}
+	return s
+}
+
+func (n *Notifier) resolveUsers(field string, users []string, errs *Errors) set[userRef] {
+	if users == nil {
+		return nil
+	}
+	refs := make(set[userRef], len(users))
+	for i, user := range users {
+		ref, fieldErr := n.resolveUser(fmt.Sprintf("%s.%d", field, i), user)
+		if fieldErr != nil {
+			errs.add(fieldErr)
+			continue
+		}
+		refs[ref] = struct{}{}
+	}
+	return refs
+}
+
+// resolveUser reads "COLLECTION:RECORD_ID". That the record exists is not
+// checked: one that does not has no connection either.
+func (n *Notifier) resolveUser(field, user string) (userRef, *FieldError) {
+	name, id, ok := strings.Cut(user, ":")
+	if !ok || name == "" || id == "" {
+		return userRef{}, invalid(field, ErrInvalidAudience, "%q must be of the form COLLECTION:RECORD_ID", user)
+	}
+	collection, fieldErr := n.authCollection(field, name)
+	if fieldErr != nil {
+		return userRef{}, fieldErr
+	}
+	return userRef{collection.Id, id}, nil
+}
+
+func (n *Notifier) authCollection(field, nameOrID string) (*core.Collection, *FieldError) {
+	collection, err := n.app.FindCachedCollectionByNameOrId(nameOrID)
+	if err != nil || !collection.IsAuth() {
+		return nil, invalid(field, ErrInvalidAudience, "%q is not an auth collection", nameOrID)
+	}
+	return collection, nil
+}

@@ -1,0 +1,169 @@
+package notify
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/pocketbase/pocketbase/apis"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
+)
+
+// TopicInfo tells who is subscribed to a topic.
+type TopicInfo struct {
+	Topic string `json:"topic"`
+	// Subscribers is the number of connections.
+	Subscribers int `json:"subscribers"`
+	// Users is the number of different auth records behind them.
+	Users int `json:"users"`
+}
+
+// Connection describes one realtime connection.
+type Connection struct {
+	ID            string
+	Auth          *core.Record // nil for a guest
+	IP            string
+	Connected     time.Time // zero where other code registered the client
+	Subscriptions []string  // the subscription keys, sorted
+	Queued        int       // messages that wait to be written
+}
+
+// ConnectionFilter selects connections. Empty fields select all.
+type ConnectionFilter struct {
+	Topic string
+	// User is an auth record as "COLLECTION:RECORD_ID".
+	User string
+}
+
+// Topics returns all topics with subscribers, those of PocketBase's record
+// events included, sorted by name.
+func (n *Notifier) Topics() []TopicInfo {
+	infos := map[string]*TopicInfo{}
+	users := map[string]set[userRef]{}
+	for _, client := range n.app.SubscriptionsBroker().Clients() {
+		auth := authOf(client)
+		for topic := range topicsOf(client) {
+			if infos[topic] == nil {
+				infos[topic] = &TopicInfo{Topic: topic}
+				users[topic] = set[userRef]{}
+			}
+			infos[topic].Subscribers++
+			if auth != nil {
+				users[topic][refOf(auth)] = struct{}{}
+			}
+		}
+	}
+
+	result := make([]TopicInfo, 0, len(infos))
+	for topic, info := range infos {
+		info.Users = len(users[topic])
+		result = append(result, *info)
+	}
+	slices.SortFunc(result, func(a, b TopicInfo) int { return cmp.Compare(a.Topic, b.Topic) })
+	return result
+}
+
+// Connections returns the connections that filter selects, longest connected
+// first. The error is of type [Errors], with the field "user".
+func (n *Notifier) Connections(filter ConnectionFilter) ([]Connection, error) {
+	clients, err := n.selectClients(filter)
+	if err != nil {
+		return nil, err
+	}
+	result := make([]Connection, 0, len(clients))
+	for _, client := range clients {
+		ip, _ := client.Get(apis.RealtimeClientIPKey).(string)
+		connection := Connection{
+			ID:            client.Id(),
+			Auth:          authOf(client),
+			IP:            ip,
+			Subscriptions: slices.Sorted(maps.Keys(client.Subscriptions())),
+		}
+		if own, ok := client.(*Client); ok {
+			connection.Connected = own.Connected()
+			connection.Queued = own.Queued()
+		}
+		result = append(result, connection)
+	}
+	slices.SortFunc(result, func(a, b Connection) int {
+		return cmp.Or(a.Connected.Compare(b.Connected), cmp.Compare(a.ID, b.ID))
+	})
+	return result, nil
+}
+
+// HasSubscribers reports whether user ("COLLECTION:RECORD_ID") has a connection
+// that is subscribed to topic. It spares the work of preparing a message that
+// nobody would get.
+func (n *Notifier) HasSubscribers(topic, user string) bool {
+	clients, err := n.selectClients(ConnectionFilter{Topic: topic, User: user})
+	return err == nil && len(clients) > 0
+}
+
+// Disconnect ends the connection with id and reports whether there was one.
+// The SDK on the other side reconnects.
+func (n *Notifier) Disconnect(id string) bool {
+	client, err := n.app.SubscriptionsBroker().ClientById(id)
+	if err != nil {
+		return false
+	}
+	n.disconnect(client)
+	return true
+}
+
+// DisconnectUser ends every connection of the auth record user
+// ("COLLECTION:RECORD_ID") and returns how many there were. The error is of
+// type [Errors], with the field "user".
+func (n *Notifier) DisconnectUser(user string) (int, error) {
+	if user == "" {
+		return 0, Errors{invalid("user", ErrRequired, "cannot be blank")}
+	}
+	clients, err := n.selectClients(ConnectionFilter{User: user})
+	for _, client := range clients {
+		n.disconnect(client)
+	}
+	return len(clients), err
+}
+
+func (n *Notifier) disconnect(client subscriptions.Client) {
+	if own, ok := client.(*Client); ok {
+		own.Close(ReasonDisconnected)
+	}
+	// at once, and not when the connection's handler returns: nothing that is
+	// sent from here on is for this client
+	n.app.SubscriptionsBroker().Unregister(client.Id())
+}
+
+func (n *Notifier) selectClients(filter ConnectionFilter) ([]subscriptions.Client, error) {
+	var user userRef
+	if filter.User != "" {
+		ref, fieldErr := n.resolveUser("user", filter.User)
+		if fieldErr != nil {
+			return nil, Errors{fieldErr}
+		}
+		user = ref
+	}
+	var result []subscriptions.Client
+	for _, client := range n.app.SubscriptionsBroker().Clients() {
+		if filter.Topic != "" && len(client.Subscriptions(prefix(filter.Topic))) == 0 {
+			continue
+		}
+		if filter.User != "" {
+			if auth := authOf(client); auth == nil || refOf(auth) != user {
+				continue
+			}
+		}
+		result = append(result, client)
+	}
+	return result, nil
+}
+
+// topicsOf returns the topics of all of client's subscription keys.
+func topicsOf(client subscriptions.Client) set[string] {
+	topics := set[string]{}
+	for key := range client.Subscriptions() {
+		topics[topicOf(key)] = struct{}{}
+	}
+	return topics
+}

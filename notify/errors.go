@@ -1,0 +1,74 @@
+package notify
+
+import (
+	"fmt"
+	"strings"
+)
+
+// What can be wrong with a message, for errors.Is. Each has the stable code
+// that the HTTP API answers with.
+var (
+	ErrRequired        error = &kind{"validation_required", "a required field is missing"}
+	ErrInvalidTopic    error = &kind{"validation_invalid_topic", "invalid topic"}
+	ErrReservedTopic   error = &kind{"validation_reserved_topic", "reserved topic"}
+	ErrInvalidData     error = &kind{"validation_invalid_json", "data is not JSON"}
+	ErrTooLarge        error = &kind{"validation_too_large", "message too large"}
+	ErrInvalidID       error = &kind{"validation_invalid_id", "invalid message id"}
+	ErrInvalidAudience error = &kind{"validation_invalid_audience", "invalid audience"}
+	ErrInvalidFilter   error = &kind{"validation_invalid_filter", "invalid filter"}
+)
+
+// kind is the comparable identity behind the exported Err… values.
+type kind struct{ code, text string }
+
+func (k *kind) Error() string { return k.text }
+
+// FieldError says which field of a [Message] is wrong and why.
+type FieldError struct {
+	// Field is the JSON path of the field: "topic", "to.filter", "to.users.2".
+	Field string
+	// Detail is a sentence without its subject: `must not contain "?"`.
+	Detail string
+
+	kind *kind
+}
+
+func invalid(field string, err error, format string, args ...any) *FieldError {
+	return &FieldError{Field: field, Detail: fmt.Sprintf(format, args...), kind: err.(*kind)}
+}
+
+func (e *FieldError) Error() string { return e.Field + ": " + e.Detail }
+
+// Unwrap returns the Err… value of this package that tells the kind of error.
+func (e *FieldError) Unwrap() error { return e.kind }
+
+// Code returns the stable code of the kind of error, e.g. "validation_invalid_topic".
+func (e *FieldError) Code() string { return e.kind.code }
+
+// Errors is every field that is wrong with one message. [Notifier.Send]
+// returns it when it refuses a message; nothing of such a message was sent.
+type Errors []*FieldError
+
+func (e Errors) Error() string {
+	parts := make([]string, len(e))
+	for i, fieldErr := range e {
+		parts[i] = fieldErr.Error()
+	}
+	return "invalid message: " + strings.Join(parts, "; ")
+}
+
+// Unwrap makes errors.Is find the kinds of all fields.
+func (e Errors) Unwrap() []error {
+	errs := make([]error, len(e))
+	for i, fieldErr := range e {
+		errs[i] = fieldErr
+	}
+	return errs
+}
+
+// add appends err unless it is nil.
+func (e *Errors) add(err *FieldError) {
+	if err != nil {
+		*e = append(*e, err)
+	}
+}

@@ -1,0 +1,190 @@
+package notify
+
+import (
+	"context"
+	"encoding/json/v2"
+	"fmt"
+	"slices"
+
+	"github.com/pocketbase/dbx"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/search"
+)
+
+// filterFields is what an audience's filter may name: the auth record's fields
+// and @collection.*. There is no request whose @request.* could be meant.
+var filterFields = []string{`^\w+[\w\.\:]*$`, `^\@collection\.\w+(\:\w+)?\.[\w\.\:]*\w+$`}
+
+// collectionFilter is the filter of an audience, compiled for one collection.
+type collectionFilter struct {
+	collection *core.Collection
+	expr       dbx.Expression
+	resolver   *core.RecordFieldResolver
+}
+
+// compileFilter compiles filter for the auth collections that a may match.
+//
+// Where the audience names collections (or users of some), the filter has to
+// fit each of these. Otherwise it has to fit one: `plan = 'pro'` is about the
+// users who have a plan, and must not be refused because superusers have none.
+// Whether a filter is valid so depends on the collections alone, never on who
+// happens to be connected.
+func (n *Notifier) compileFilter(filter string, a *audience) ([]collectionFilter, *FieldError) {
+	const field = "to.filter"
+	if len(filter) > search.MaxFilterLength {
+		return nil, invalid(field, ErrInvalidFilter, "must be no longer than %d bytes, has %d", search.MaxFilterLength, len(filter))
+	}
+
+	collections, err := n.authCollections()
+	if err != nil {
+		return nil, invalid(field, ErrInvalidFilter, "cannot be checked: %s", err)
+	}
+
+	named := a.collections
+	if named == nil && a.users != nil {
+		named = set[string]{}
+		for ref := range a.users {
+			named[ref.collectionID] = struct{}{}
+		}
+	}
+
+	compiled := []collectionFilter{} // not nil: a filter that fits nobody lets nobody in
+	var firstErr error
+	for _, collection := range collections {
+		if named != nil && !named.has(collection.Id) {
+			continue
+		}
+		resolver := core.NewRecordFieldResolver(n.app, collection, nil, true)
+		resolver.SetAllowedFields(filterFields)
+		expr, err := search.FilterData(filter).BuildExpr(resolver)
+		if err != nil {
+			if firstErr == nil {
+				firstErr = fmt.Errorf("collection %q: %w", collection.Name, err)
+			}
+			if named != nil {
+				break
+			}
+			continue
+		}
+		compiled = append(compiled, collectionFilter{collection, expr, resolver})
+	}
+	if firstErr != nil && (named != nil || len(compiled) == 0) {
+		return nil, invalid(field, ErrInvalidFilter, "%s", firstErr)
+	}
+	return compiled, nil
+}
+
+// authCollections returns the auth collections with the ones of users before
+// the superusers, which makes for the more telling error.
+func (n *Notifier) authCollections() ([]*core.Collection, error) {
+	all, ok := n.app.Store().Get(core.StoreKeyCachedCollections).([]*core.Collection)
+	if !ok {
+		return n.app.FindAllCollections(core.CollectionTypeAuth)
+	}
+	var auth []*core.Collection
+	for _, collection := range all {
+		if collection.IsAuth() {
+			auth = append(auth, collection)
+		}
+	}
+	slices.SortStableFunc(auth, func(a, b *core.Collection) int {
+		switch {
+		case a.System == b.System:
+			return 0
+		case b.System:
+			return -1
+		default:
+			return 1
+		}
+	})
+	return auth, nil
+}
+
+// resolveFilter fills in pub.to.allowed: of the users who are connected and
+// subscribed, those the filter lets in. It is one query, over their ids.
+func (n *Notifier) resolveFilter(ctx context.Context, pub *publication) error {
+	pub.to.allowed = set[userRef]{}
+
+	candidates := n.filterCandidates(pub)
+	query, err := n.filterQuery(ctx, pub.to.filter, candidates)
+	if query == nil || err != nil {
+		return err
+	}
+
+	var rows []struct {
+		Collection string `db:"collection"`
+		ID         string `db:"id"`
+	}
+	if err := query.All(&rows); err != nil {
+		return err
+	}
+	for _, row := range rows {
+		pub.to.allowed[userRef{row.Collection, row.ID}] = struct{}{}
+	}
+	return nil
+}
+
+// filterCandidates returns the ids, by collection id, of the users that the
+// rest of the audience matches.
+func (n *Notifier) filterCandidates(pub *publication) map[string]set[string] {
+	rest := *pub.to
+	rest.filter = nil
+
+	candidates := map[string]set[string]{}
+	for _, client := range n.app.SubscriptionsBroker().Clients() {
+		auth := authOf(client)
+		if auth == nil || !rest.match(client) || len(client.Subscriptions(pub.prefix)) == 0 {
+			continue
+		}
+		ref := refOf(auth)
+		if candidates[ref.collectionID] == nil {
+			candidates[ref.collectionID] = set[string]{}
+		}
+		candidates[ref.collectionID][ref.id] = struct{}{}
+	}
+	return candidates
+}
+
+// filterQuery joins the selects of all collections that have candidates into
+// one query; nil when none has.
+func (n *Notifier) filterQuery(ctx context.Context, filters []collectionFilter, candidates map[string]set[string]) (*dbx.Query, error) {
+	var selects []*dbx.SelectQuery
+	for i, filter := range filters {
+		users := candidates[filter.collection.Id]
+		if len(users) == 0 {
+			continue
+		}
+		ids := make([]string, 0, len(users))
+		for id := range users {
+			ids = append(ids, id)
+		}
+		// one JSON parameter: SQLite limits the number of parameters, and
+		// their names must differ between the parts of a UNION
+		idsJSON, err := json.Marshal(ids)
+		if err != nil {
+			return nil, err
+		}
+		param := fmt.Sprintf("heraldIDs%d", i)
+		name := filter.collection.Name
+		query := n.app.ConcurrentDB().
+			Select(fmt.Sprintf("('%s') AS [[collection]]", filter.collection.Id), fmt.Sprintf("[[%s.id]]", name)).
+			From(name).
+			AndWhere(dbx.NewExp(
+				fmt.Sprintf("[[%s.id]] IN (SELECT [[value]] FROM json_each({:%s}))", name, param),
+				dbx.Params{param: string(idsJSON)},
+			)).
+			AndWhere(filter.expr)
+		if err := filter.resolver.UpdateQuery(query); err != nil {
+			return nil, err
+		}
+		selects = append(selects, query)
+	}
+	if len(selects) == 0 {
+		return nil, nil
+	}
+	first := selects[0]
+	for _, other := range selects[1:] {
+		first.UnionAll(other.Build())
+	}
+	return first.Build().WithContext(ctx), nil
+}

@@ -1,0 +1,123 @@
+package notify
+
+import (
+	"encoding/json/jsontext"
+	"encoding/json/v2"
+	"errors"
+	"strings"
+	"unicode"
+
+	"github.com/pocketbase/pocketbase/core"
+)
+
+// Message is one custom message.
+type Message struct {
+	// Topic is the name that clients subscribe to, 1 to [MaxTopicLength] bytes.
+	Topic string
+
+	// Data reaches the callback of each subscriber as it is: any value that
+	// encoding/json/v2 marshals, or a jsontext.Value with JSON that is
+	// already encoded. It is encoded once.
+	Data any
+
+	// To narrows the subscribers of the topic. The zero value narrows nothing.
+	To Audience
+
+	// Except leaves subscribers out.
+	Except Except
+
+	// ID makes a retry safe: a message with the ID of one sent within
+	// Config.IDWindow is not sent again and gets the first one's Report.
+	// At most 255 printable characters; made up when empty.
+	ID string
+}
+
+// Report counts what happened to a message. The unit is a connection: a user
+// with three tabs counts three times, a tab that subscribed to the topic twice
+// counts once.
+type Report struct {
+	ID    string `json:"id"`
+	Topic string `json:"topic"`
+	// Matched is how many connections the message was meant for; it is the sum
+	// of Queued and Dropped.
+	Matched int `json:"matched"`
+	// Queued is how many took it into their queue.
+	Queued int `json:"queued"`
+	// Dropped is how many could not: their queue was full, and they were
+	// disconnected for it.
+	Dropped int `json:"dropped"`
+}
+
+// publication is a checked message, ready for the fan-out.
+type publication struct {
+	id     string
+	topic  string
+	prefix string // what the keys of the topic begin with, see prefix
+	data   []byte // compact JSON, shared by all recipients; never written to
+	to     *audience
+}
+
+// prepare checks msg and encodes its data. The error is of type [Errors] and
+// names every field that is wrong. System messages may use reserved topics.
+func (n *Notifier) prepare(msg Message, system bool) (*publication, error) {
+	var errs Errors
+
+	errs.add(n.checkTopic(msg.Topic, system))
+
+	data, err := n.encode(msg.Data)
+	errs.add(err)
+
+	to, audienceErrs := n.compile(msg.To, msg.Except)
+	errs = append(errs, audienceErrs...)
+
+	if len(errs) > 0 {
+		return nil, errs
+	}
+
+	id := msg.ID
+	if id == "" {
+		id = core.GenerateDefaultRandomId()
+	}
+	return &publication{id: id, topic: msg.Topic, prefix: prefix(msg.Topic), data: data, to: to}, nil
+}
+
+// encode returns data as compact JSON: without line breaks, since one would end
+// the data field of the SSE frame. What is encoded already keeps its numbers,
+// strings and order of names as they are.
+func (n *Notifier) encode(data any) ([]byte, *FieldError) {
+	const field = "data"
+	if raw, ok := data.(jsontext.Value); ok && len(raw) == 0 {
+		return nil, invalid(field, ErrRequired, "cannot be blank")
+	}
+	// Deterministic: map keys come in one order, or the same message would
+	// look different at every send
+	encoded, err := json.Marshal(data, json.Deterministic(true), jsontext.PreserveRawStrings(true))
+	if err != nil {
+		return nil, invalid(field, ErrInvalidData, "must be JSON: %s", jsonReason(err))
+	}
+	if len(encoded) > n.config.MaxSize {
+		return nil, invalid(field, ErrTooLarge, "must be no larger than %d bytes, has %d", n.config.MaxSize, len(encoded))
+	}
+	return encoded, nil
+}
+
+// jsonReason is the cause of a JSON error without the names of Go types.
+func jsonReason(err error) string {
+	var semantic *json.SemanticError
+	if errors.As(err, &semantic) && semantic.Err != nil {
+		return semantic.Err.Error()
+	}
+	return err.Error()
+}
+
+// checkID reports what is wrong with the id a sender gave its message.
+func checkID(id string) *FieldError {
+	const field, maxLength = "id", 255
+	if len(id) > maxLength {
+		return invalid(field, ErrInvalidID, "must be no longer than %d bytes, has %d", maxLength, len(id))
+	}
+	if strings.ContainsFunc(id, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return invalid(field, ErrInvalidID, "must contain printable characters only")
+	}
+	return nil
+}

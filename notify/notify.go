@@ -1,0 +1,135 @@
+// Package notify sends custom realtime messages to the subscribers of a
+// PocketBase application: to a topic, narrowed to an audience, without ever
+// waiting for a slow one.
+//
+// It is an engine without routes and flags; the package herald/hooks binds it
+// to an application. A message's way through it:
+//
+//	Send (send.go)  →  validate and encode once (message.go, topic.go)
+//	                →  who may get it (audience.go, filter.go)
+//	                →  fan-out in the topic's order (send.go)
+//	                →  the connection's bounded queue (client.go, outbox.go)
+package notify
+
+import (
+	"context"
+	"errors"
+	"hash/maphash"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/pocketbase/pocketbase/core"
+)
+
+// Config holds the options of a [Notifier]. The zero value works.
+type Config struct {
+	// QueueSize is how many messages may wait for one connection. One that
+	// has more waiting is disconnected: it does not read, and a queue without
+	// a bound would end in the server's memory. Defaults to 256.
+	QueueSize int
+
+	// MaxSize is the largest accepted message data in bytes, as compact JSON.
+	// Defaults to 256 KiB.
+	MaxSize int
+
+	// ChunkSize is how many connections one goroutine of a fan-out serves.
+	// Defaults to 300, as in PocketBase's documentation.
+	ChunkSize int
+
+	// IDWindow is for how long the id of a message is remembered, so that a
+	// retry with the same id is not sent twice. Defaults to 5 minutes.
+	IDWindow time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	if c.QueueSize <= 0 {
+		c.QueueSize = 256
+	}
+	if c.MaxSize <= 0 {
+		c.MaxSize = 256 << 10
+	}
+	if c.ChunkSize <= 0 {
+		c.ChunkSize = 300
+	}
+	if c.IDWindow <= 0 {
+		c.IDWindow = 5 * time.Minute
+	}
+	return c
+}
+
+// Notifier sends messages to the realtime connections of one application.
+// All its methods may be called concurrently.
+type Notifier struct {
+	app    core.App
+	config Config
+
+	// order[h] is held while a message of a topic with hash h goes into the
+	// queues, so that all subscribers of a topic see one order. Nothing that
+	// can block is done under it.
+	order [256]sync.Mutex
+	seed  maphash.Seed
+
+	outboxes outboxes
+	recent   recent
+}
+
+// storeKey is where an application keeps its Notifier: in [core.App.Store],
+// which the copies of app that PocketBase makes for transactions share.
+const storeKey = "heraldNotifier"
+
+// New returns the Notifier of app. There is one an application, because the
+// order of a topic is kept by one; the first call makes it with config, every
+// later one returns the same and ignores config. app must not be the app of a
+// transaction (New panics), since the Notifier outlives it.
+func New(app core.App, config Config) *Notifier {
+	return app.Store().GetOrSet(storeKey, func() any {
+		if app.IsTransactional() {
+			panic("notify.New: called with the app of a transaction")
+		}
+		config = config.withDefaults()
+		n := &Notifier{app: app, config: config, seed: maphash.MakeSeed()}
+		n.outboxes = outboxes{limit: config.QueueSize, waiting: map[string][]queued{}, evict: n.evict}
+		n.recent = recent{window: config.IDWindow, byID: map[string]*result{}}
+		return n
+	}).(*Notifier)
+}
+
+// Config returns the configuration in force, with the defaults filled in.
+func (n *Notifier) Config() Config { return n.config }
+
+// Notify sends data to all subscribers of topic. It is the short form of
+// [Notifier.Send].
+//
+// Called with the app of a transaction it checks the message at once, sends it
+// after the commit, and does not send it when the transaction is rolled back.
+// (That needs a Notifier made beforehand by [New]; hooks.Register makes one.)
+func Notify(app core.App, topic string, data any) error {
+	if !app.IsTransactional() {
+		_, err := New(app, Config{}).Send(context.Background(), Message{Topic: topic, Data: data})
+		return err
+	}
+
+	n, ok := app.Store().Get(storeKey).(*Notifier)
+	if !ok {
+		return errors.New("notify: call notify.New(app, …) once before the first transaction that notifies")
+	}
+	// encoded now: what data points to may have changed by the commit
+	pub, err := n.prepare(Message{Topic: topic, Data: data}, false)
+	if err != nil {
+		return err
+	}
+	app.TxInfo().OnComplete(func(txErr error) error {
+		if txErr != nil {
+			return nil
+		}
+		// an error returned here would be reported as the error of a
+		// transaction that has been committed
+		if _, err := n.publish(context.Background(), pub); err != nil {
+			n.app.Logger().Warn("Failed to send a message after a commit",
+				slog.String("topic", topic), slog.String("error", err.Error()))
+		}
+		return nil
+	})
+	return nil
+}

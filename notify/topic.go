@@ -1,0 +1,92 @@
+package notify
+
+import (
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/pocketbase/pocketbase/core"
+)
+
+// MaxTopicLength is the length of the longest topic in bytes.
+const MaxTopicLength = 255
+
+// checkTopic reports what makes topic unfit for a custom message.
+//
+// Line breaks are refused with the other control characters: in the event
+// field of an SSE frame one would start a frame of the sender's making
+// (WHATWG HTML, 9.2.6 "Interpreting an event stream").
+func (n *Notifier) checkTopic(topic string, system bool) *FieldError {
+	const field = "topic"
+	switch {
+	case topic == "":
+		return invalid(field, ErrRequired, "cannot be blank")
+	case len(topic) > MaxTopicLength:
+		return invalid(field, ErrInvalidTopic, "must be no longer than %d bytes, has %d", MaxTopicLength, len(topic))
+	case !utf8.ValidString(topic):
+		return invalid(field, ErrInvalidTopic, "must be valid UTF-8")
+	case strings.ContainsFunc(topic, unicode.IsControl):
+		return invalid(field, ErrInvalidTopic, "%q must not contain control characters", topic)
+	case strings.Contains(topic, "?"):
+		return invalid(field, ErrInvalidTopic, `%q must not contain "?", which begins a subscription's options`, topic)
+	}
+	if system {
+		return nil
+	}
+	if reason := n.reserved(topic); reason != "" {
+		return invalid(field, ErrReservedTopic, "%q is reserved %s", topic, reason)
+	}
+	return nil
+}
+
+// reserved tells for what topic is reserved, or "" when anybody who may send
+// can use it. Reserved are the topics on which clients expect events of the
+// server itself: a custom message there would pass for one of them.
+func (n *Notifier) reserved(topic string) string {
+	if topic[0] == '@' {
+		return "for system messages"
+	}
+	if topic == "PB_CONNECT" {
+		return "for PocketBase's connect event"
+	}
+
+	// the topics of record events: see subscriptionRuleMap in PocketBase's
+	// apis/realtime.go
+	name, id, hasID := strings.Cut(topic, "/")
+	collection, err := n.app.FindCachedCollectionByNameOrId(name)
+	if err != nil {
+		return ""
+	}
+	if !hasID || id == "*" || canBeRecordID(collection, id) {
+		return fmt.Sprintf("for the record events of collection %q", collection.Name)
+	}
+	return ""
+}
+
+// canBeRecordID reports whether a record of collection could have the id, now
+// or later: an application with a collection "chat" still has the topic
+// "chat/42" for its own, as no record id there is that short.
+func canBeRecordID(collection *core.Collection, id string) bool {
+	field, ok := collection.Fields.GetByName(core.FieldNameId).(*core.TextField)
+	if !ok {
+		return true
+	}
+	return field.ValidatePlainValue(id) == nil
+}
+
+// prefix is what the keys of topic begin with once a "?" is put behind them:
+// "example?" finds the keys `example` and `example?options=…`, and does not
+// find `example2` (subscriptions.Client.Subscriptions does the adding).
+func prefix(topic string) string { return topic + "?" }
+
+// topicOf returns the topic of a subscription key.
+func topicOf(key string) string {
+	topic, _, _ := strings.Cut(key, "?")
+	return topic
+}
+
+// safeKey reports whether key can be written as the name of an SSE event.
+// A key is the client's own text, so one with a line break could only break
+// that client's stream; it gets no message.
+func safeKey(key string) bool { return !strings.ContainsAny(key, "\r\n\x00") }
