@@ -89,7 +89,7 @@ func New(app core.App, config Config) *Notifier {
 		}
 		config = config.withDefaults()
 		n := &Notifier{app: app, config: config, seed: maphash.MakeSeed()}
-		n.outboxes = outboxes{limit: config.QueueSize, waiting: map[string][]queued{}, evict: n.evict}
+		n.outboxes = outboxes{limit: config.QueueSize, byClient: map[string]*outbox{}, evict: n.evict}
 		n.recent = recent{window: config.IDWindow, byID: map[string]*result{}}
 		return n
 	}).(*Notifier)

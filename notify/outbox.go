@@ -3,6 +3,7 @@ package notify
 import (
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/pocketbase/pocketbase/tools/routine"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
@@ -13,17 +14,18 @@ import (
 // DefaultClient waits for a reader), so it is called from a goroutine: one for
 // each client that has something waiting, none for the others.
 type outboxes struct {
-	limit int                               // messages waiting a client
-	evict func(client subscriptions.Client) // called, in a goroutine, for a client over the limit
+	limit int               // messages waiting for a client
+	evict func(box *outbox) // called, on a goroutine of its own, for a client over the limit
 
-	mu      sync.Mutex          // guards waiting
-	waiting map[string][]queued // by client id; no entry without a goroutine that drains it
+	mu       sync.Mutex         // guards byClient and what the outboxes hold
+	byClient map[string]*outbox // by client id; each has a goroutine that drains it
 }
 
-// queued is a message on its way to a client.
-type queued struct {
+type outbox struct {
 	client  subscriptions.Client
-	message subscriptions.Message
+	waiting []subscriptions.Message
+	evicted bool
+	drained chan struct{} // closed when nothing waits any more and no Send is under way
 }
 
 // enqueue appends message to the outbox of client; false where it is full.
@@ -32,44 +34,61 @@ func (o *outboxes) enqueue(client subscriptions.Client, message subscriptions.Me
 
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	waiting, draining := o.waiting[id]
-	if len(waiting) >= o.limit {
-		o.waiting[id] = waiting[:0]
-		go o.evict(client)
+	box, draining := o.byClient[id]
+	if !draining {
+		box = &outbox{client: client, drained: make(chan struct{})}
+		o.byClient[id] = box
+		go o.drain(id, box)
+	}
+	if box.evicted {
 		return false
 	}
-	o.waiting[id] = append(waiting, queued{client, message})
-	if !draining {
-		go o.drain(id)
+	if len(box.waiting) >= o.limit {
+		box.evicted, box.waiting = true, nil
+		go o.evict(box)
+		return false
 	}
+	box.waiting = append(box.waiting, message)
 	return true
 }
 
-// drain sends what waits for the client with id, in order, until nothing does.
-func (o *outboxes) drain(id string) {
+// drain sends what waits in box, in order, until nothing does.
+func (o *outboxes) drain(id string, box *outbox) {
+	defer close(box.drained)
 	for {
 		o.mu.Lock()
-		waiting := o.waiting[id]
-		if len(waiting) == 0 {
-			delete(o.waiting, id)
+		if len(box.waiting) == 0 {
+			delete(o.byClient, id)
 			o.mu.Unlock()
 			return
 		}
-		next := waiting[0]
-		o.waiting[id] = waiting[1:]
+		next := box.waiting[0]
+		box.waiting = box.waiting[1:]
 		o.mu.Unlock()
 
 		_ = routine.SafeWrap(func() error {
-			next.client.Send(next.message)
+			box.client.Send(next)
 			return nil
 		})() // a panic of other code's Send costs that one message
 	}
 }
 
-// evict takes a client out of the broker, which discards it and so ends a
-// blocked Send of PocketBase's DefaultClient.
-func (n *Notifier) evict(client subscriptions.Client) {
-	n.app.Logger().Warn("Realtime client removed",
-		slog.String("clientId", client.Id()), slog.String("reason", ReasonQueueFull))
-	n.app.SubscriptionsBroker().Unregister(client.Id())
+// evict takes the client of box out of the broker. First it reads from the
+// client's channel, to end the Send that is stuck in it: Unregister closes that
+// channel, which must not happen while somebody sends to it.
+func (n *Notifier) evict(box *outbox) {
+	id := box.client.Id()
+	giveUp := time.NewTimer(5 * time.Second) // a Send that waits for something else
+	defer giveUp.Stop()
+	for stuck := true; stuck; {
+		select {
+		case <-box.client.Channel():
+		case <-box.drained:
+			stuck = false
+		case <-giveUp.C:
+			stuck = false
+		}
+	}
+	n.app.SubscriptionsBroker().Unregister(id)
+	n.app.Logger().Warn("Realtime client removed", slog.String("clientId", id), slog.String("reason", ReasonQueueFull))
 }

@@ -1,0 +1,227 @@
+package hooks_test
+
+import (
+	"bufio"
+	"crypto/tls"
+	"encoding/json/jsontext"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/pocketbase/pocketbase/core"
+
+	"herald/internal/pbtest"
+	"herald/notify"
+)
+
+// stall subscribes to topic over a connection that nobody reads after that.
+func stall(t *testing.T, server *pbtest.Server, topic string) (clientID string) {
+	t.Helper()
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	fmt.Fprintf(conn, "GET /api/realtime HTTP/1.1\r\nHost: x\r\n\r\n")
+	return readClientID(t, bufio.NewScanner(conn), server, topic)
+}
+
+func readClientID(t *testing.T, lines *bufio.Scanner, server *pbtest.Server, topic string) string {
+	t.Helper()
+	for lines.Scan() {
+		if id, ok := strings.CutPrefix(lines.Text(), "id:"); ok {
+			status, answer := server.Do(t, "POST", "/api/realtime", "", map[string]any{"clientId": id, "subscriptions": []string{topic}})
+			if status != http.StatusNoContent {
+				t.Fatalf("subscribe: %d %v", status, answer)
+			}
+			return id
+		}
+	}
+	t.Fatal("no PB_CONNECT")
+	return ""
+}
+
+// sendUntilDropped sends large messages until one of the connections is dropped
+// and returns how many went out.
+func sendUntilDropped(t *testing.T, app core.App, topic string) int {
+	t.Helper()
+	data := jsontext.Value(`"` + strings.Repeat("x", 200<<10) + `"`)
+	for i := 1; i < 2000; i++ {
+		report, err := notify.New(app, notify.Config{}).Send(t.Context(), notify.Message{Topic: topic, Data: data})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if report.Dropped > 0 {
+			return i
+		}
+	}
+	t.Fatal("the stalled connection was never dropped")
+	return 0
+}
+
+func waitGone(t *testing.T, app core.App, clientID string) {
+	t.Helper()
+	pbtest.WaitFor(t, "the stalled connection's handler returns", func() bool {
+		_, err := app.SubscriptionsBroker().ClientById(clientID)
+		return err != nil
+	})
+}
+
+func TestStalledSubscriber(t *testing.T) {
+	w := newWorld(t)
+	server := pbtest.Serve(t, w)
+	stalled := stall(t, server, "flood")
+	healthy := server.Subscribe(t, nil, "flood")
+
+	// the healthy one reads along: it has to get every message
+	read := make(chan int)
+	go func() {
+		count := 0
+		for event := range healthy.Events() {
+			if event.Type == "flood" {
+				if event.Data == "null" {
+					break
+				}
+				count++
+			}
+		}
+		read <- count
+	}()
+
+	sent := sendUntilDropped(t, w, "flood")
+	waitGone(t, w, stalled)
+	if err := notify.Notify(w, "flood", nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-read; got != sent {
+		t.Errorf("the healthy subscriber got %d of %d messages", got, sent)
+	}
+}
+
+// TestStalledSubscriberHTTP2 is the same where a connection carries many
+// streams, and net/http forbids the use of a ResponseWriter after its handler.
+func TestStalledSubscriberHTTP2(t *testing.T) {
+	w := newWorld(t)
+	plain := pbtest.Serve(t, w)
+	server := httptest.NewUnstartedServer(plain.Config.Handler)
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+
+	transport := &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{RootCAs: server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs}}
+	defer transport.CloseIdleConnections()
+	response, err := (&http.Client{Transport: transport}).Get(server.URL + "/api/realtime")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	if response.ProtoMajor != 2 {
+		t.Fatalf("spoke %s", response.Proto)
+	}
+	stalled := readClientID(t, bufio.NewScanner(response.Body), plain, "flood")
+
+	sendUntilDropped(t, w, "flood")
+	waitGone(t, w, stalled)
+
+	// its end does not disturb the other streams of the connection
+	health, err := (&http.Client{Transport: transport}).Get(server.URL + "/api/health")
+	if err != nil || health.StatusCode != http.StatusOK {
+		t.Fatalf("%v, error %v", health, err)
+	}
+	health.Body.Close()
+}
+
+// TestOtherHandlers checks that handlers of the application keep their meaning.
+func TestOtherHandlers(t *testing.T) {
+	w := newWorld(t)
+	var seen core.RealtimeConnectRequestEvent
+	left := make(chan string, 1)
+	w.OnRealtimeConnectRequest().BindFunc(func(e *core.RealtimeConnectRequestEvent) error {
+		seen = *e
+		e.Client.Set("mine", 1)
+		err := e.Next()
+		left <- e.Client.Id()
+		return err
+	})
+	w.OnRealtimeMessageSend().BindFunc(func(e *core.RealtimeMessageEvent) error {
+		if e.Message.Name == "example" {
+			e.Message.Data = []byte(`"changed"`)
+		}
+		return e.Next()
+	})
+	server := pbtest.Serve(t, w)
+
+	subscriber := server.Subscribe(t, w.ann, "example")
+	if seen.Client.Id() != subscriber.ID || seen.IdleTimeout == 0 || seen.MaxTimeout == 0 {
+		t.Errorf("the handler saw %+v", seen)
+	}
+	client, err := w.SubscriptionsBroker().ClientById(subscriber.ID)
+	if err != nil || client.Get("mine") != 1 {
+		t.Errorf("what the handler set is lost (error %v)", err)
+	}
+	if err := notify.Notify(w, "example", 1); err != nil {
+		t.Fatal(err)
+	}
+	subscriber.Expect(t, "example", `"changed"`)
+
+	if len(left) != 0 {
+		t.Error("the handler returned while the client is there")
+	}
+	subscriber.Close(t)
+	if id := <-left; id != subscriber.ID {
+		t.Errorf("client %q left", id)
+	}
+}
+
+// TestStockRealtime checks what PocketBase does over the same connections.
+func TestStockRealtime(t *testing.T) {
+	w := newWorld(t)
+	server := pbtest.Serve(t, w)
+
+	t.Run("record events", func(t *testing.T) {
+		subscriber := server.Subscribe(t, w.ann, "users/"+w.ann.Id)
+		stranger := server.Subscribe(t, w.bob, "users/"+w.ann.Id, "fence")
+		w.ann.Set("name", "Anna")
+		if err := w.Save(w.ann); err != nil {
+			t.Fatal(err)
+		}
+		event := subscriber.Next(t)
+		if event.Type != "users/"+w.ann.Id || !strings.Contains(event.Data, `"Anna"`) || !strings.Contains(event.Data, `"action":"update"`) {
+			t.Errorf("got %v", event)
+		}
+		if err := notify.Notify(w, "fence", 1); err != nil {
+			t.Fatal(err)
+		}
+		stranger.Expect(t, "fence", "1")
+	})
+
+	t.Run("a guest becomes a user", func(t *testing.T) {
+		subscriber := server.Subscribe(t, nil, "example")
+		subscriber.Set(t, w.ann, "example")
+		n := notify.New(w, notify.Config{})
+		if _, err := n.Send(t.Context(), notify.Message{Topic: "example", Data: 1, To: notify.Audience{Users: []string{pbtest.Ref(w.ann)}}}); err != nil {
+			t.Fatal(err)
+		}
+		subscriber.Expect(t, "example", "1")
+	})
+
+	t.Run("a new password makes a guest of a user", func(t *testing.T) {
+		subscriber := server.Subscribe(t, w.bob, "example", "fence")
+		w.bob.SetPassword("0987654321")
+		if err := w.Save(w.bob); err != nil {
+			t.Fatal(err)
+		}
+		n := notify.New(w, notify.Config{})
+		report, err := n.Send(t.Context(), notify.Message{Topic: "example", Data: 1, To: notify.Audience{Users: []string{pbtest.Ref(w.bob)}}})
+		if err != nil || report.Matched != 0 {
+			t.Errorf("report %+v, error %v", report, err)
+		}
+		if err := notify.Notify(w, "fence", 1); err != nil {
+			t.Fatal(err)
+		}
+		subscriber.Expect(t, "fence", "1")
+	})
+}

@@ -1,0 +1,32 @@
+package hooks_test
+
+import (
+	"testing"
+
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tests"
+	"go.uber.org/goleak"
+
+	"herald/hooks"
+	"herald/internal/pbtest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func register(app core.App) { hooks.MustRegister(app, hooks.Config{}) }
+
+// world is an application with Herald, a superuser and two users.
+type world struct {
+	*tests.TestApp
+	root, ann, bob *core.Record
+}
+
+func newWorld(t testing.TB) *world {
+	app := pbtest.NewApp(t, register)
+	return &world{
+		TestApp: app,
+		root:    pbtest.AddAuth(t, app, core.CollectionNameSuperusers, "root@x.com", nil),
+		ann:     pbtest.AddAuth(t, app, "users", "ann@x.com", map[string]any{"name": "Ann"}),
+		bob:     pbtest.AddAuth(t, app, "users", "bob@x.com", nil),
+	}
+}

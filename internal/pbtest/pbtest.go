@@ -1,0 +1,300 @@
+// Package pbtest is the test kit: a PocketBase application with Herald in a
+// temporary folder, behind a real HTTP server, and real SSE connections to it.
+package pbtest
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"encoding/json/v2"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/pocketbase/dbx"
+	"github.com/pocketbase/pocketbase/apis"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tests"
+	"github.com/tmaxmax/go-sse"
+)
+
+// Timeout is how long the kit waits for what has to come. It is long because it
+// only matters where a test fails.
+const Timeout = 30 * time.Second
+
+// NewApp returns an application with an empty database, in which all migrations
+// that the test binary imports have run. register binds to it what is tested.
+func NewApp(t testing.TB, register ...func(core.App)) *tests.TestApp {
+	t.Helper()
+	app, err := tests.NewTestApp(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(app.Cleanup)
+	for _, f := range register {
+		f(app)
+	}
+	return app
+}
+
+// AddField adds a field to the collection with the name.
+func AddField(t testing.TB, app core.App, collectionName string, field core.Field) {
+	t.Helper()
+	collection, err := app.FindCollectionByNameOrId(collectionName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	collection.Fields.Add(field)
+	if err := app.Save(collection); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// AddAuth adds an auth record with values to the collection with the name.
+func AddAuth(t testing.TB, app core.App, collectionName, email string, values map[string]any) *core.Record {
+	t.Helper()
+	collection, err := app.FindCollectionByNameOrId(collectionName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	record := core.NewRecord(collection)
+	record.SetEmail(email)
+	record.SetPassword("1234567890")
+	record.Load(values)
+	if err := app.Save(record); err != nil {
+		t.Fatal(err)
+	}
+	return record
+}
+
+// Token returns an auth token of record; "" for nil, a guest.
+func Token(t testing.TB, record *core.Record) string {
+	t.Helper()
+	if record == nil {
+		return ""
+	}
+	token, err := record.NewAuthToken()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return token
+}
+
+// Ref returns record as an audience names it: "users:ID".
+func Ref(record *core.Record) string { return record.Collection().Name + ":" + record.Id }
+
+// Server is a listening HTTP server of an application.
+type Server struct {
+	*httptest.Server
+	App core.App
+}
+
+// Serve starts app's router, with what is bound to OnServe, on a real listener.
+func Serve(t testing.TB, app core.App) *Server {
+	t.Helper()
+	router, err := apis.NewRouter(app)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var handler http.Handler
+	event := &core.ServeEvent{App: app, Router: router}
+	err = app.OnServe().Trigger(event, func(e *core.ServeEvent) error {
+		handler, err = e.Router.BuildMux()
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(handler)
+	t.Cleanup(func() {
+		server.CloseClientConnections()
+		server.Close()
+	})
+	return &Server{server, app}
+}
+
+// Do sends a request with a JSON body, unless body is nil, and returns the
+// status and the decoded answer.
+func (s *Server) Do(t testing.TB, method, path, token string, body any) (int, any) {
+	t.Helper()
+	var reader io.Reader
+	switch body := body.(type) {
+	case nil:
+	case string:
+		reader = strings.NewReader(body)
+	default:
+		encoded, err := json.Marshal(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		reader = bytes.NewReader(encoded)
+	}
+	request, err := http.NewRequestWithContext(t.Context(), method, s.URL+path, reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Content-Type", "application/json")
+	if token != "" {
+		request.Header.Set("Authorization", token)
+	}
+	response, err := s.Client().Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	content, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(content) == 0 {
+		return response.StatusCode, nil
+	}
+	var answer any
+	if err := json.Unmarshal(content, &answer); err != nil {
+		t.Fatalf("%s %s: %v in %s", method, path, err, content)
+	}
+	return response.StatusCode, answer
+}
+
+// Subscriber is a realtime connection.
+type Subscriber struct {
+	ID     string // the client id
+	server *Server
+	events chan sse.Event // closed at the end of the connection
+	cancel context.CancelFunc
+}
+
+// Connect opens a realtime connection.
+func (s *Server) Connect(t testing.TB) *Subscriber {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/api/realtime", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := s.Client().Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	subscriber := &Subscriber{server: s, events: make(chan sse.Event, 10_000), cancel: cancel}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer close(subscriber.events)
+		defer response.Body.Close()
+		for event, err := range sse.Read(response.Body, &sse.ReadConfig{MaxEventSize: 4 << 20}) {
+			if err != nil {
+				return
+			}
+			subscriber.events <- event
+		}
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	subscriber.ID = subscriber.Next(t).LastEventID
+	return subscriber
+}
+
+// Subscribe connects and subscribes to keys as auth (nil: a guest).
+func (s *Server) Subscribe(t testing.TB, auth *core.Record, keys ...string) *Subscriber {
+	t.Helper()
+	subscriber := s.Connect(t)
+	subscriber.Set(t, auth, keys...)
+	return subscriber
+}
+
+// Set replaces the subscriptions of the connection, as the SDK does.
+func (s *Subscriber) Set(t testing.TB, auth *core.Record, keys ...string) {
+	t.Helper()
+	status, answer := s.server.Do(t, http.MethodPost, "/api/realtime", Token(t, auth),
+		map[string]any{"clientId": s.ID, "subscriptions": keys})
+	if status != http.StatusNoContent {
+		t.Fatalf("subscribe: %d %v", status, answer)
+	}
+}
+
+// Close ends the connection from the client's side and waits until the server
+// has noticed.
+func (s *Subscriber) Close(t testing.TB) {
+	t.Helper()
+	s.cancel()
+	WaitFor(t, "the server notices that the client is gone", func() bool {
+		_, err := s.server.App.SubscriptionsBroker().ClientById(s.ID)
+		return err != nil
+	})
+}
+
+// Next waits for the next event.
+func (s *Subscriber) Next(t testing.TB) sse.Event {
+	t.Helper()
+	select {
+	case event, ok := <-s.events:
+		if !ok {
+			t.Fatal("the connection ended")
+		}
+		return event
+	case <-time.After(Timeout):
+		t.Fatal("no event came")
+	}
+	panic("unreachable")
+}
+
+// Expect waits for the next event and checks its name and data.
+func (s *Subscriber) Expect(t testing.TB, name, data string) {
+	t.Helper()
+	event := s.Next(t)
+	if event.Type != name || event.Data != data {
+		t.Fatalf("got event %q with data %s, want %q with %s", event.Type, event.Data, name, data)
+	}
+}
+
+// ExpectEnd waits for the end of the connection and returns what came before.
+func (s *Subscriber) ExpectEnd(t testing.TB) []sse.Event {
+	t.Helper()
+	var events []sse.Event
+	for {
+		select {
+		case event, ok := <-s.events:
+			if !ok {
+				return events
+			}
+			events = append(events, event)
+		case <-time.After(Timeout):
+			t.Fatal("the connection did not end")
+		}
+	}
+}
+
+// Events are all further events; closed at the end of the connection.
+func (s *Subscriber) Events() <-chan sse.Event { return s.events }
+
+// WaitFor waits until condition holds.
+func WaitFor(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(Timeout); !condition(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("timed out: %s", what)
+		}
+	}
+}
+
+// CountQueries counts the reads of app's database from now on; the function it
+// returns tells how many there were.
+func CountQueries(t testing.TB, app core.App) func() int64 {
+	t.Helper()
+	db, ok := app.ConcurrentDB().(*dbx.DB)
+	if !ok {
+		t.Fatalf("unexpected database type %T", app.ConcurrentDB())
+	}
+	var count atomic.Int64
+	before := db.QueryLogFunc
+	db.QueryLogFunc = func(context.Context, time.Duration, string, *sql.Rows, error) { count.Add(1) }
+	t.Cleanup(func() { db.QueryLogFunc = before })
+	return count.Load
+}
