@@ -1,0 +1,40 @@
+// Herald's playground, over the stock PocketBase SDK.
+
+import { byId, describe, setText } from "./dom.js";
+import { Bell } from "./bell.js";
+import { Connection } from "./connection.js";
+import { bindReceiver } from "./receiver.js";
+import { bindSender } from "./sender.js";
+import { bindSession } from "./session.js";
+
+async function start() {
+  const sdk = await import("/lib/pocketbase.es.mjs").catch(() => null);
+  if (!sdk) {
+    byId("state").dataset.state = "unavailable";
+    byId("state").textContent = "unavailable";
+    setText(byId("notice"), "This page was built without the PocketBase JavaScript SDK, because Node.js was missing. " +
+      "Install Node.js and run “make build” again. The server itself needs neither.");
+    for (const control of document.querySelectorAll("main button, main input, .account button")) control.disabled = true;
+    return;
+  }
+
+  const pb = new sdk.default(location.origin, new sdk.LocalAuthStore("herald_auth"));
+  const connection = new Connection(pb);
+  const bell = new Bell(pb, connection);
+
+  const connect = async () => {
+    try {
+      await connection.open();
+      await bell.start();
+    } catch (error) {
+      setText(byId("notice"), `The realtime connection failed: ${describe(error)} Reload the page to try again.`);
+    }
+  };
+
+  bindReceiver(connection);
+  bindSender(pb);
+  bindSession(pb, connect);
+  await connect();
+}
+
+start();

@@ -1,0 +1,65 @@
+# Go fetches the toolchain that go.mod asks for by itself.
+export GOTOOLCHAIN = auto
+
+HTTP ?= 127.0.0.1:8090
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+SDK := pb_public/lib/pocketbase.es.mjs
+
+.DEFAULT_GOAL := help
+
+.PHONY: run
+run: build ## build Herald and serve on http://127.0.0.1:8090 (HTTP=… for another address)
+	@printf '\n  Open      http://$(HTTP)/    the playground\n'
+	@printf '  Dashboard http://$(HTTP)/_/\n'
+	@printf '  Data      bin/pb_data\n'
+	@printf '  Superuser bin/herald superuser create EMAIL PASSWORD\n\n'
+	@bin/herald serve --http=$(HTTP)
+
+.PHONY: build
+build: $(SDK) ## build bin/herald: one static executable with page and migrations inside
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/herald .
+
+# The page's SDK comes from npm and is embedded. Without Node the build goes on
+# and the page says what is missing.
+.PHONY: $(SDK)
+$(SDK):
+	@if ! command -v npm >/dev/null 2>&1; then \
+		echo "npm was not found: the page is built without the PocketBase SDK"; \
+	else \
+		if [ ! -f $@ ] || [ package-lock.json -nt $@ ]; then \
+			[ -d node_modules/pocketbase ] || npm ci --omit=dev --loglevel=error; \
+			cp node_modules/pocketbase/dist/pocketbase.es.mjs $@ && touch $@; \
+		fi; \
+	fi
+
+.PHONY: test
+test: node_modules/.complete build ## run all tests: engine, HTTP, JS SDK, browser (needs Node and Chromium)
+	go test -race ./...
+	node --test --test-concurrency=1 e2e/*.test.mjs
+
+node_modules/.complete: package-lock.json
+	@command -v npm >/dev/null 2>&1 || { echo "the tests need Node.js with npm, for the JS SDK and the browser"; exit 1; }
+	npm ci --loglevel=error
+	@touch $@
+
+.PHONY: lint
+lint: ## go vet, gofmt, staticcheck, govulncheck (where its database can be reached)
+	go vet ./...
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "not formatted: run gofmt -w ."; exit 1; }
+	go tool staticcheck ./...
+	@go tool govulncheck ./... || { \
+		status=$$?; [ $$status -eq 3 ] && exit 3; \
+		echo "govulncheck could not run (is its database reachable?)"; }
+
+.PHONY: fuzz
+fuzz: ## fuzz topics and frames, 30 s each
+	go test -run '^$$' -fuzz FuzzFrame -fuzztime 30s ./notify
+	go test -run '^$$' -fuzz FuzzTopic -fuzztime 30s ./notify
+
+.PHONY: bench
+bench: ## measure a send against the snippet of PocketBase's documentation
+	go test -run '^$$' -bench . -benchmem ./notify
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/\1\t\2/' | expand -t 10

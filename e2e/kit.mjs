@@ -1,0 +1,164 @@
+// The kit of the end-to-end tests: the built executable in a folder of its own,
+// the stock JavaScript SDK, and Chromium.
+
+import { execFile, spawn } from "node:child_process";
+import { cp, mkdir, mkdtemp, rm } from "node:fs/promises";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
+
+import { EventSource } from "eventsource";
+import PocketBase from "pocketbase";
+
+globalThis.EventSource = EventSource; // Node has none
+
+const run = promisify(execFile);
+
+export const root = join(import.meta.dirname, "..");
+export const password = "1234567890";
+const rootEmail = "root@example.com";
+
+/** How long to wait for what has to come; it matters where a test fails only. */
+const patience = 30_000;
+
+export async function until(what, condition) {
+  const deadline = Date.now() + patience;
+  for (;;) {
+    const result = await condition();
+    if (result) return result;
+    if (Date.now() > deadline) throw new Error(`timed out: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+async function freePort() {
+  const server = createServer();
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const { port } = server.address();
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+}
+
+/** The executable, installed alone in a folder as an operator would. */
+export class Herald {
+  static async install(t, executable = join(root, "bin/herald")) {
+    const herald = new Herald();
+    herald.folder = await mkdtemp(join(tmpdir(), "herald-"));
+    herald.executable = join(herald.folder, "herald");
+    await cp(executable, herald.executable);
+    // An executable below the system's temporary folder takes itself for one
+    // that was started by "go run": let that folder be another one.
+    await mkdir(join(herald.folder, "tmp"));
+    herald.env = { ...process.env, TMPDIR: join(herald.folder, "tmp") };
+    herald.port = await freePort();
+    herald.url = `http://127.0.0.1:${herald.port}`;
+    t.after(async () => {
+      await herald.stop();
+      await rm(herald.folder, { recursive: true, force: true, maxRetries: 3 });
+    });
+    return herald;
+  }
+
+  /** Runs the executable with arguments and returns what it prints. */
+  async command(...args) {
+    const { stdout } = await run(this.executable, args, { cwd: this.folder, env: this.env });
+    return stdout;
+  }
+
+  async start(...args) {
+    this.output = "";
+    this.process = spawn(this.executable, ["serve", `--http=127.0.0.1:${this.port}`, ...args], { cwd: this.folder, env: this.env });
+    this.exited = new Promise((resolve) => this.process.on("exit", resolve));
+    for (const stream of [this.process.stdout, this.process.stderr]) stream.on("data", (text) => (this.output += text));
+    let ended = false;
+    this.exited.then(() => (ended = true));
+    await until("the server answers", async () => {
+      if (ended) throw new Error(`the server ended:\n${this.output}`);
+      return fetch(`${this.url}/api/health`).then((response) => response.ok, () => false);
+    });
+    return this;
+  }
+
+  async stop(signal = "SIGTERM") {
+    if (!this.process) return;
+    this.process.kill(signal);
+    await this.exited;
+    this.process = undefined;
+  }
+
+  /** A new SDK client, as another tab or device. */
+  client() {
+    return new PocketBase(this.url);
+  }
+
+  /** Makes the superuser and returns a client that is signed in as them. */
+  async superuser() {
+    await this.command("superuser", "upsert", rootEmail, password);
+    const client = this.client();
+    await client.collection("_superusers").authWithPassword(rootEmail, password);
+    client.email = rootEmail;
+    return client;
+  }
+
+  async signIn(email) {
+    const client = this.client();
+    await client.collection("users").authWithPassword(email, password);
+    return client;
+  }
+}
+
+/** Adds a user with the superuser's client. */
+export function addUser(superuser, email, values = {}) {
+  return superuser.collection("users").create({ email, password, passwordConfirm: password, ...values });
+}
+
+/** Sends a message with the superuser's client and returns the report. */
+export function send(superuser, message) {
+  return superuser.send("/api/notify", { method: "POST", body: message, requestKey: null });
+}
+
+/** What a client receives on a topic. */
+export class Received {
+  #items = [];
+  #look = () => {};
+
+  static async on(client, topic, options) {
+    const received = new Received();
+    await client.realtime.subscribe(topic, (data) => {
+      received.#items.push(data);
+      received.#look();
+    }, options);
+    return received;
+  }
+
+  /** The next data, waited for. */
+  async next() {
+    const timer = setTimeout(() => this.#look(new Error("no message came")), patience);
+    try {
+      while (this.#items.length === 0) {
+        const error = await new Promise((resolve) => (this.#look = resolve));
+        if (error) throw error;
+      }
+      return this.#items.shift();
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  get waiting() {
+    return this.#items.length;
+  }
+}
+
+/** Chromium, or what the environment variable CHROMIUM names. */
+export async function launchBrowser(t) {
+  const { chromium } = await import("playwright-core");
+  const browser = await chromium.launch({
+    executablePath: process.env.CHROMIUM || "/usr/bin/chromium",
+    args: ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+      "--disable-component-update", "--disable-sync"],
+  });
+  t.after(() => browser.close());
+  return browser;
+}

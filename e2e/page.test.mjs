@@ -1,0 +1,252 @@
+// The page in Chromium, as a person uses it.
+
+import assert from "node:assert/strict";
+import { mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import { test } from "node:test";
+
+import { addUser, Herald, launchBrowser, password, root as repository, send, until } from "./kit.mjs";
+
+const pictures = join(repository, "e2e/output");
+
+/** A tab of a context in which every console message above info is a failure. */
+async function openTab(context, url, problems) {
+  const tab = await context.newPage();
+  tab.setDefaultTimeout(10_000);
+  tab.on("console", (message) => ["error", "warning"].includes(message.type()) && problems.push(message.text()));
+  tab.on("pageerror", (error) => problems.push(String(error)));
+  await tab.goto(url);
+  return tab;
+}
+
+const state = (tab) => tab.locator("#state");
+
+async function connected(tab) {
+  await tab.locator('#state[data-state="connected"]').waitFor();
+}
+
+async function signIn(tab, collection, email) {
+  await tab.getByRole("button", { name: "Sign in", exact: true }).click();
+  const dialog = tab.getByRole("dialog");
+  await dialog.locator("select").selectOption(collection);
+  await dialog.getByLabel("Email").fill(email);
+  await dialog.getByLabel("Password").fill(password);
+  await dialog.getByRole("button", { name: "Sign in" }).click();
+  await dialog.waitFor({ state: "hidden" });
+  await connected(tab);
+}
+
+async function subscribe(tab, topic, options) {
+  await tab.locator("#subscribe-form").getByLabel("Topic").fill(topic);
+  if (options !== undefined) {
+    if (!(await tab.getByLabel("Query and headers").isVisible())) await tab.getByText("Options", { exact: true }).click();
+    await tab.getByLabel("Query and headers").fill(options);
+  }
+  await tab.getByRole("button", { name: "Subscribe", exact: true }).click();
+}
+
+const messages = (tab) => tab.locator("#messages > li");
+const text = (locator) => locator.evaluateAll((items) => items.map((item) => item.querySelector(".topic").textContent + " " + item.querySelector("pre").textContent));
+
+test("page", async (t) => {
+  const herald = await (await Herald.install(t)).start();
+  const root = await herald.superuser();
+  const ann = await addUser(root, "ann@example.com", { name: "Ann" });
+  const browser = await launchBrowser(t);
+  await mkdir(pictures, { recursive: true });
+
+  const problems = [];
+  const annContext = await browser.newContext();
+  const rootContext = await browser.newContext({ viewport: { width: 1280, height: 900 } });
+  const annTab = await openTab(annContext, herald.url, problems);
+  const rootTab = await openTab(rootContext, herald.url, problems);
+
+  await t.test("a guest subscribes and sees what comes", async () => {
+    await connected(annTab);
+    assert.equal(await annTab.locator("#who").textContent(), "guest");
+    assert.ok(await annTab.locator("#send-form").isHidden());
+    await subscribe(annTab, "example");
+    await annTab.locator("#topics li").waitFor();
+    await send(root, { topic: "example", data: { text: "<b>Hello</b>", list: [1, 2, 3] } });
+    await messages(annTab).first().waitFor();
+    assert.deepEqual(await text(messages(annTab)), ['example {"text":"<b>Hello</b>","list":[1,2,3]}']);
+  });
+
+  await t.test("options, with a mistake in them first", async () => {
+    await subscribe(annTab, "example", "{");
+    await annTab.getByText("The options are not JSON.").waitFor();
+    await subscribe(annTab, "example", '{"query":{"lang":"de"}}');
+    await annTab.locator("#topics li").nth(1).waitFor();
+    await send(root, { topic: "example", data: { n: 2 } });
+    await messages(annTab).nth(2).waitFor();
+    assert.deepEqual((await text(messages(annTab))).slice(0, 2).sort(), ['example {"n":2}', 'example {"query":{"lang":"de"}} {"n":2}']);
+    await annTab.getByRole("button", { name: 'Unsubscribe from example {"query"' }).click();
+    await annTab.getByLabel("Query and headers").fill("");
+    await annTab.getByText("Options", { exact: true }).click();
+  });
+
+  await t.test("a wrong password", async () => {
+    await annTab.getByRole("button", { name: "Sign in", exact: true }).click();
+    const dialog = annTab.getByRole("dialog");
+    await dialog.getByLabel("Email").fill("ann@example.com");
+    await dialog.getByLabel("Password").fill("wrong");
+    await annTab.keyboard.press("Enter");
+    await dialog.getByText("Failed to authenticate").waitFor();
+    await annTab.keyboard.press("Escape");
+    problems.splice(0, problems.length, ...problems.filter((problem) => !/status of 400/.test(problem))); // the browser's own line
+  });
+
+  await t.test("signing in, and the superuser sends", async () => {
+    await signIn(annTab, "users", "ann@example.com");
+    assert.equal(await annTab.locator("#who").textContent(), "Ann");
+    await signIn(rootTab, "_superusers", root.email);
+    await subscribe(rootTab, "example");
+    await rootTab.locator("#topics li").waitFor();
+
+    const form = rootTab.locator("#send-form");
+    await form.getByLabel("Data, as JSON").fill('{"text": "For Ann"}');
+    await form.getByText("Narrow further").click();
+    await form.getByLabel("Users", { exact: true }).fill(`users:${ann.id}`);
+    await form.getByRole("button", { name: "Send" }).click();
+    await rootTab.getByText("Queued for 1 of 1 matching connections").waitFor();
+    await annTab.getByText("For Ann").waitFor();
+    assert.equal(await messages(rootTab).count(), 0);
+
+    await form.getByLabel("Users", { exact: true }).fill("");
+    await form.getByLabel("Data, as JSON").fill('{"text": "For all", "progress": {"done": 40, "of": 100, "job": "export of the year 2026"}}');
+    await form.getByRole("button", { name: "Send" }).click();
+    await rootTab.getByText("Queued for 2 of 2 matching connections").waitFor();
+    await messages(rootTab).first().waitFor();
+    assert.match(await rootTab.locator("#code-send").textContent(), /-d '\{"topic":"example","data":\{"text":"For all"/);
+  });
+
+  await t.test("mistakes are shown at their fields", async () => {
+    const form = rootTab.locator("#send-form");
+    await form.getByLabel("Data, as JSON").fill("{");
+    await form.getByRole("button", { name: "Send" }).click();
+    await form.getByText("The data is not JSON.").waitFor();
+    await form.getByLabel("Data, as JSON").fill("1");
+    await form.getByLabel("Filter on the user").fill("nope = 1");
+    await form.getByLabel("Topic").fill("@inbox");
+    await form.getByRole("button", { name: "Send" }).click();
+    await form.locator('[data-error="to.filter"]', { hasText: "nope" }).waitFor();
+    await form.locator('[data-error="topic"]', { hasText: "reserved" }).waitFor();
+    problems.splice(0, problems.length, ...problems.filter((problem) => !/status of 400/.test(problem)));
+    await form.getByLabel("Filter on the user").fill("");
+    await form.getByLabel("Topic").fill("example");
+  });
+
+  const secondTab = await openTab(annContext, herald.url, problems);
+  await t.test("the bell, in two tabs", async () => {
+    await connected(secondTab);
+    assert.equal(await secondTab.locator("#who").textContent(), "Ann"); // signed in already
+    const badges = [annTab, secondTab].map((tab) => tab.locator("#bell-count"));
+    const both = (count) => Promise.all(badges.map((badge) => until(`the count is ${count}`, async () => (await badge.textContent()) === String(count))));
+    for (const tab of [annTab, secondTab]) await tab.locator("#bell").waitFor();
+    await both(0);
+
+    for (const [title, body] of [["Your export is ready", "2,031 rows"], ["Bob mentioned you", "in “Release notes”"]]) {
+      await root.collection("notifications").create({ user: ann.id, title, body });
+    }
+    await both(2);
+    await annTab.bringToFront();
+    await annTab.locator("#bell-button").click();
+    await annTab.locator("#bell-list li", { hasText: "Your export is ready" }).getByRole("button", { name: "Mark as read" }).click();
+    await both(1);
+    await annTab.getByRole("button", { name: "Mark all as read" }).click();
+    await both(0);
+    await annTab.locator("#bell-list li").first().getByRole("button", { name: "Delete" }).click();
+    await until("the entry is gone in both tabs", async () =>
+      (await annTab.locator("#bell-list li").count()) === 1 && (await secondTab.locator("#bell-list li").count()) === 1);
+    await annTab.keyboard.press("Escape");
+    assert.ok(await annTab.locator("#bell-panel").isHidden());
+    assert.ok(await rootTab.locator("#bell").isHidden()); // a superuser has no inbox
+  });
+
+  await t.test("the connection's state over a restart of the server", async () => {
+    await herald.stop();
+    await annTab.locator('#state[data-state="reconnecting"]').waitFor();
+    assert.equal(await state(annTab).textContent(), "reconnecting");
+    await root.realtime.unsubscribe();
+    await herald.start();
+    await connected(annTab);
+    await connected(rootTab);
+    await root.collection("notifications").create({ user: ann.id, title: "After the restart" });
+    await until("the bell goes on", async () => (await annTab.locator("#bell-count").textContent()) === "1");
+    await send(root, { topic: "example", data: { text: "up again" } });
+    await annTab.getByText("up again").waitFor();
+    problems.splice(0, problems.length, ...problems.filter((problem) => !/ERR_|Failed to load resource/.test(problem)));
+  });
+
+  await t.test("a correction takes the error away", async () => {
+    const form = rootTab.locator("#send-form");
+    assert.ok(await form.locator('[data-error="topic"]').isHidden());
+    assert.ok(await form.locator('[data-error="to.filter"]').isHidden());
+    await form.getByText("Narrow further").click();
+    await form.getByLabel("Data, as JSON").fill('{"job": "export", "done": 40}');
+    await form.getByRole("button", { name: "Send" }).click();
+    await rootTab.getByText("Queued for 2 of 2 matching connections").waitFor();
+  });
+
+  await t.test("pictures, in both themes and on a phone", async () => {
+    const sizes = { desktop: { width: 1280, height: 860 }, phone: { width: 390, height: 844 } };
+    for (const [size, viewport] of Object.entries(sizes)) {
+      for (const colorScheme of ["light", "dark"]) {
+        for (const [who, tab] of [["superuser", rootTab], ["user", annTab]]) {
+          await tab.bringToFront();
+          await tab.emulateMedia({ colorScheme, reducedMotion: "reduce" });
+          await tab.setViewportSize(viewport);
+          if (who === "user") await tab.locator("#bell-button").click();
+          const wide = await tab.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+          assert.ok(wide <= 0, `${who} on ${size}: the page is ${wide}px too wide`);
+          await tab.screenshot({ path: join(pictures, `${who}-${size}-${colorScheme}.png`), fullPage: true });
+          if (who === "user") await tab.locator("#bell-button").click();
+        }
+      }
+    }
+  });
+
+  await t.test("signing out", async () => {
+    await annTab.getByRole("button", { name: "Sign out" }).click();
+    await until("both tabs are signed out", async () =>
+      (await annTab.locator("#who").textContent()) === "guest" && (await secondTab.locator("#who").textContent()) === "guest");
+    await connected(annTab);
+    assert.ok(await annTab.locator("#bell").isHidden());
+    assert.equal((await send(root, { topic: "example", data: 1, to: { users: [`users:${ann.id}`] } })).matched, 0);
+    assert.equal((await send(root, { topic: "example", data: { n: 1 }, to: { auth: "guest" } })).matched, 1);
+  });
+
+  assert.deepEqual(problems, []);
+});
+
+test("page with the keyboard alone", async (t) => {
+  const herald = await (await Herald.install(t)).start();
+  const root = await herald.superuser();
+  const browser = await launchBrowser(t);
+  const tab = await openTab(await browser.newContext(), herald.url, []);
+  await connected(tab);
+
+  const focusOn = (selector) => until(`the focus reaches ${selector}`, async () => {
+    if (await tab.evaluate((selector) => document.activeElement.matches(selector), selector)) return true;
+    await tab.keyboard.press("Tab");
+    return false;
+  });
+  await focusOn("#sign-in");
+  await tab.keyboard.press("Enter");
+  await focusOn("dialog select");
+  await tab.keyboard.press("s"); // superuser
+  await focusOn('dialog [name="identity"]');
+  await tab.keyboard.type(root.email);
+  await focusOn('dialog [name="password"]');
+  await tab.keyboard.type(password);
+  await tab.keyboard.press("Enter");
+  await tab.locator("#send-form").waitFor();
+  await connected(tab);
+  await focusOn('#subscribe-form [name="topic"]');
+  await tab.keyboard.press("Enter");
+  await tab.locator("#topics li").waitFor();
+  await focusOn("#send-form button.primary");
+  await tab.keyboard.press("Enter");
+  await messages(tab).first().waitFor();
+  assert.deepEqual(await text(messages(tab)), ['example {"text":"Hello"}']);
+});

@@ -1,0 +1,88 @@
+// Sends messages as a superuser, and shows how code would.
+
+import { byId, describe, fieldErrors, setText } from "./dom.js";
+
+export function bindSender(pb) {
+  const form = byId("send-form");
+  const report = byId("report");
+  const errors = [...form.querySelectorAll("[data-error]")];
+
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    setText(report, "");
+    for (const place of errors) setText(place, "");
+
+    let body;
+    try {
+      body = readMessage(form);
+    } catch {
+      setText(form.querySelector('[data-error="data"]'), "The data is not JSON.");
+      return;
+    }
+    try {
+      const result = await pb.send("/api/notify", { method: "POST", body, requestKey: null });
+      setText(report, `Queued for ${result.queued} of ${result.matched} matching connections` +
+        `${result.dropped ? `, dropped for ${result.dropped}` : ""}. Message id ${result.id}.`);
+    } catch (failure) {
+      showErrors(errors, failure, report);
+    }
+  });
+
+  // what is being corrected is no longer wrong
+  form.addEventListener("input", ({ target }) => {
+    const error = target.closest("label")?.nextElementSibling;
+    if (error?.matches("[data-error]")) setText(error, "");
+  });
+
+  const code = () => showCode(form, byId("subscribe-form"));
+  form.addEventListener("input", code);
+  byId("subscribe-form").addEventListener("input", code);
+  code();
+}
+
+/** The message that the form describes, without its empty parts. */
+function readMessage(form) {
+  const { topic, data, auth, users, collections, filter, clients, exceptUsers, exceptClients } = form.elements;
+  const message = { topic: topic.value, data: JSON.parse(data.value) };
+  const to = withoutEmpty({
+    auth: auth.value === "any" ? "" : auth.value,
+    users: list(users.value),
+    collections: list(collections.value),
+    filter: filter.value.trim(),
+    clients: list(clients.value),
+  });
+  const except = withoutEmpty({ users: list(exceptUsers.value), clients: list(exceptClients.value) });
+  if (Object.keys(to).length) message.to = to;
+  if (Object.keys(except).length) message.except = except;
+  return message;
+}
+
+const list = (text) => text.split(",").map((item) => item.trim()).filter(Boolean);
+
+const withoutEmpty = (object) => Object.fromEntries(Object.entries(object).filter(([, value]) => value.length));
+
+/** Puts each field's error below its field, what has no place into rest. */
+function showErrors(places, failure, rest) {
+  const left = fieldErrors(failure);
+  for (const place of places) {
+    const path = place.dataset.error;
+    const mine = Object.keys(left).filter((field) => field === path || field.startsWith(`${path}.`));
+    setText(place, mine.map((field) => left[field]).join(" "));
+    if (mine.length) place.closest("details")?.setAttribute("open", "");
+    for (const field of mine) delete left[field];
+  }
+  if (Object.keys(left).length || places.every((place) => place.hidden)) setText(rest, describe(failure));
+}
+
+function showCode(form, subscribeForm) {
+  const topic = JSON.stringify(subscribeForm.elements.topic.value);
+  byId("code-receive").textContent = `pb.realtime.subscribe(${topic}, (data) => {\n  console.log(data);\n});`;
+  let message;
+  try {
+    message = JSON.stringify(readMessage(form));
+  } catch {
+    return; // half-typed data: keep the last
+  }
+  byId("code-send").textContent =
+    `curl ${location.origin}/api/notify \\\n  -H "Authorization: $TOKEN" \\\n  -d '${message.replaceAll("'", "'\\''")}'`;
+}

@@ -1,0 +1,54 @@
+// Who is signed in.
+
+import { byId, describe, setText } from "./dom.js";
+
+/** Binds the sign-in dialog. onChange is called after every change of who is
+ * signed in, also one made in another tab. */
+export function bindSession(pb, onChange) {
+  const dialog = byId("sign-in-dialog");
+  const form = byId("sign-in-form");
+  const error = byId("sign-in-error");
+
+  const open = (collection) => {
+    form.elements.collection.value = collection;
+    setText(error, "");
+    dialog.showModal();
+    form.elements.identity.focus();
+  };
+  byId("sign-in").addEventListener("click", () => open("users"));
+  byId("sign-in-superuser").addEventListener("click", () => open("_superusers"));
+  byId("sign-in-cancel").addEventListener("click", () => dialog.close());
+  byId("sign-out").addEventListener("click", () => pb.authStore.clear());
+
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const { collection, identity, password } = form.elements;
+    setText(error, "");
+    try {
+      await pb.collection(collection.value).authWithPassword(identity.value, password.value);
+      password.value = "";
+      dialog.close();
+    } catch (failure) {
+      setText(error, describe(failure));
+    }
+  });
+
+  const show = () => {
+    const record = pb.authStore.isValid ? pb.authStore.record : null;
+    byId("who").textContent = record ? record.name || record.email : "guest";
+    byId("who").title = record ? `${record.collectionName}:${record.id}` : "";
+    byId("sign-in").hidden = Boolean(record);
+    byId("sign-out").hidden = !record;
+    byId("send-form").hidden = !pb.authStore.isSuperuser;
+    byId("send-locked").hidden = pb.authStore.isSuperuser;
+  };
+
+  let identity = pb.authStore.record?.id;
+  pb.authStore.onChange(() => {
+    show();
+    if (identity === pb.authStore.record?.id) return; // a renewed token or a changed record
+    identity = pb.authStore.record?.id;
+    onChange();
+  });
+  show();
+}
