@@ -186,7 +186,7 @@ func TestInboxRules(t *testing.T) {
 	if err := w.Save(staff); err != nil {
 		t.Fatal(err)
 	}
-	twin := pbtest.AddAuth(t, w, "staff", "twin@x.com", nil)
+	pbtest.AddAuth(t, w, "staff", "twin@x.com", nil)
 	if _, err := w.DB().NewQuery("UPDATE staff SET id = '" + w.ann.Id + "'").Execute(); err != nil {
 		t.Fatal(err)
 	}

@@ -62,6 +62,8 @@ type audience struct {
 	exceptUsers   set[userRef]
 	exceptClients set[string]
 
+	looksAtAuth bool // false: it is the same who the client is
+
 	filter  []collectionFilter // see filter.go; nil without a filter
 	allowed set[userRef]       // whom the filter lets in; filled in for each send
 }
@@ -99,17 +101,20 @@ func (n *Notifier) compile(to Audience, except Except) (*audience, Errors) {
 		a.filter = filter
 	}
 
+	a.looksAtAuth = a.auth != "" && a.auth != AuthAny ||
+		a.users != nil || a.exceptUsers != nil || a.collections != nil || a.filter != nil
 	return a, errs
 }
 
 // match reports whether client belongs to the audience, by its auth record at
 // this moment.
 func (a *audience) match(client subscriptions.Client) bool {
-	id := client.Id()
-	if a.clients != nil && !a.clients.has(id) || a.exceptClients.has(id) {
-		return false
+	if a.clients != nil || a.exceptClients != nil {
+		if id := client.Id(); a.clients != nil && !a.clients.has(id) || a.exceptClients.has(id) {
+			return false
+		}
 	}
-	return a.matchAuth(authOf(client))
+	return !a.looksAtAuth || a.matchAuth(authOf(client))
 }
 
 func (a *audience) matchAuth(auth *core.Record) bool {

@@ -1,6 +1,7 @@
 package notify
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -19,7 +20,9 @@ const (
 // hole in what it received.
 //
 // It wraps the client that PocketBase made for the connection and keeps that
-// one's id, subscriptions and store.
+// one's id, subscriptions and store, and beside these its subscription keys by
+// topic: asking PocketBase's client for them costs it several allocations, which
+// every message would pay for every connection.
 type Client struct {
 	subscriptions.Client
 
@@ -29,6 +32,9 @@ type Client struct {
 	mu        sync.Mutex // held for sends to queue and for closing it
 	queue     chan subscriptions.Message
 	discarded bool
+
+	keysMu sync.RWMutex
+	keys   map[string][]string // subscription keys by topic; a slice is replaced, never changed
 }
 
 var _ subscriptions.Client = (*Client)(nil)
@@ -45,7 +51,45 @@ func NewClient(base subscriptions.Client, size int, onClose func(reason string))
 		connected: time.Now(),
 		onClose:   onClose,
 		queue:     make(chan subscriptions.Message, size),
+		keys:      map[string][]string{},
 	}
+}
+
+// Subscribe implements [subscriptions.Client].
+func (c *Client) Subscribe(keys ...string) {
+	c.keysMu.Lock()
+	defer c.keysMu.Unlock()
+	c.Client.Subscribe(keys...)
+	for _, key := range keys {
+		topic := topicOf(key)
+		if known := c.keys[topic]; key != "" && safeKey(key) && !slices.Contains(known, key) {
+			c.keys[topic] = append(slices.Clip(known), key)
+		}
+	}
+}
+
+// Unsubscribe implements [subscriptions.Client]; no keys are all keys.
+func (c *Client) Unsubscribe(keys ...string) {
+	c.keysMu.Lock()
+	defer c.keysMu.Unlock()
+	c.Client.Unsubscribe(keys...)
+	if len(keys) == 0 {
+		clear(c.keys)
+	}
+	for _, key := range keys {
+		topic := topicOf(key)
+		left := slices.DeleteFunc(slices.Clone(c.keys[topic]), func(known string) bool { return known == key })
+		if c.keys[topic] = left; len(left) == 0 {
+			delete(c.keys, topic)
+		}
+	}
+}
+
+// keysOf returns the keys by which the client is subscribed to topic.
+func (c *Client) keysOf(topic string) []string {
+	c.keysMu.RLock()
+	defer c.keysMu.RUnlock()
+	return c.keys[topic]
 }
 
 // Channel returns the queue. It is closed by Discard; messages that are in it

@@ -146,7 +146,7 @@ func (n *Notifier) selectClients(filter ConnectionFilter) ([]subscriptions.Clien
 	}
 	var result []subscriptions.Client
 	for _, client := range n.app.SubscriptionsBroker().Clients() {
-		if filter.Topic != "" && len(client.Subscriptions(prefix(filter.Topic))) == 0 {
+		if filter.Topic != "" && len(keysOf(client, filter.Topic)) == 0 {
 			continue
 		}
 		if filter.User != "" {

@@ -133,7 +133,7 @@ func (n *Notifier) filterCandidates(pub *publication) map[string]set[string] {
 	candidates := map[string]set[string]{}
 	for _, client := range n.app.SubscriptionsBroker().Clients() {
 		auth := authOf(client)
-		if auth == nil || !rest.match(client) || len(client.Subscriptions(pub.prefix)) == 0 {
+		if auth == nil || !rest.match(client) || len(keysOf(client, pub.topic)) == 0 {
 			continue
 		}
 		ref := refOf(auth)

@@ -50,11 +50,10 @@ type Report struct {
 
 // publication is a checked message, ready for the fan-out.
 type publication struct {
-	id     string
-	topic  string
-	prefix string // what the keys of the topic begin with, see prefix
-	data   []byte // compact JSON, shared by all recipients; never written to
-	to     *audience
+	id    string
+	topic string
+	data  []byte // compact JSON, shared by all recipients; never written to
+	to    *audience
 }
 
 // prepare checks msg and encodes its data. The error is of type [Errors] and
@@ -78,7 +77,7 @@ func (n *Notifier) prepare(msg Message, system bool) (*publication, error) {
 	if id == "" {
 		id = core.GenerateDefaultRandomId()
 	}
-	return &publication{id: id, topic: msg.Topic, prefix: prefix(msg.Topic), data: data, to: to}, nil
+	return &publication{id: id, topic: msg.Topic, data: data, to: to}, nil
 }
 
 // encode returns data as compact JSON: without line breaks, since one would end

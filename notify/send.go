@@ -96,24 +96,17 @@ func (n *Notifier) fanOut(pub *publication) Report {
 }
 
 // deliver queues pub for client under each of the keys by which client has
-// subscribed to its topic: the SDK listens on the key, not on the topic.
+// subscribed to its topic.
 func (n *Notifier) deliver(client subscriptions.Client, pub *publication) (matched, queued bool) {
-	if client.IsDiscarded() {
-		return false, false
-	}
-	keys := client.Subscriptions(pub.prefix)
-	if len(keys) == 0 || !pub.to.match(client) {
+	keys := keysOf(client, pub.topic)
+	if len(keys) == 0 || client.IsDiscarded() || !pub.to.match(client) {
 		return false, false
 	}
 	queued = true
-	for key := range keys {
-		if !safeKey(key) {
-			continue
-		}
-		matched = true
+	for _, key := range keys {
 		queued = n.enqueue(client, subscriptions.Message{Name: key, Data: pub.data}) && queued
 	}
-	return matched, matched && queued
+	return true, queued
 }
 
 // enqueue gives message to client without blocking. It reports false where the

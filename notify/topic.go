@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
 
 // MaxTopicLength is the length of the longest topic in bytes.
@@ -75,10 +76,24 @@ func canBeRecordID(collection *core.Collection, id string) bool {
 	return field.ValidatePlainValue(id) == nil
 }
 
-// prefix is what the keys of topic begin with once a "?" is put behind them:
-// "example?" finds the keys `example` and `example?options=…`, and does not
-// find `example2` (subscriptions.Client.Subscriptions does the adding).
-func prefix(topic string) string { return topic + "?" }
+// keysOf returns the keys by which client is subscribed to topic: the topic
+// itself and the topic with options, `example?options=…`. The SDK listens on the
+// key, and HasSubscription("example") does not find the one with options.
+func keysOf(client subscriptions.Client, topic string) []string {
+	if own, ok := client.(*Client); ok {
+		return own.keysOf(topic)
+	}
+	// a client of other code. Subscriptions puts a "?" behind each key before it
+	// compares, so that "example?" does not find `example2`.
+	found := client.Subscriptions(topic + "?")
+	keys := make([]string, 0, len(found))
+	for key := range found {
+		if safeKey(key) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
 
 // topicOf returns the topic of a subscription key.
 func topicOf(key string) string {

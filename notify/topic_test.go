@@ -119,6 +119,37 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+func TestUnsubscribe(t *testing.T) {
+	app := pbtest.NewApp(t)
+	n := notify.New(app, notify.Config{})
+	client := connect(app, nil, 8, "a", "a", "a?options=%7B%7D", "b", "", "@x")
+
+	expect := func(step string, want map[string]int) {
+		t.Helper()
+		for topic, count := range want {
+			if _, err := n.Send(t.Context(), notify.Message{Topic: topic, Data: 1}); err != nil {
+				t.Fatal(err)
+			}
+			if got := len(received(client)); got != count {
+				t.Errorf("%s: topic %q came %d times, want %d", step, topic, got, count)
+			}
+			stock := len(client.Subscriptions(topic + "?"))
+			if stock != count {
+				t.Errorf("%s: PocketBase's client has %d keys of %q, want %d", step, stock, topic, count)
+			}
+		}
+	}
+	expect("at first", map[string]int{"a": 2, "b": 1, "c": 0})
+	client.Unsubscribe("a", "c")
+	expect("without a", map[string]int{"a": 1, "b": 1})
+	client.Unsubscribe("a?options=%7B%7D")
+	expect("without its options", map[string]int{"a": 0, "b": 1})
+	client.Subscribe("a", "c")
+	expect("with a again", map[string]int{"a": 1, "b": 1, "c": 1})
+	client.Unsubscribe()
+	expect("without any", map[string]int{"a": 0, "b": 0, "c": 0})
+}
+
 // FuzzFrame sends whatever passes the checks and reads the frame back with a
 // parser that follows the SSE standard: it has to find one event, under the key
 // the client subscribed to, with the same data.
