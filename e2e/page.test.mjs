@@ -210,10 +210,11 @@ test("page", async (t) => {
     await annTab.getByRole("button", { name: "Sign out" }).click();
     await until("both tabs are signed out", async () =>
       (await annTab.locator("#who").textContent()) === "guest" && (await secondTab.locator("#who").textContent()) === "guest");
-    await connected(annTab);
     assert.ok(await annTab.locator("#bell").isHidden());
-    assert.equal((await send(root, { topic: "example", data: 1, to: { users: [`users:${ann.id}`] } })).matched, 0);
-    assert.equal((await send(root, { topic: "example", data: { n: 1 }, to: { auth: "guest" } })).matched, 1);
+    await connected(annTab);
+    const reached = async (to) => (await send(root, { topic: "example", data: { n: 1 }, to })).matched;
+    await until("no connection is Ann's any more", async () => (await reached({ users: [`users:${ann.id}`] })) === 0);
+    await until("her tab listens as a guest", async () => (await reached({ auth: "guest" })) === 1);
   });
 
   assert.deepEqual(problems, []);

@@ -42,11 +42,16 @@ export class Bell {
     return this.#pb.collection("notifications");
   }
 
-  /** Shows the bell if a user is signed in, who is the only one to have an inbox. */
-  async start() {
-    await this.#connection.unsubscribe("inbox");
+  /** Takes away what belongs to whoever was signed in. */
+  stop() {
     this.#records = [];
     byId("bell").hidden = true;
+    byId("bell-list").replaceChildren();
+    this.#connection.forget("inbox");
+  }
+
+  /** Shows the bell if a user is signed in: superusers and guests have no inbox. */
+  async start() {
     if (this.#pb.authStore.record?.collectionName !== "users") return;
     await this.#connection.subscribe("inbox", "@inbox", undefined, (change) => this.#apply(change));
     await this.#load();

@@ -21,8 +21,8 @@ export class Connection {
   /** Opens the connection, and opens it again after who is signed in changed:
    * the server lets a connection change from a guest to a user only. */
   open() {
+    this.#show("connecting");
     return this.#inTurn(async () => {
-      this.#show("connecting");
       await this.#pb.realtime.unsubscribe();
       let lost = false;
       await this.#pb.realtime.subscribe("PB_CONNECT", () => {
@@ -52,6 +52,12 @@ export class Connection {
     const handler = this.#handlers.get(name);
     this.#handlers.delete(name);
     return this.#inTurn(() => handler?.stop?.());
+  }
+
+  /** Leaves a subscription out of the connection that open opens next. (To
+   * unsubscribe after a sign-out fails: the open one is not the guest's.) */
+  forget(name) {
+    this.#handlers.delete(name);
   }
 
   has(name) {

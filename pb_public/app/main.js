@@ -24,6 +24,7 @@ async function start() {
 
   const connect = async () => {
     try {
+      bell.stop();
       await connection.open();
       await bell.start();
     } catch (error) {
