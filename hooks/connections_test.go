@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/pocketbase/pocketbase/core"
@@ -132,6 +133,42 @@ func TestStalledSubscriberHTTP2(t *testing.T) {
 		t.Fatalf("%v, error %v", health, err)
 	}
 	health.Body.Close()
+}
+
+// TestOrderOnTheWire lets senders send over HTTP at once: every subscriber has
+// to receive everything, in one order.
+func TestOrderOnTheWire(t *testing.T) {
+	const senders, messages, subscribers = 4, 50, 5
+	w := newWorld(t)
+	server := pbtest.Serve(t, w)
+	token := pbtest.Token(t, w.root)
+	var connections []*pbtest.Subscriber
+	for range subscribers {
+		connections = append(connections, server.Subscribe(t, nil, "example"))
+	}
+
+	var group sync.WaitGroup
+	for sender := range senders {
+		group.Go(func() {
+			for i := range messages {
+				status, answer := server.Do(t, "POST", "/api/notify", token,
+					fmt.Sprintf(`{"topic":"example","data":"%d:%d"}`, sender, i))
+				if status != http.StatusOK {
+					t.Errorf("%d %v", status, answer)
+				}
+			}
+		})
+	}
+	group.Wait()
+
+	for i := range senders * messages {
+		first := connections[0].Next(t).Data
+		for _, other := range connections[1:] {
+			if got := other.Next(t).Data; got != first {
+				t.Fatalf("message %d is %s for one and %s for another subscriber", i, first, got)
+			}
+		}
+	}
 }
 
 // TestOtherHandlers checks that handlers of the application keep their meaning.

@@ -93,11 +93,22 @@ func inboxMissing(app core.App) string {
 	return "its collection \"notifications\" was removed"
 }
 
-// announce tells the owner of record, and nobody else, what happened to it.
+// announce tells the owner of record, and nobody else, what happened to it. One
+// who was the owner before the update hears that it is gone.
 func (i *inbox) announce(app core.App, action string, record *core.Record) error {
 	if app.SubscriptionsBroker().TotalClients() == 0 {
 		return nil
 	}
+	if before := record.Original(); action == "update" && before.GetString("user") != record.GetString("user") &&
+		before.GetString("user") != "" {
+		if err := i.tell(app, "delete", before); err != nil {
+			return err
+		}
+	}
+	return i.tell(app, action, record)
+}
+
+func (i *inbox) tell(app core.App, action string, record *core.Record) error {
 	users, err := app.FindCachedCollectionByNameOrId(ownersCollectionID(record))
 	if err != nil {
 		return err

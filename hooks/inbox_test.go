@@ -124,13 +124,28 @@ func TestInbox(t *testing.T) {
 		both(map[string]any{"title": "two", "unread": 3})
 	})
 
+	t.Run("it is given to another user", func(t *testing.T) {
+		moved := newNotification(t, w, w.ann, "for Ann")
+		save(t, w, moved)
+		both(map[string]any{"action": "create", "unread": 4})
+		moved, err := w.FindRecordById("notifications", moved.Id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		moved.Set("user", w.bob.Id)
+		moved.Set("title", "for Bob")
+		save(t, w, moved)
+		both(map[string]any{"action": "delete", "id": moved.Id, "title": "for Ann", "unread": 3})
+		expectInbox(t, others[0], map[string]any{"action": "update", "id": moved.Id, "title": "for Bob", "unread": 2})
+	})
+
 	t.Run("the owner's record goes", func(t *testing.T) {
 		if err := w.Delete(w.ann); err != nil {
 			t.Fatal(err)
 		}
 		count, err := w.CountRecords("notifications")
-		if err != nil || count != 1 {
-			t.Errorf("%d notifications left, want Bob's (error %v)", count, err)
+		if err != nil || count != 2 {
+			t.Errorf("%d notifications left, want Bob's two (error %v)", count, err)
 		}
 	})
 
