@@ -197,8 +197,11 @@ test("page", async (t) => {
           await tab.emulateMedia({ colorScheme, reducedMotion: "reduce" });
           await tab.setViewportSize(viewport);
           if (who === "user") await tab.locator("#bell-button").click();
+          const code = tab.locator("details.code");
+          await code.evaluate((details) => (details.open = true));
           const wide = await tab.evaluate(() => document.documentElement.scrollWidth - innerWidth);
           assert.ok(wide <= 0, `${who} on ${size}: the page is ${wide}px too wide`);
+          await code.evaluate((details) => (details.open = false));
           await tab.screenshot({ path: join(pictures, `${who}-${size}-${colorScheme}.png`), fullPage: true });
           if (who === "user") await tab.locator("#bell-button").click();
         }
