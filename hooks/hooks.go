@@ -10,8 +10,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"herald/notify"
-
-	_ "herald/pb_migrations" // the collections that the hooks work on
 )
 
 // Config holds the options of the plugin. The zero value works.
