@@ -13,7 +13,8 @@ import (
 )
 
 // bindConnections gives every realtime connection a client whose queue is
-// bounded and whose Send does not block, in place of PocketBase's own.
+// bounded and whose Send does not block, in place of PocketBase's own, and lets
+// it miss nothing while its subscriptions are replaced.
 func bindConnections(app core.App, notifier *notify.Notifier) {
 	app.OnRealtimeConnectRequest().Bind(&hook.Handler[*core.RealtimeConnectRequestEvent]{
 		Id: "heraldConnect",
@@ -32,6 +33,19 @@ func bindConnections(app core.App, notifier *notify.Notifier) {
 		},
 		// before the handlers of others, who are to see the client that stays
 		Priority: -999,
+	})
+
+	app.OnRealtimeSubscribeRequest().Bind(&hook.Handler[*core.RealtimeSubscribeRequestEvent]{
+		Id: "heraldSubscribe",
+		Func: func(e *core.RealtimeSubscribeRequestEvent) error {
+			if client, ok := e.Client.(*notify.Client); ok {
+				return client.Resubscribe(e.Next)
+			}
+			return e.Next()
+		},
+		// after the handlers of others, who may refuse the request or change
+		// the client's subscriptions on their own
+		Priority: 999,
 	})
 }
 

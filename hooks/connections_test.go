@@ -171,6 +171,41 @@ func TestOrderOnTheWire(t *testing.T) {
 	}
 }
 
+// TestResubscribing changes a client's subscriptions again and again, as the SDK
+// does with each topic that is added (it sends all of them each time), while
+// messages are sent: what it was and stays subscribed to must lose none.
+func TestResubscribing(t *testing.T) {
+	const messages = 2000
+	w := newWorld(t)
+	server := pbtest.Serve(t, w)
+	subscriber := server.Subscribe(t, nil, "example")
+
+	lost := make(chan int, 1)
+	go func() {
+		n, count := notify.New(w, notify.Config{}), 0
+		for i := range messages {
+			report, err := n.Send(t.Context(), notify.Message{Topic: "example", Data: i})
+			if err != nil || report.Queued != 1 {
+				count++
+				continue
+			}
+			<-subscriber.Events() // one at a time, so that the queue does not fill
+		}
+		lost <- count
+	}()
+	for i := 0; ; i++ {
+		select {
+		case count := <-lost:
+			if count > 0 {
+				t.Errorf("%d of %d messages were lost", count, messages)
+			}
+			return
+		default:
+			subscriber.Set(t, nil, "example", fmt.Sprint("other", i%3))
+		}
+	}
+}
+
 // TestOtherHandlers checks that handlers of the application keep their meaning.
 func TestOtherHandlers(t *testing.T) {
 	w := newWorld(t)

@@ -1,6 +1,7 @@
 package notify
 
 import (
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -35,6 +36,7 @@ type Client struct {
 
 	keysMu sync.RWMutex
 	keys   map[string][]string // subscription keys by topic; a slice is replaced, never changed
+	held   map[string][]string // in force in place of keys during a Resubscribe; else nil
 }
 
 var _ subscriptions.Client = (*Client)(nil)
@@ -66,6 +68,7 @@ func (c *Client) Subscribe(keys ...string) {
 			c.keys[topic] = append(slices.Clip(known), key)
 		}
 	}
+	c.held = nil
 }
 
 // Unsubscribe implements [subscriptions.Client]; no keys are all keys.
@@ -85,10 +88,32 @@ func (c *Client) Unsubscribe(keys ...string) {
 	}
 }
 
+// Resubscribe calls replace, which is to replace the client's subscriptions by
+// an Unsubscribe from all and a Subscribe, as PocketBase does whenever a client
+// adds a topic. Up to that Subscribe the client still gets messages by the keys
+// it had: between the two calls it would miss them.
+func (c *Client) Resubscribe(replace func() error) error {
+	c.hold(true)
+	defer c.hold(false)
+	return replace()
+}
+
+func (c *Client) hold(on bool) {
+	c.keysMu.Lock()
+	defer c.keysMu.Unlock()
+	c.held = nil
+	if on {
+		c.held = maps.Clone(c.keys)
+	}
+}
+
 // keysOf returns the keys by which the client is subscribed to topic.
 func (c *Client) keysOf(topic string) []string {
 	c.keysMu.RLock()
 	defer c.keysMu.RUnlock()
+	if c.held != nil {
+		return c.held[topic]
+	}
 	return c.keys[topic]
 }
 

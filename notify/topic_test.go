@@ -150,6 +150,51 @@ func TestUnsubscribe(t *testing.T) {
 	expect("without any", map[string]int{"a": 0, "b": 0, "c": 0})
 }
 
+func TestResubscribe(t *testing.T) {
+	app := pbtest.NewApp(t)
+	n := notify.New(app, notify.Config{})
+	client := connect(app, nil, 8, "a", "b")
+	gets := func(want string) {
+		t.Helper()
+		got := ""
+		for _, topic := range []string{"a", "b", "c"} {
+			if _, err := n.Send(t.Context(), notify.Message{Topic: topic, Data: 1}); err != nil {
+				t.Fatal(err)
+			}
+			if len(received(client)) > 0 {
+				got += topic
+			}
+		}
+		if got != want {
+			t.Errorf("gets %q, want %q", got, want)
+		}
+	}
+
+	err := client.Resubscribe(func() error {
+		client.Unsubscribe()
+		gets("ab")
+		client.Subscribe("b", "c")
+		gets("bc")
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gets("bc")
+
+	refused := errors.New("refused")
+	if err := client.Resubscribe(func() error { return refused }); err != refused {
+		t.Errorf("error %v", err)
+	}
+	gets("bc")
+
+	// to nothing at all
+	if err := client.Resubscribe(func() error { client.Unsubscribe(); client.Subscribe(); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	gets("")
+}
+
 // FuzzFrame sends whatever passes the checks and reads the frame back with a
 // parser that follows the SSE standard: it has to find one event, under the key
 // the client subscribed to, with the same data.
