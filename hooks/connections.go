@@ -1,3 +1,5 @@
+// Realtime connections: ours in the place of PocketBase's client.
+
 package hooks
 
 import (

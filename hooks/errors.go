@@ -1,3 +1,5 @@
+// Parsing of requests, and errors in PocketBase's form. Called by routes.go.
+
 package hooks
 
 import (

@@ -1,3 +1,5 @@
+// The inbox: changes of the collection "notifications" reach their user.
+
 package hooks
 
 import (

@@ -1,3 +1,5 @@
+// What is served at /: the application's public folder, or Herald's page.
+
 package hooks
 
 import (

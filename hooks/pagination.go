@@ -1,3 +1,5 @@
+// Lists in the form of PocketBase's. Called by routes.go.
+
 package hooks
 
 import (

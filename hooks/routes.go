@@ -1,3 +1,5 @@
+// The superuser's routes under /api/notify: parse, call the engine, answer.
+
 package hooks
 
 import (

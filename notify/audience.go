@@ -1,3 +1,6 @@
+// Who of the subscribers gets a message. Compiled once a message by message.go,
+// asked for each client by the fan-out.
+
 package notify
 
 import (

@@ -1,3 +1,6 @@
+// The client of a realtime connection, with its bounded queue. hooks/connections.go
+// makes one for each connection; the fan-out and PocketBase send to it.
+
 package notify
 
 import (

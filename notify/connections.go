@@ -1,3 +1,6 @@
+// Who is connected and subscribed to what, and disconnecting them. Called by
+// hooks/routes.go.
+
 package notify
 
 import (

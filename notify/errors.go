@@ -1,3 +1,6 @@
+// What can be wrong with a message. Made by the checks in message.go, topic.go,
+// audience.go and filter.go; turned into answers by hooks/errors.go.
+
 package notify
 
 import (

@@ -1,3 +1,6 @@
+// The filter of an audience: compiled by audience.go, resolved with one query a
+// message by send.go.
+
 package notify
 
 import (

@@ -1,3 +1,6 @@
+// A message and what becomes of it before it is sent: checked, encoded once.
+// Called by send.go.
+
 package notify
 
 import (

@@ -1,3 +1,5 @@
+// Queues for the clients that are not ours. Called by the fan-out.
+
 package notify
 
 import (

@@ -1,3 +1,6 @@
+// Which messages were sent lately, so that a retry is not sent twice. Called by
+// send.go.
+
 package notify
 
 import (

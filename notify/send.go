@@ -1,3 +1,6 @@
+// Sending: the order of a topic and the fan-out to its subscribers. The entry of
+// the engine, called by hooks and by the code of applications.
+
 package notify
 
 import (

@@ -1,3 +1,6 @@
+// Topics and subscription keys: which names are valid, which are reserved, and by
+// which keys a client is subscribed. Called by message.go and the fan-out.
+
 package notify
 
 import (
