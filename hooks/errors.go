@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 
 	validation "github.com/pocketbase/ozzo-validation/v4"
@@ -19,14 +20,14 @@ import (
 
 const sendFailed = "Failed to send the message."
 
-// decodeBody reads the JSON body of a request into dst.
-func decodeBody(e *core.RequestEvent, dst any, options ...json.Options) error {
+// readBody returns the body of a request.
+func readBody(e *core.RequestEvent) ([]byte, error) {
 	body, err := io.ReadAll(e.Request.Body)
 	if err != nil {
 		// too large for PocketBase's body limit, or broken off
-		return router.ToApiError(err)
+		return nil, router.ToApiError(err)
 	}
-	return decode(body, dst, options...)
+	return body, nil
 }
 
 // decode reads JSON into dst. A member that dst does not have is an error: were
@@ -51,19 +52,8 @@ func decode(data []byte, dst any, options ...json.Options) error {
 	if errors.Is(err, json.ErrUnknownName) {
 		fieldErr = validation.NewError("validation_unknown_field", "there is no such field")
 	}
-	return router.NewBadRequestError(sendFailed, nest(validation.Errors{}, fieldErr, pointerPath(semantic.JSONPointer)))
+	return router.NewBadRequestError(sendFailed, nest(validation.Errors{}, fieldErr, slices.Collect(semantic.JSONPointer.Tokens())))
 }
-
-func pointerPath(pointer jsontext.Pointer) []string {
-	var path []string
-	for token := range pointer.Tokens() {
-		path = append(path, token)
-	}
-	return path
-}
-
-// sendError turns an error of [notify.Notifier.Send] into an answer.
-func sendError(err error) *router.ApiError { return fieldsError(sendFailed, err) }
 
 // fieldsError turns notify.Errors into PocketBase's form, with the fields at
 // fault in data; any other error is the server's.

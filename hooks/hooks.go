@@ -37,7 +37,7 @@ func (c *Config) BindFlags(flags *pflag.FlagSet) {
 	flags.IntVar(
 		&c.Notify.MaxSize,
 		"notifyMaxSize",
-		256<<10,
+		notify.DefaultMaxSize,
 		"the largest accepted data of a realtime message, in bytes of JSON",
 	)
 }

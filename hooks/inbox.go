@@ -4,6 +4,7 @@ package hooks
 
 import (
 	"context"
+	"errors"
 	"hash/maphash"
 	"log/slog"
 	"sync"
@@ -101,23 +102,25 @@ func (i *inbox) announce(app core.App, action string, record *core.Record) error
 	if app.SubscriptionsBroker().TotalClients() == 0 {
 		return nil
 	}
-	if before := record.Original(); action == "update" && before.GetString("user") != record.GetString("user") &&
-		before.GetString("user") != "" {
-		if err := i.tell(app, "delete", before); err != nil {
-			return err
+	if action == "update" {
+		before := record.Original()
+		if owner := before.GetString("user"); owner != "" && owner != record.GetString("user") {
+			if err := i.tell(app, "delete", before); err != nil {
+				return err
+			}
 		}
 	}
 	return i.tell(app, action, record)
 }
 
 func (i *inbox) tell(app core.App, action string, record *core.Record) error {
-	users, err := app.FindCachedCollectionByNameOrId(ownersCollectionID(record))
-	if err != nil {
-		return err
+	field, ok := record.Collection().Fields.GetByName("user").(*core.RelationField)
+	if !ok {
+		return errors.New(`the field "user" is no relation any more`)
 	}
 	owner := record.GetString("user")
-	to := notify.Audience{Users: []string{users.Name + ":" + owner}}
-	if !i.notifier.HasSubscribers(inboxTopic, to.Users[0]) {
+	user := field.CollectionId + ":" + owner
+	if !i.notifier.HasSubscribers(inboxTopic, user) {
 		return nil // saves the query: most users are not connected
 	}
 
@@ -131,7 +134,7 @@ func (i *inbox) tell(app core.App, action string, record *core.Record) error {
 	}
 	_, err = i.notifier.SendSystem(context.Background(), notify.Message{
 		Topic: inboxTopic,
-		To:    to,
+		To:    notify.Audience{Users: []string{user}},
 		Data: inboxEvent{
 			Action: action,
 			ID:     record.Id,
@@ -143,11 +146,4 @@ func (i *inbox) tell(app core.App, action string, record *core.Record) error {
 		},
 	})
 	return err
-}
-
-func ownersCollectionID(record *core.Record) string {
-	if field, ok := record.Collection().Fields.GetByName("user").(*core.RelationField); ok {
-		return field.CollectionId
-	}
-	return ""
 }

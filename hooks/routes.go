@@ -53,19 +53,15 @@ type messageBody struct {
 	ID     string          `json:"id"`
 }
 
-func (b *messageBody) message() notify.Message {
-	return notify.Message{Topic: b.Topic, Data: b.Data, To: b.To, Except: b.Except, ID: b.ID}
-}
-
 // send handles POST /api/notify.
 func (r routes) send(e *core.RequestEvent) error {
-	var body messageBody
-	if err := decodeBody(e, &body); err != nil {
+	body, err := readBody(e)
+	if err != nil {
 		return err
 	}
-	report, err := r.notifier.Send(e.Request.Context(), body.message())
+	report, err := r.sendRaw(e, body)
 	if err != nil {
-		return sendError(err)
+		return err
 	}
 	return e.JSON(http.StatusOK, report)
 }
@@ -73,12 +69,16 @@ func (r routes) send(e *core.RequestEvent) error {
 // sendBatch handles POST /api/notify/batch. It answers as PocketBase's own
 // /api/batch does, with one {status, body} for each message.
 func (r routes) sendBatch(e *core.RequestEvent) error {
+	raw, err := readBody(e)
+	if err != nil {
+		return err
+	}
 	// the messages are decoded one by one, each with all checks, so that a bad
 	// one is only its own failure
 	var body struct {
 		Messages []jsontext.Value `json:"messages"`
 	}
-	if err := decodeBody(e, &body, jsontext.AllowDuplicateNames(true)); err != nil {
+	if err := decode(raw, &body, jsontext.AllowDuplicateNames(true)); err != nil {
 		return err
 	}
 	switch {
@@ -110,14 +110,18 @@ func (r routes) sendBatch(e *core.RequestEvent) error {
 	return e.JSON(http.StatusOK, results)
 }
 
-func (r routes) sendRaw(e *core.RequestEvent, raw jsontext.Value) (notify.Report, error) {
+// sendRaw sends the message that raw, its JSON, describes. The error is one to
+// answer with.
+func (r routes) sendRaw(e *core.RequestEvent, raw []byte) (notify.Report, error) {
 	var body messageBody
 	if err := decode(raw, &body); err != nil {
 		return notify.Report{}, err
 	}
-	report, err := r.notifier.Send(e.Request.Context(), body.message())
+	report, err := r.notifier.Send(e.Request.Context(), notify.Message{
+		Topic: body.Topic, Data: body.Data, To: body.To, Except: body.Except, ID: body.ID,
+	})
 	if err != nil {
-		return notify.Report{}, sendError(err)
+		return notify.Report{}, fieldsError(sendFailed, err)
 	}
 	return report, nil
 }

@@ -76,8 +76,11 @@ func (n *Notifier) compile(to Audience, except Except) (*audience, Errors) {
 	var errs Errors
 	a := &audience{auth: to.Auth, clients: toSet(to.Clients), exceptClients: toSet(except.Clients)}
 
-	switch to.Auth {
-	case "", AuthAny, AuthGuest, AuthUser, AuthSuperuser:
+	if a.auth == "" {
+		a.auth = AuthAny
+	}
+	switch a.auth {
+	case AuthAny, AuthGuest, AuthUser, AuthSuperuser:
 	default:
 		errs.add(invalid("to.auth", ErrInvalidAudience, "must be one of %s, %s, %s, %s",
 			AuthAny, AuthGuest, AuthUser, AuthSuperuser))
@@ -104,7 +107,7 @@ func (n *Notifier) compile(to Audience, except Except) (*audience, Errors) {
 		a.filter = filter
 	}
 
-	a.looksAtAuth = a.auth != "" && a.auth != AuthAny ||
+	a.looksAtAuth = a.auth != AuthAny ||
 		a.users != nil || a.exceptUsers != nil || a.collections != nil || a.filter != nil
 	return a, errs
 }
@@ -122,7 +125,7 @@ func (a *audience) match(client subscriptions.Client) bool {
 
 func (a *audience) matchAuth(auth *core.Record) bool {
 	if auth == nil {
-		return (a.auth == "" || a.auth == AuthAny || a.auth == AuthGuest) &&
+		return (a.auth == AuthAny || a.auth == AuthGuest) &&
 			a.users == nil && a.collections == nil && a.filter == nil
 	}
 	switch a.auth {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json/v2"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/pocketbase/dbx"
@@ -52,7 +53,7 @@ func (n *Notifier) compileFilter(filter string, a *audience) ([]collectionFilter
 	}
 
 	compiled := []collectionFilter{} // not nil: a filter that fits nobody lets nobody in
-	var firstErr error
+	var firstMisfit *FieldError
 	for _, collection := range collections {
 		if named != nil && !named.has(collection.Id) {
 			continue
@@ -60,19 +61,20 @@ func (n *Notifier) compileFilter(filter string, a *audience) ([]collectionFilter
 		resolver := core.NewRecordFieldResolver(n.app, collection, nil, true)
 		resolver.SetAllowedFields(filterFields)
 		expr, err := search.FilterData(filter).BuildExpr(resolver)
-		if err != nil {
-			if firstErr == nil {
-				firstErr = fmt.Errorf("collection %q: %w", collection.Name, err)
-			}
-			if named != nil {
-				break
-			}
+		if err == nil {
+			compiled = append(compiled, collectionFilter{collection, expr, resolver})
 			continue
 		}
-		compiled = append(compiled, collectionFilter{collection, expr, resolver})
+		misfit := invalid(field, ErrInvalidFilter, "collection %q: %s", collection.Name, err)
+		if named != nil {
+			return nil, misfit
+		}
+		if firstMisfit == nil {
+			firstMisfit = misfit
+		}
 	}
-	if firstErr != nil && (named != nil || len(compiled) == 0) {
-		return nil, invalid(field, ErrInvalidFilter, "%s", firstErr)
+	if len(compiled) == 0 && firstMisfit != nil {
+		return nil, firstMisfit
 	}
 	return compiled, nil
 }
@@ -84,23 +86,17 @@ func (n *Notifier) authCollections() ([]*core.Collection, error) {
 	if !ok {
 		return n.app.FindAllCollections(core.CollectionTypeAuth)
 	}
-	var auth []*core.Collection
+	var own, system []*core.Collection
 	for _, collection := range all {
-		if collection.IsAuth() {
-			auth = append(auth, collection)
+		switch {
+		case !collection.IsAuth():
+		case collection.System:
+			system = append(system, collection)
+		default:
+			own = append(own, collection)
 		}
 	}
-	slices.SortStableFunc(auth, func(a, b *core.Collection) int {
-		switch {
-		case a.System == b.System:
-			return 0
-		case b.System:
-			return -1
-		default:
-			return 1
-		}
-	})
-	return auth, nil
+	return append(own, system...), nil
 }
 
 // resolveFilter fills in pub.to.allowed: of the users who are connected and
@@ -157,13 +153,9 @@ func (n *Notifier) filterQuery(ctx context.Context, filters []collectionFilter, 
 		if len(users) == 0 {
 			continue
 		}
-		ids := make([]string, 0, len(users))
-		for id := range users {
-			ids = append(ids, id)
-		}
 		// one JSON parameter: SQLite limits the number of parameters, and
 		// their names must differ between the parts of a UNION
-		idsJSON, err := json.Marshal(ids)
+		idsJSON, err := json.Marshal(slices.Collect(maps.Keys(users)))
 		if err != nil {
 			return nil, err
 		}

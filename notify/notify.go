@@ -22,6 +22,9 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 )
 
+// DefaultMaxSize is the default of [Config.MaxSize].
+const DefaultMaxSize = 256 << 10
+
 // Config holds the options of a [Notifier]. The zero value works.
 type Config struct {
 	// QueueSize is how many messages may wait for one connection. One that
@@ -30,7 +33,7 @@ type Config struct {
 	QueueSize int
 
 	// MaxSize is the largest accepted message data in bytes, as compact JSON.
-	// Defaults to 256 KiB.
+	// Defaults to DefaultMaxSize, 256 KiB.
 	MaxSize int
 
 	// ChunkSize is how many connections one goroutine of a fan-out serves.
@@ -47,7 +50,7 @@ func (c Config) withDefaults() Config {
 		c.QueueSize = 256
 	}
 	if c.MaxSize <= 0 {
-		c.MaxSize = 256 << 10
+		c.MaxSize = DefaultMaxSize
 	}
 	if c.ChunkSize <= 0 {
 		c.ChunkSize = 300
