@@ -27,8 +27,8 @@ $(SDK):
 		echo "npm was not found: the page is built without the PocketBase SDK"; \
 	else \
 		if [ ! -f $@ ] || [ package-lock.json -nt $@ ]; then \
-			{ [ -d node_modules/pocketbase ] || npm ci --omit=dev --loglevel=error; } && \
-			cp node_modules/pocketbase/dist/pocketbase.es.mjs $@ && touch $@ || \
+			{ [ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --omit=dev --loglevel=error; } && \
+			cp node_modules/pocketbase/dist/pocketbase.es.mjs $@ || \
 			echo "npm could not fetch the PocketBase SDK: the page is built without it"; \
 		fi; \
 	fi

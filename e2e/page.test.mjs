@@ -19,6 +19,11 @@ async function openTab(context, url, problems) {
   return tab;
 }
 
+/** Takes the problems that a test brought about on purpose off the list. */
+function forgive(problems, pattern) {
+  problems.splice(0, problems.length, ...problems.filter((problem) => !pattern.test(problem)));
+}
+
 const state = (tab) => tab.locator("#state");
 
 async function connected(tab) {
@@ -93,7 +98,7 @@ test("page", async (t) => {
     await annTab.keyboard.press("Enter");
     await dialog.getByText("Failed to authenticate").waitFor();
     await annTab.keyboard.press("Escape");
-    problems.splice(0, problems.length, ...problems.filter((problem) => !/status of 400/.test(problem))); // the browser's own line
+    forgive(problems, /status of 400/); // the browser's own line
   });
 
   await t.test("signing in, and the superuser sends", async () => {
@@ -131,7 +136,7 @@ test("page", async (t) => {
     await form.getByRole("button", { name: "Send" }).click();
     await form.locator('[data-error="to.filter"]', { hasText: "nope" }).waitFor();
     await form.locator('[data-error="topic"]', { hasText: "reserved" }).waitFor();
-    problems.splice(0, problems.length, ...problems.filter((problem) => !/status of 400/.test(problem)));
+    forgive(problems, /status of 400/);
     await form.getByLabel("Filter on the user").fill("");
     await form.getByLabel("Topic").fill("example");
   });
@@ -175,7 +180,7 @@ test("page", async (t) => {
     await until("the bell goes on", async () => (await annTab.locator("#bell-count").textContent()) === "1");
     await send(root, { topic: "example", data: { text: "up again" } });
     await annTab.getByText("up again").waitFor();
-    problems.splice(0, problems.length, ...problems.filter((problem) => !/ERR_|Failed to load resource/.test(problem)));
+    forgive(problems, /ERR_|Failed to load resource/);
   });
 
   await t.test("a correction takes the error away", async () => {
@@ -207,6 +212,33 @@ test("page", async (t) => {
         }
       }
     }
+  });
+
+  await t.test("signing out while the notifications load", async () => {
+    // the answers wait until she has signed out
+    let release;
+    const held = new Promise((resolve) => (release = resolve));
+    await secondTab.route("**/api/collections/notifications/**", async (route) => {
+      const answer = await route.fetch();
+      await held;
+      await route.fulfill({ response: answer });
+    });
+    await secondTab.bringToFront();
+    const asked = secondTab.waitForRequest("**/api/collections/notifications/**");
+    await secondTab.reload();
+    await asked;
+    await secondTab.getByRole("button", { name: "Sign out" }).click();
+    const late = secondTab.waitForResponse("**/api/collections/notifications/**");
+    release();
+    await (await late).finished();
+    await connected(secondTab);
+    assert.ok(await secondTab.locator("#bell").isHidden());
+    assert.equal(await secondTab.locator("#bell-list li").count(), 0);
+    await secondTab.unroute("**/api/collections/notifications/**");
+    await until("the other tab is signed out, too", async () => (await annTab.locator("#who").textContent()) === "guest");
+    await signIn(annTab, "users", "ann@example.com");
+    await annTab.locator("#bell").waitFor();
+    await until("the second tab is signed in, too", async () => (await secondTab.locator("#who").textContent()) === "Ann");
   });
 
   await t.test("signing out", async () => {

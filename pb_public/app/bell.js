@@ -42,6 +42,12 @@ export class Bell {
     return this.#pb.collection("notifications");
   }
 
+  /** The id of the signed-in user; superusers and guests have no inbox. */
+  get #user() {
+    const { record } = this.#pb.authStore;
+    return record?.collectionName === "users" ? record.id : undefined;
+  }
+
   /** Takes away what belongs to whoever was signed in. */
   stop() {
     this.#records = [];
@@ -50,20 +56,22 @@ export class Bell {
     this.#connection.forget("inbox");
   }
 
-  /** Shows the bell if a user is signed in: superusers and guests have no inbox. */
+  /** Shows the bell if a user is signed in. */
   async start() {
-    if (this.#pb.authStore.record?.collectionName !== "users") return;
+    if (!this.#user) return;
     await this.#connection.subscribe("inbox", "@inbox", undefined, (change) => this.#apply(change));
     await this.#load();
   }
 
   async #load() {
-    if (this.#pb.authStore.record?.collectionName !== "users") return;
+    const user = this.#user;
+    if (!user) return;
     try {
       const [latest, unread] = await Promise.all([
         this.#notifications.getList(1, shown, { sort: "-created", requestKey: null }),
         this.#notifications.getList(1, 1, { filter: 'read = ""', fields: "id", requestKey: null }),
       ]);
+      if (user !== this.#user) return; // signed out meanwhile: this is nobody else's
       this.#records = latest.items;
       this.#unread = unread.totalItems;
       byId("bell").hidden = false;
