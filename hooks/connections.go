@@ -1,79 +1,266 @@
-// Realtime connections: ours in the place of PocketBase's client.
+// Realtime connections: ours in the place of PocketBase's client, and the way
+// its messages are written.
 
 package hooks
 
 import (
-	"log/slog"
+	"bytes"
+	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"sync"
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
+	"github.com/pocketbase/pocketbase/tools/router"
+	"github.com/pocketbase/pocketbase/tools/security"
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
 	"herald/notify"
 )
 
-// bindConnections gives every realtime connection a client whose queue is
-// bounded and whose Send does not block, in place of PocketBase's own, and lets
-// it miss nothing while its subscriptions are replaced.
-func bindConnections(app core.App, notifier *notify.Notifier) {
+// ownConnectHandlers is how many handlers bindConnections binds to
+// OnRealtimeConnectRequest.
+const ownConnectHandlers = 2
+
+// connections gives every realtime connection a client whose queue is bounded
+// and whose Send does not block, in place of PocketBase's own.
+type connections struct {
+	notifier *notify.Notifier
+	limits   *limits
+}
+
+func bindConnections(app core.App, notifier *notify.Notifier, limits *limits) {
+	c := connections{notifier, limits}
+
 	app.OnRealtimeConnectRequest().Bind(&hook.Handler[*core.RealtimeConnectRequestEvent]{
-		Id: "heraldConnect",
-		Func: func(e *core.RealtimeConnectRequestEvent) error {
-			wire := &wire{control: http.NewResponseController(e.Response)}
-			defer wire.release()
-
-			id, logger := e.Client.Id(), e.App.Logger()
-			e.Client = notify.NewClient(e.Client, notifier.Config().QueueSize, func(reason string) {
-				logger.Warn("Realtime connection closed by the server",
-					slog.String("clientId", id), slog.String("reason", reason))
-				wire.cut()
-			})
-
-			return e.Next()
-		},
+		Id:   "heraldConnect",
+		Func: c.connect,
 		// before the handlers of others, who are to see the client that stays
 		Priority: -999,
 	})
-
+	app.OnRealtimeConnectRequest().Bind(&hook.Handler[*core.RealtimeConnectRequestEvent]{
+		Id:   "heraldServe",
+		Func: c.serve,
+		// in the place of PocketBase's own loop, which comes after all handlers
+		Priority: 99999,
+	})
 	app.OnRealtimeSubscribeRequest().Bind(&hook.Handler[*core.RealtimeSubscribeRequestEvent]{
-		Id: "heraldSubscribe",
-		Func: func(e *core.RealtimeSubscribeRequestEvent) error {
-			if client, ok := e.Client.(*notify.Client); ok {
-				return client.Resubscribe(e.Next)
-			}
-			return e.Next()
-		},
+		Id:   "heraldSubscribe",
+		Func: c.subscribe,
 		// after the handlers of others, who may refuse the request or change
 		// the client's subscriptions on their own
 		Priority: 999,
 	})
 }
 
-// wire cuts the connection of a request from outside of its handler.
-type wire struct {
-	mu      sync.Mutex // cut and release race
+// connect makes the client of a new connection.
+func (c connections) connect(e *core.RealtimeConnectRequestEvent) error {
+	release, err := c.limits.connect(e.RequestEvent)
+	if err != nil {
+		return err
+	}
+	client := c.notifier.NewClient(e.Client, release)
+	e.Client = client
+	e.Set(clientKey, client)
+
+	// PocketBase ends a connection after 30 minutes, and after 5 without a
+	// message, to find the forgotten ones. Heartbeats find these, so that only
+	// the first is kept, and spread: clients that came together, after a
+	// restart, are not to return together for ever. Handlers may set both.
+	e.MaxTimeout = spread(e.MaxTimeout)
+	if c.notifier.Config().Heartbeat > 0 {
+		e.IdleTimeout = e.MaxTimeout
+	}
+
+	err = e.Next()
+	if !handedOver(e) {
+		client.Close(notify.ReasonRejected) // unless it has ended already
+		<-client.Done()
+	}
+	return err
+}
+
+// spread returns d plus or minus up to a tenth of it.
+func spread(d time.Duration) time.Duration {
+	return d + time.Duration((rand.Float64()*2-1)*float64(d)/10)
+}
+
+// clientKey is where the event's store has the client that connect made.
+const clientKey = "heraldClient"
+
+// handedOverKey is set in the event's store when the connection lives on after
+// its handlers have returned.
+const handedOverKey = "heraldHandedOver"
+
+func handedOver(e *core.RealtimeConnectRequestEvent) bool { return e.Get(handedOverKey) != nil }
+
+// serve writes the client's messages: past net/http where the connection can be
+// taken from it, or else from this goroutine.
+func (c connections) serve(e *core.RealtimeConnectRequestEvent) error {
+	client, ok := e.Client.(*notify.Client)
+	if !ok {
+		// A handler has put a client of its own around ours, which gets the
+		// messages now. PocketBase's loop reads them from its channel.
+		if wrapped, ok := e.Get(clientKey).(*notify.Client); ok {
+			wrapped.Unlist()
+		}
+		return e.Next()
+	}
+	client.SetTimeouts(e.MaxTimeout, e.IdleTimeout)
+	client.Register()
+
+	if c.canTake(e) {
+		return c.take(e, client)
+	}
+	response := &response{event: e, client: client, control: http.NewResponseController(e.Response)}
+	defer response.release()
+	if err := client.ServeStream(e.Request.Context(), response); err != nil {
+		e.App.Logger().Debug("Realtime connection closed (failed to deliver message)", "clientId", client.Id(), "error", err.Error())
+	}
+	return nil
+}
+
+// canTake reports whether the bytes of the response can go past e.Response.
+func (c connections) canTake(e *core.RealtimeConnectRequestEvent) bool {
+	if e.App.OnRealtimeMessageSend().Length() > 0 {
+		return false // each message goes through the handlers, with this event
+	}
+	// A wrapper (of a middleware that compresses or counts) wants to see what
+	// is written. HTTP/2 has no connection of its own for a response, and TLS
+	// no write that does not wait.
+	tracker, ok := e.Response.(*router.ResponseWriter)
+	if !ok || tracker.Written() || e.Request.TLS != nil {
+		return false
+	}
+	if _, ok := tracker.ResponseWriter.(http.Hijacker); !ok {
+		return false
+	}
+	if _, ok := tracker.ResponseWriter.(router.RWUnwrapper); ok {
+		return false
+	}
+	// a HEAD request gets no body, and a request's own must not be left unread
+	return e.Request.Method == http.MethodGet && e.Request.ContentLength == 0 &&
+		e.Response.Header().Get("Content-Encoding") == ""
+}
+
+// take takes the connection from net/http and hands it to client.
+func (c connections) take(e *core.RealtimeConnectRequestEvent, client *notify.Client) error {
+	conn, buffered, err := http.NewResponseController(e.Response).Hijack()
+	if err != nil {
+		return e.InternalServerError("Failed to initialize SSE connection.", err)
+	}
+	if buffered.Reader.Buffered() > 0 {
+		conn.Close()
+		client.Close(notify.ReasonUnexpected)
+		return nil
+	}
+	client.TakeConn(conn, responseHead(e.RequestEvent))
+
+	if e.App.OnRealtimeConnectRequest().Length() > ownConnectHandlers {
+		<-client.Done() // what handlers do after e.Next is for when the client leaves
+		return nil
+	}
+	e.Set(handedOverKey, true)
+	return nil
+}
+
+// responseHead returns status line and headers as net/http would write them,
+// for a body that ends with the connection (RFC 9112, 6.3).
+func responseHead(e *core.RequestEvent) []byte {
+	head := new(bytes.Buffer)
+	fmt.Fprintf(head, "HTTP/1.%d 200 OK\r\n", min(e.Request.ProtoMinor, 1))
+	header := e.Response.Header()
+	header.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	header.Set("Connection", "close")
+	_ = header.Write(head) // into memory
+	head.WriteString("\r\n")
+	return head.Bytes()
+}
+
+// subscribe replaces the client's subscriptions.
+func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
+	client, ok := e.Client.(*notify.Client)
+	if ok {
+		client.SetExpiry(tokenExpiry(e.RequestEvent)) // before anything is sent to that user
+	}
+	if err := c.limits.subscribe(e); err != nil {
+		return err
+	}
+	if !ok {
+		return e.Next()
+	}
+	return client.Resubscribe(e.Next)
+}
+
+// tokenExpiry returns when the token of the request expires; zero where it has
+// none that does, e.g. since a middleware of the application's own has set Auth.
+func tokenExpiry(e *core.RequestEvent) time.Time {
+	if e.Auth == nil {
+		return time.Time{}
+	}
+	// PocketBase has verified it
+	claims, err := security.ParseUnverifiedJWT(bearerToken(e))
+	if err != nil {
+		return time.Time{}
+	}
+	expires, err := claims.GetExpirationTime()
+	if err != nil || expires == nil {
+		return time.Time{}
+	}
+	return expires.Time
+}
+
+// response is the response of a realtime request, for notify.Client.ServeStream.
+type response struct {
+	event  *core.RealtimeConnectRequestEvent
+	client *notify.Client
+
+	mu      sync.Mutex // Cut and release race
 	control *http.ResponseController
 }
 
-// cut makes the handler's write fail, also one that is stuck because the other
-// side does not read: PocketBase's realtime loop then returns and net/http
-// closes the connection.
-func (w *wire) cut() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.control != nil {
-		// not supported by e.g. a httptest.ResponseRecorder; there the closed
-		// queue alone ends the loop
-		_ = w.control.SetWriteDeadline(time.Unix(1, 0))
+var _ notify.Response = (*response)(nil)
+
+func (r *response) Hooked() bool { return r.event.App.OnRealtimeMessageSend().Length() > 0 }
+
+// Deliver lets the handlers of OnRealtimeMessageSend see the message, as
+// PocketBase's loop does.
+func (r *response) Deliver(message subscriptions.Message) error {
+	event := new(core.RealtimeMessageEvent)
+	event.RequestEvent = r.event.RequestEvent
+	event.Client = r.client
+	event.Message = &message
+	return r.event.App.OnRealtimeMessageSend().Trigger(event, func(e *core.RealtimeMessageEvent) error {
+		if _, err := e.Response.Write(notify.EncodeSSE(e.Client.Id(), e.Message.Name, e.Message.Data)); err != nil {
+			return err
+		}
+		return e.Flush()
+	})
+}
+
+func (r *response) Write(events []byte) error {
+	_, err := r.event.Response.Write(events)
+	return err
+}
+
+func (r *response) Flush() error { return r.event.Flush() }
+
+// Cut makes a write fail that is stuck because the other side does not read.
+func (r *response) Cut() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.control != nil {
+		// not supported by e.g. a httptest.ResponseRecorder, which never blocks
+		_ = r.control.SetWriteDeadline(time.Unix(1, 0))
 	}
 }
 
 // release has to be called before the handler returns: net/http forbids the use
 // of a ResponseWriter after that (with HTTP/2 it panics).
-func (w *wire) release() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.control = nil
+func (r *response) release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.control = nil
 }

@@ -58,6 +58,9 @@ func decode(data []byte, dst any, options ...json.Options) error {
 // fieldsError turns notify.Errors into PocketBase's form, with the fields at
 // fault in data; any other error is the server's.
 func fieldsError(message string, err error) *router.ApiError {
+	if errors.Is(err, notify.ErrShutdown) {
+		return router.NewApiError(http.StatusServiceUnavailable, message+" The server is shutting down.", nil)
+	}
 	var fieldErrs notify.Errors
 	if !errors.As(err, &fieldErrs) {
 		return router.NewInternalServerError(message, err)

@@ -4,7 +4,9 @@
 package hooks
 
 import (
+	"errors"
 	"io/fs"
+	"time"
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/spf13/pflag"
@@ -16,6 +18,13 @@ import (
 type Config struct {
 	// Notify configures the engine.
 	Notify notify.Config
+
+	// Limits bound what clients may take of the server.
+	Limits Limits
+
+	// MetricsToken lets whoever sends it as a bearer token read
+	// /api/notify/metrics. Defaults to superusers only.
+	MetricsToken string
 
 	// Page is what is served at / when there is no PublicDir. Defaults to
 	// nothing.
@@ -34,13 +43,46 @@ type Config struct {
 // BindFlags defines the command line flags of the plugin on flags; parsing
 // these fills in c.
 func (c *Config) BindFlags(flags *pflag.FlagSet) {
-	flags.IntVar(
-		&c.Notify.MaxSize,
-		"notifyMaxSize",
-		notify.DefaultMaxSize,
-		"the largest accepted data of a realtime message, in bytes of JSON",
-	)
+	engine, limits := &c.Notify, &c.Limits
+	flags.IntVar(&engine.MaxSize, "notifyMaxSize", notify.DefaultMaxSize,
+		"the largest accepted data of a realtime message, in bytes of JSON")
+	flags.IntVar(&engine.QueueSize, "notifyQueueSize", notify.DefaultQueueSize,
+		"how many messages may wait for a realtime connection before it is closed")
+	flags.IntVar(&engine.QueueBytes, "notifyQueueBytes", notify.DefaultQueueBytes,
+		"how many bytes may wait for a realtime connection before it is closed")
+	engine.Heartbeat = notify.DefaultHeartbeat
+	flags.Var((*heartbeatFlag)(&engine.Heartbeat), "notifyHeartbeat",
+		"how long a realtime connection may be idle before it gets a comment line; 0 is for ever")
+	flags.IntVar(&limits.Connections, "notifyMaxConnections", 0,
+		"how many realtime connections there may be; 0 is any number")
+	flags.IntVar(&limits.ConnectionsPerIP, "notifyMaxConnectionsPerIP", 0,
+		"how many realtime connections may come from one IP; 0 is any number")
+	flags.IntVar(&limits.ConnectionsPerUser, "notifyMaxConnectionsPerUser", 0,
+		"how many realtime connections one user may have; 0 is any number")
+	flags.IntVar(&limits.Subscriptions, "notifyMaxSubscriptions", 0,
+		"how many subscriptions a realtime connection may have; 0 is PocketBase's limit, 1000")
+	flags.StringVar(&c.MetricsToken, "notifyMetricsToken", "",
+		"a bearer token that may read /api/notify/metrics, for scrapers; empty: superusers only")
 }
+
+// heartbeatFlag is notify.Config.Heartbeat as a flag, for which 0 is none: in a
+// Config that is the default.
+type heartbeatFlag time.Duration
+
+func (f *heartbeatFlag) Set(text string) error {
+	d, err := time.ParseDuration(text)
+	if err != nil || d < 0 {
+		return errors.New("must be a duration such as 25s, or 0")
+	}
+	if d == 0 {
+		d = -1
+	}
+	*f = heartbeatFlag(d)
+	return nil
+}
+
+func (f *heartbeatFlag) String() string { return time.Duration(max(*f, 0)).String() }
+func (f *heartbeatFlag) Type() string   { return "duration" }
 
 // MustRegister is [Register] that panics on an error.
 func MustRegister(app core.App, config Config) {
@@ -53,10 +95,15 @@ func MustRegister(app core.App, config Config) {
 //
 // Each handler has an id that begins with "herald", by which it can be unbound.
 func Register(app core.App, config Config) error {
+	if config.Notify.Hooked == nil {
+		config.Notify.Hooked = func() bool { return app.OnRealtimeMessageSend().Length() > 0 }
+	}
 	notifier := notify.New(app, config.Notify)
 
-	bindConnections(app, notifier)
+	bindConnections(app, notifier, newLimits(config.Limits, notifier))
 	bindRoutes(app, notifier)
+	bindStats(app, notifier, config.MetricsToken)
+	bindServer(app, notifier)
 	bindInbox(app, notifier)
 	bindPage(app, config)
 

@@ -6,6 +6,7 @@ package notify
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
@@ -112,15 +113,24 @@ func (n *Notifier) compile(to Audience, except Except) (*audience, Errors) {
 	return a, errs
 }
 
+// matchClient is match for a client of ours; now says whether its token has
+// expired.
+func (a *audience) matchClient(client *Client, now time.Time) bool {
+	return a.matchID(client) && (!a.looksAtAuth || a.matchAuth(client.authAt(now)))
+}
+
 // match reports whether client belongs to the audience, by its auth record at
 // this moment.
 func (a *audience) match(client subscriptions.Client) bool {
-	if a.clients != nil || a.exceptClients != nil {
-		if id := client.Id(); a.clients != nil && !a.clients.has(id) || a.exceptClients.has(id) {
-			return false
-		}
+	return a.matchID(client) && (!a.looksAtAuth || a.matchAuth(authOf(client)))
+}
+
+func (a *audience) matchID(client subscriptions.Client) bool {
+	if a.clients == nil && a.exceptClients == nil {
+		return true // Id may cost a lock
 	}
-	return !a.looksAtAuth || a.matchAuth(authOf(client))
+	id := client.Id()
+	return (a.clients == nil || a.clients.has(id)) && !a.exceptClients.has(id)
 }
 
 func (a *audience) matchAuth(auth *core.Record) bool {
@@ -149,6 +159,9 @@ func (a *audience) matchAuth(auth *core.Record) bool {
 
 // authOf returns the auth record of client's connection, nil for a guest.
 func authOf(client subscriptions.Client) *core.Record {
+	if own, ok := client.(*Client); ok {
+		return own.authAt(time.Now())
+	}
 	auth, _ := client.Get(apis.RealtimeClientAuthKey).(*core.Record)
 	return auth
 }

@@ -40,13 +40,13 @@ func TestAudience(t *testing.T) {
 	gone := pbtest.AddAuth(t, app, "users", "gone@x.com", map[string]any{"plan": "pro"})
 
 	clients := map[string]*notify.Client{
-		"guest":     connect(app, nil, 8, "t"),
-		"ann":       connect(app, ann, 8, "t"),
-		"ann-phone": connect(app, ann, 8, "t"),
-		"bob":       connect(app, bob, 8, "t"),
-		"twin":      connect(app, twin, 8, "t"),
-		"root":      connect(app, root, 8, "t"),
-		"elsewhere": connect(app, ann, 8, "other"),
+		"guest":     connect(app, nil, "t"),
+		"ann":       connect(app, ann, "t"),
+		"ann-phone": connect(app, ann, "t"),
+		"bob":       connect(app, bob, "t"),
+		"twin":      connect(app, twin, "t"),
+		"root":      connect(app, root, "t"),
+		"elsewhere": connect(app, ann, "other"),
 	}
 	n := notify.New(app, notify.Config{})
 
@@ -122,7 +122,7 @@ func TestAudience(t *testing.T) {
 
 func TestInvalidAudience(t *testing.T) {
 	app := pbtest.NewApp(t)
-	client := connect(app, nil, 8, "t")
+	client := connect(app, nil, "t")
 	n := notify.New(app, notify.Config{})
 
 	for name, test := range map[string]struct {
@@ -167,9 +167,9 @@ func TestFilterIsOneQuery(t *testing.T) {
 	app := pbtest.NewApp(t)
 	n := notify.New(app, notify.Config{})
 	for _, email := range []string{"a@x.com", "b@x.com", "c@x.com"} {
-		connect(app, pbtest.AddAuth(t, app, "users", email, nil), 8, "t")
+		connect(app, pbtest.AddAuth(t, app, "users", email, nil), "t")
 	}
-	connect(app, pbtest.AddAuth(t, app, core.CollectionNameSuperusers, "root@x.com", nil), 8, "t")
+	connect(app, pbtest.AddAuth(t, app, core.CollectionNameSuperusers, "root@x.com", nil), "t")
 
 	queries := pbtest.CountQueries(t, app)
 	report, err := n.Send(t.Context(), notify.Message{Topic: "t", Data: 1, To: notify.Audience{Filter: "email != ''"}})

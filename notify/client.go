@@ -1,93 +1,109 @@
-// The client of a realtime connection, with its bounded queue. hooks/connections.go
-// makes one for each connection; the fan-out and PocketBase send to it.
+// The client of a realtime connection. hooks/connections.go makes one for each
+// connection; the fan-out and PocketBase send to it. Its queue is in queue.go,
+// the two ways of writing it out in socket.go and stream.go.
 
 package notify
 
 import (
-	"maps"
+	"context"
+	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/pocketbase/pocketbase/apis"
+	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
 
-// The reasons for which the server ends a connection.
+// Why a connection ended, in logs and metrics.
 const (
-	ReasonQueueFull    = "queue full"   // it did not read what was sent to it
-	ReasonDisconnected = "disconnected" // somebody asked for it, see Notifier.Disconnect
+	ReasonLeft         = "left"             // the client closed it, or the network did
+	ReasonQueueFull    = "queue full"       // it did not read what was sent to it
+	ReasonTooSlow      = "too slow"         // it took nothing for WriteTimeout
+	ReasonWriteFailed  = "write failed"     // e.g. reset by the peer
+	ReasonUnexpected   = "unexpected data"  // it sent something where a client has nothing to say
+	ReasonDisconnected = "disconnected"     // somebody asked for it, see Notifier.Disconnect
+	ReasonUnregistered = "unregistered"     // other code took it out of PocketBase's broker
+	ReasonLifetime     = "lifetime over"    // RealtimeConnectRequestEvent.MaxTimeout
+	ReasonIdle         = "idle"             // RealtimeConnectRequestEvent.IdleTimeout
+	ReasonTokenExpired = "token expired"    // its SDK comes back with the token it has by now
+	ReasonAuthEnded    = "auth ended"       // what was queued for the user must not be written any more
+	ReasonHandlers     = "handlers changed" // an OnRealtimeMessageSend handler was bound after it connected
+	ReasonShutdown     = "shutdown"         // the server stops
+	ReasonFailed       = "internal error"   // a panic in its path
+	ReasonRejected     = "handler returned" // a handler of the connect request ended it
 )
 
 // Client is a realtime connection whose Send never blocks: it puts the message
-// into a bounded queue, from which PocketBase's realtime loop writes it to the
-// socket. A connection whose queue is full is closed, rather than left with a
-// hole in what it received.
+// into a bounded queue. A connection whose queue is full is closed, rather than
+// left with a hole in what it received.
 //
 // It wraps the client that PocketBase made for the connection and keeps that
-// one's id, subscriptions and store, and beside these its subscription keys by
-// topic: asking PocketBase's client for them costs it several allocations, which
-// every message would pay for every connection.
+// one's id, subscriptions and store. What it adds it keeps in the notifier's
+// index: its topics and its user.
+//
+// After [Notifier.NewClient] either [Client.TakeConn] or [Client.ServeStream]
+// writes out what is queued, or else somebody reads [Client.Channel].
 type Client struct {
 	subscriptions.Client
 
+	notifier  *Notifier
 	connected time.Time
-	onClose   func(reason string)
+	onEnd     func()
+	done      chan struct{} // closed when the connection has ended and all is cleaned up
 
-	mu        sync.Mutex // held for sends to queue and for closing it
-	queue     chan subscriptions.Message
-	discarded bool
+	queue // the messages that wait, and the state of the connection
 
-	keysMu sync.RWMutex
-	keys   map[string][]string // subscription keys by topic; a slice is replaced, never changed
-	held   map[string][]string // in force in place of keys during a Resubscribe; else nil
+	// what the connection was asked to be, set before it is served
+	lifetime, idle time.Duration
+
+	// When it was written to and had a message last, by Notifier.clock.
+	lastWrite, lastMessage atomic.Int64
+
+	// serving and socket are set once, under queue.mu, when serving begins
+	socket *socket
+	stream *stream
+
+	authMu  sync.Mutex // orders changes of auth with those of the index
+	auth    atomic.Pointer[core.Record]
+	expires atomic.Int64 // when auth's token does, in Unix seconds; 0: never
+
+	// subsMu guards what follows and is taken before the lock of any stripe.
+	subsMu      sync.Mutex
+	subs        []*subscription
+	resubscribe bool // an Unsubscribe is about to be followed by a Subscribe
+	unlisted    bool // keeps out of the index, for good
 }
 
 var _ subscriptions.Client = (*Client)(nil)
 
-// NewClient wraps base, the client of a connection that begins now, with a
-// queue of size messages.
-//
-// onClose is called on a goroutine of its own, at most once, when the server
-// ends the connection; it has to cut the connection even where a write to it is
-// stuck. reason is one of the Reason… constants.
-func NewClient(base subscriptions.Client, size int, onClose func(reason string)) *Client {
-	return &Client{
-		Client:    base,
-		connected: time.Now(),
-		onClose:   onClose,
-		queue:     make(chan subscriptions.Message, size),
-		keys:      map[string][]string{},
-	}
+// NewClient wraps base, the client of a connection that begins now. onEnd, which
+// may be nil, is called once when the connection has ended, whoever ended it.
+// The connection has to be ended at some time: by [Client.Close], by
+// [Client.Discard] or by its other side.
+func (n *Notifier) NewClient(base subscriptions.Client, onEnd func()) *Client {
+	c := &Client{Client: base, notifier: n, connected: time.Now(), onEnd: onEnd, done: make(chan struct{})}
+	c.frames = c.inline[:0]
+	return c
 }
 
 // Subscribe implements [subscriptions.Client].
 func (c *Client) Subscribe(keys ...string) {
-	c.keysMu.Lock()
-	defer c.keysMu.Unlock()
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
 	c.Client.Subscribe(keys...)
-	for _, key := range keys {
-		topic := topicOf(key)
-		if known := c.keys[topic]; key != "" && safeKey(key) && !slices.Contains(known, key) {
-			c.keys[topic] = append(slices.Clip(known), key)
-		}
-	}
-	c.held = nil
+	c.reindex()
 }
 
 // Unsubscribe implements [subscriptions.Client]; no keys are all keys.
 func (c *Client) Unsubscribe(keys ...string) {
-	c.keysMu.Lock()
-	defer c.keysMu.Unlock()
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
 	c.Client.Unsubscribe(keys...)
-	if len(keys) == 0 {
-		clear(c.keys)
-	}
-	for _, key := range keys {
-		topic := topicOf(key)
-		left := slices.DeleteFunc(slices.Clone(c.keys[topic]), func(known string) bool { return known == key })
-		if c.keys[topic] = left; len(left) == 0 {
-			delete(c.keys, topic)
-		}
+	if !c.resubscribe {
+		c.reindex()
 	}
 }
 
@@ -96,96 +112,226 @@ func (c *Client) Unsubscribe(keys ...string) {
 // adds a topic. Up to that Subscribe the client still gets messages by the keys
 // it had: between the two calls it would miss them.
 func (c *Client) Resubscribe(replace func() error) error {
-	c.hold(true)
-	defer c.hold(false)
+	hold := func(on bool) {
+		c.subsMu.Lock()
+		defer c.subsMu.Unlock()
+		c.resubscribe = on
+		if !on {
+			c.reindex()
+		}
+	}
+	hold(true)
+	defer hold(false)
 	return replace()
 }
 
-func (c *Client) hold(on bool) {
-	c.keysMu.Lock()
-	defer c.keysMu.Unlock()
-	c.held = nil
-	if on {
-		c.held = maps.Clone(c.keys)
+// reindex makes the index say what the client is subscribed to. subsMu is held.
+func (c *Client) reindex() {
+	wanted := map[string][]string{}
+	if !c.unlisted {
+		for key := range c.Client.Subscriptions() {
+			if safeKey(key) {
+				topic := topicOf(key)
+				wanted[topic] = append(wanted[topic], key)
+			}
+		}
 	}
-}
-
-// keysOf returns the keys by which the client is subscribed to topic.
-func (c *Client) keysOf(topic string) []string {
-	c.keysMu.RLock()
-	defer c.keysMu.RUnlock()
-	if c.held != nil {
-		return c.held[topic]
-	}
-	return c.keys[topic]
-}
-
-// Channel returns the queue. It is closed by Discard; messages that are in it
-// by then can still be received.
-func (c *Client) Channel() chan subscriptions.Message { return c.queue }
-
-// Send queues m. It does not block.
-func (c *Client) Send(m subscriptions.Message) { c.enqueue(m) }
-
-func (c *Client) enqueue(m subscriptions.Message) bool {
-	// An SSE parser takes one space after "event:" away (WHATWG HTML, 9.2.6),
-	// and PocketBase writes none of its own.
-	if m.Name != "" && m.Name[0] == ' ' {
-		m.Name = " " + m.Name
-	}
-
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.discarded {
+	index := c.notifier.index
+	c.subs = slices.DeleteFunc(c.subs, func(s *subscription) bool {
+		keys, ok := wanted[s.topic]
+		if !ok {
+			index.remove(s)
+			return true
+		}
+		delete(wanted, s.topic)
+		if slices.Sort(keys); !slices.Equal(keys, s.keys) {
+			index.setKeys(s, keys)
+		}
 		return false
-	}
-	select {
-	case c.queue <- m:
-		return true
-	default:
-		c.closeLocked(ReasonQueueFull)
-		return false
+	})
+	for topic, keys := range wanted {
+		slices.Sort(keys)
+		s := &subscription{client: c, topic: topic, keys: keys}
+		index.add(s)
+		c.subs = append(c.subs, s)
 	}
 }
 
-// Queued returns how many messages wait to be written.
-func (c *Client) Queued() int { return len(c.queue) }
+// unlist takes the client out of the index for good.
+func (c *Client) unlist() {
+	c.subsMu.Lock()
+	c.unlisted = true
+	c.reindex()
+	c.subsMu.Unlock()
+
+	c.authMu.Lock()
+	defer c.authMu.Unlock()
+	c.setAuthLocked(nil)
+}
+
+// subscriptionTo returns the client's subscription to topic, nil without one.
+func (c *Client) subscriptionTo(topic string) *subscription {
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+	for _, s := range c.subs {
+		if s.topic == topic {
+			return s
+		}
+	}
+	return nil
+}
+
+// Set implements [subscriptions.Client].
+func (c *Client) Set(key string, value any) {
+	if key == apis.RealtimeClientAuthKey {
+		auth, _ := value.(*core.Record)
+		c.authMu.Lock()
+		defer c.authMu.Unlock()
+		c.setAuthLocked(auth)
+	}
+	c.Client.Set(key, value)
+}
+
+// Unset implements [subscriptions.Client].
+func (c *Client) Unset(key string) {
+	if key == apis.RealtimeClientAuthKey {
+		c.authMu.Lock()
+		defer c.authMu.Unlock()
+		c.setAuthLocked(nil)
+	}
+	c.Client.Unset(key)
+}
+
+// Get implements [subscriptions.Client]. The auth record is nil once its token
+// has expired.
+func (c *Client) Get(key string) any {
+	if key == apis.RealtimeClientAuthKey && c.auth.Load() != nil && c.expired(time.Now()) {
+		return nil
+	}
+	return c.Client.Get(key)
+}
+
+// setAuthLocked notes who the client is. authMu is held.
+func (c *Client) setAuthLocked(auth *core.Record) {
+	before := c.auth.Swap(auth)
+	if auth == nil {
+		c.expires.Store(0)
+	}
+	if before != nil && auth != nil && refOf(before) == refOf(auth) {
+		return // a newer version of the same record
+	}
+	if before == nil && auth == nil {
+		return
+	}
+	if before != nil {
+		c.endIfPrivate()
+	}
+	c.subsMu.Lock()
+	unlisted := c.unlisted
+	c.subsMu.Unlock()
+	if unlisted {
+		auth = nil
+	}
+	c.notifier.index.setUser(c, before, auth)
+}
+
+// SetExpiry tells when the token of the client's auth record expires; the zero
+// time is never. From then on the client counts as a guest, and its connection
+// is closed within a second, so that its SDK comes back with the token that it
+// has by then.
+func (c *Client) SetExpiry(at time.Time) {
+	if at.IsZero() {
+		c.expires.Store(0)
+	} else {
+		c.expires.Store(at.Unix())
+	}
+}
+
+// authAt returns the auth record that counts at the time now, nil for a guest.
+func (c *Client) authAt(now time.Time) *core.Record {
+	if auth := c.auth.Load(); auth != nil && !c.expired(now) {
+		return auth
+	}
+	return nil
+}
+
+func (c *Client) expired(now time.Time) bool {
+	at := c.expires.Load()
+	return at != 0 && now.Unix() >= at
+}
+
+// SetTimeouts limits how long the connection lasts, and how long without a
+// message. Zero is no limit. To be called before it is served.
+func (c *Client) SetTimeouts(lifetime, idle time.Duration) {
+	c.lifetime, c.idle = lifetime, idle
+}
+
+// Register puts the client into PocketBase's broker, where its subscriptions can
+// be set and other code finds it. It leaves the broker when it ends.
+func (c *Client) Register() {
+	c.notifier.app.SubscriptionsBroker().Register(c)
+	c.countRegistered()
+}
+
+// Unlist keeps the client out of the index of who gets messages: for one that
+// other code has wrapped by a client of its own, which gets them instead.
+func (c *Client) Unlist() { c.unlist() }
 
 // Connected returns when the connection began.
 func (c *Client) Connected() time.Time { return c.connected }
 
-// Close ends the connection. The SDK on the other side will reconnect.
-func (c *Client) Close(reason string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.discarded {
-		c.closeLocked(reason)
+// Done is closed when the connection has ended and nothing of it is left.
+func (c *Client) Done() <-chan struct{} { return c.done }
+
+// Close ends the connection at once; what is queued is not written. The SDK on
+// the other side will reconnect. reason is for logs and metrics.
+func (c *Client) Close(reason string) { c.end(reason) }
+
+// Discard implements [subscriptions.Client]: it ends the connection.
+func (c *Client) Discard() { c.end(ReasonUnregistered) }
+
+// Send queues m. It does not block. What PocketBase sends in this way (record
+// events) was checked against the client's auth record.
+func (c *Client) Send(m subscriptions.Message) {
+	if m.Name == "" || !safeKey(m.Name) {
+		return
+	}
+	if c.notifier.hooked() && c.isTaken() {
+		c.Finish(ReasonHandlers)
+		return
+	}
+	if c.deliver(newFrame(m, true)) >= queued {
+		c.lastMessage.Store(c.notifier.clock.Load())
 	}
 }
 
-func (c *Client) closeLocked(reason string) {
-	c.discardLocked()
-	go c.onClose(reason) // may do I/O, and a sender must not wait for it
-}
-
-// Discard implements [subscriptions.Client]: nothing can be queued any more.
-func (c *Client) Discard() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.discarded {
-		c.discardLocked()
+// cleanup is what remains to be done when the connection has ended, on a
+// goroutine of its own, since it takes locks that the one who ends it may hold.
+func (c *Client) cleanup(reason string, undelivered int) {
+	defer close(c.done)
+	if c.socket != nil {
+		c.socket.conn.Close()
 	}
-}
-
-func (c *Client) discardLocked() {
-	c.discarded = true
-	close(c.queue)
+	if c.stream != nil {
+		c.stream.cut()
+	}
+	n := c.notifier
+	n.serving.remove(c)
+	c.unlist()
+	if registered, err := n.app.SubscriptionsBroker().ClientById(c.Id()); err == nil && registered == subscriptions.Client(c) {
+		n.app.SubscriptionsBroker().Unregister(c.Id())
+	}
 	c.Client.Discard()
-}
+	if c.onEnd != nil {
+		c.onEnd()
+	}
+	n.stats.ended(reason, undelivered)
 
-// IsDiscarded implements [subscriptions.Client].
-func (c *Client) IsDiscarded() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.discarded
+	level := slog.LevelDebug
+	switch reason {
+	case ReasonQueueFull, ReasonTooSlow, ReasonUnexpected, ReasonFailed, ReasonHandlers:
+		level = slog.LevelWarn
+	}
+	n.app.Logger().Log(context.Background(), level, "Realtime connection closed",
+		slog.String("clientId", c.Id()), slog.String("reason", reason), slog.Int("undelivered", undelivered))
 }

@@ -104,6 +104,15 @@ func (n *Notifier) HasSubscribers(topic, user string) bool {
 	return err == nil && len(clients) > 0
 }
 
+// ClientsOf returns the ids of the connections of an auth record.
+func (n *Notifier) ClientsOf(auth *core.Record) []string {
+	var ids []string
+	for _, client := range n.index.clientsOf(refOf(auth)) {
+		ids = append(ids, client.Id())
+	}
+	return ids
+}
+
 // Disconnect ends the connection with id and reports whether there was one.
 // The SDK on the other side reconnects.
 func (n *Notifier) Disconnect(id string) bool {
@@ -148,8 +157,8 @@ func (n *Notifier) selectClients(filter ConnectionFilter) ([]subscriptions.Clien
 		user = ref
 	}
 	var result []subscriptions.Client
-	for _, client := range n.app.SubscriptionsBroker().Clients() {
-		if filter.Topic != "" && len(keysOf(client, filter.Topic)) == 0 {
+	for _, client := range n.candidates(filter.Topic, filter.User != "", user) {
+		if client.IsDiscarded() || filter.Topic != "" && len(keysOf(client, filter.Topic)) == 0 {
 			continue
 		}
 		if filter.User != "" {
@@ -160,6 +169,26 @@ func (n *Notifier) selectClients(filter ConnectionFilter) ([]subscriptions.Clien
 		result = append(result, client)
 	}
 	return result, nil
+}
+
+// candidates returns clients among which all are that are subscribed to topic
+// (if it is not empty) and belong to user (if byUser): as few as the index knows
+// how to find.
+func (n *Notifier) candidates(topic string, byUser bool, user userRef) []subscriptions.Client {
+	var own []*Client
+	switch {
+	case byUser:
+		own = n.index.clientsOf(user)
+	case topic != "":
+		own = n.index.clientsOn(topic)
+	default:
+		return slices.Collect(maps.Values(n.app.SubscriptionsBroker().Clients()))
+	}
+	clients := slices.Clone(n.foreignClients())
+	for _, client := range own {
+		clients = append(clients, client)
+	}
+	return clients
 }
 
 // topicsOf returns the topics of all of client's subscription keys.

@@ -15,9 +15,9 @@ func TestConnections(t *testing.T) {
 	app := pbtest.NewApp(t)
 	n := notify.New(app, notify.Config{})
 	ann := pbtest.AddAuth(t, app, "users", "ann@x.com", nil)
-	guest := connect(app, nil, 8, "a", "users/*")
-	tab := connect(app, ann, 8, "a", "a?options=%7B%7D", "@inbox")
-	phone := connect(app, ann, 8, "a", "b")
+	guest := connect(app, nil, "a", "users/*")
+	tab := connect(app, ann, "a", "a?options=%7B%7D", "@inbox")
+	phone := connect(app, ann, "a", "b")
 	guest.Set(apis.RealtimeClientIPKey, "1.2.3.4")
 	if _, err := n.Send(t.Context(), notify.Message{Topic: "b", Data: 1}); err != nil {
 		t.Fatal(err)

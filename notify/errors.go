@@ -4,6 +4,7 @@
 package notify
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 )
@@ -20,6 +21,10 @@ var (
 	ErrInvalidAudience error = &kind{"validation_invalid_audience", "invalid audience"}
 	ErrInvalidFilter   error = &kind{"validation_invalid_filter", "invalid filter"}
 )
+
+// ErrShutdown refuses a message because the server stops. A retry reaches its
+// successor.
+var ErrShutdown = errors.New("the server is shutting down")
 
 // kind is the comparable identity behind the exported Err… values.
 type kind struct{ code, text string }

@@ -130,7 +130,7 @@ func (n *Notifier) filterCandidates(pub *publication) map[string]set[string] {
 	rest.filter = nil
 
 	candidates := map[string]set[string]{}
-	for _, client := range n.app.SubscriptionsBroker().Clients() {
+	for _, client := range n.candidates(pub.topic, false, userRef{}) {
 		auth := authOf(client)
 		if auth == nil || !rest.match(client) || len(keysOf(client, pub.topic)) == 0 {
 			continue

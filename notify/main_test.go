@@ -14,29 +14,16 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // connect registers a client that is signed in as auth (nil: a guest) and
-// subscribed to keys.
-func connect(app core.App, auth *core.Record, queueSize int, keys ...string) *notify.Client {
-	client := notify.NewClient(subscriptions.NewDefaultClient(), queueSize, func(string) {})
+// subscribed to keys. Nothing writes out what it gets.
+func connect(app core.App, auth *core.Record, keys ...string) *notify.Client {
+	client := notify.New(app, notify.Config{}).NewClient(subscriptions.NewDefaultClient(), nil)
 	if auth != nil {
 		client.Set(apis.RealtimeClientAuthKey, auth)
 	}
 	client.Subscribe(keys...)
-	app.SubscriptionsBroker().Register(client)
+	client.Register()
 	return client
 }
 
 // received takes what waits in client's queue.
-func received(client subscriptions.Client) []subscriptions.Message {
-	var messages []subscriptions.Message
-	for {
-		select {
-		case message, ok := <-client.Channel():
-			if !ok {
-				return messages
-			}
-			messages = append(messages, message)
-		default:
-			return messages
-		}
-	}
-}
+func received(client *notify.Client) []subscriptions.Message { return client.TakeQueued() }

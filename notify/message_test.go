@@ -15,8 +15,8 @@ import (
 
 func TestData(t *testing.T) {
 	app := pbtest.NewApp(t)
-	client := connect(app, nil, 8, "t")
 	n := notify.New(app, notify.Config{MaxSize: 100})
+	client := connect(app, nil, "t")
 
 	for name, test := range map[string]struct {
 		data any
@@ -84,8 +84,12 @@ func TestNewIsOneAnApp(t *testing.T) {
 
 func TestNotify(t *testing.T) {
 	app := pbtest.NewApp(t)
-	client := connect(app, nil, 8, "example")
 	data := map[string]any{"test": 123}
+	err := app.RunInTransaction(func(txApp core.App) error { return notify.Notify(txApp, "example", data) })
+	if err == nil || !strings.Contains(err.Error(), "notify.New") {
+		t.Errorf("in a transaction, before there is a Notifier: error %v does not tell what to do", err)
+	}
+	client := connect(app, nil, "example")
 
 	expect := func(t *testing.T, want ...string) {
 		t.Helper()
@@ -100,12 +104,6 @@ func TestNotify(t *testing.T) {
 		}
 	}
 
-	t.Run("in a transaction, before there is a Notifier", func(t *testing.T) {
-		err := app.RunInTransaction(func(txApp core.App) error { return notify.Notify(txApp, "example", data) })
-		if err == nil || !strings.Contains(err.Error(), "notify.New") {
-			t.Errorf("error %v does not tell what to do", err)
-		}
-	})
 	t.Run("at once", func(t *testing.T) {
 		if err := notify.Notify(app, "example", data); err != nil {
 			t.Fatal(err)

@@ -5,25 +5,31 @@
 // It is an engine without routes and flags; the package herald/hooks binds it
 // to an application. A message's way through it:
 //
-//	Send (send.go)  →  validate and encode once (message.go, topic.go)
-//	                →  who may get it (audience.go, filter.go)
+//	Send (send.go)  →  validate and encode once (message.go, topic.go, frame.go)
+//	                →  who may get it (audience.go, filter.go, index.go)
 //	                →  fan-out in the topic's order (send.go)
-//	                →  the connection's bounded queue (client.go, outbox.go)
+//	                →  the connection's bounded queue (queue.go; outbox.go)
+//	                →  one write for all that waits (writers.go, socket.go; stream.go)
 package notify
 
 import (
 	"context"
 	"errors"
-	"hash/maphash"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
 )
 
-// DefaultMaxSize is the default of [Config.MaxSize].
-const DefaultMaxSize = 256 << 10
+// The defaults of [Config].
+const (
+	DefaultQueueSize  = 256
+	DefaultQueueBytes = 1 << 20
+	DefaultMaxSize    = 256 << 10
+	DefaultHeartbeat  = 25 * time.Second
+)
 
 // Config holds the options of a [Notifier]. The zero value works.
 type Config struct {
@@ -32,13 +38,24 @@ type Config struct {
 	// a bound would end in the server's memory. Defaults to 256.
 	QueueSize int
 
+	// QueueBytes is how many bytes may wait for one connection. Defaults to
+	// 1 MiB.
+	QueueBytes int
+
+	// Heartbeat is how long a connection may be idle before it gets a comment
+	// line, which keeps proxies from closing it and finds the dead ones.
+	// Defaults to 25 s; negative is none.
+	Heartbeat time.Duration
+
+	// Hooked reports whether somebody wants to see each message to each
+	// connection, as OnRealtimeMessageSend handlers do: connections that were
+	// taken ([Client.TakeConn]) then get no message any more and are closed.
+	// Defaults to nobody.
+	Hooked func() bool
+
 	// MaxSize is the largest accepted message data in bytes, as compact JSON.
 	// Defaults to DefaultMaxSize, 256 KiB.
 	MaxSize int
-
-	// ChunkSize is how many connections one goroutine of a fan-out serves.
-	// Defaults to 300, as in PocketBase's documentation.
-	ChunkSize int
 
 	// IDWindow is for how long the id of a message is remembered, so that a
 	// retry with the same id is not sent twice. Defaults to 5 minutes.
@@ -47,13 +64,16 @@ type Config struct {
 
 func (c Config) withDefaults() Config {
 	if c.QueueSize <= 0 {
-		c.QueueSize = 256
+		c.QueueSize = DefaultQueueSize
 	}
 	if c.MaxSize <= 0 {
 		c.MaxSize = DefaultMaxSize
 	}
-	if c.ChunkSize <= 0 {
-		c.ChunkSize = 300
+	if c.QueueBytes <= 0 {
+		c.QueueBytes = DefaultQueueBytes
+	}
+	if c.Heartbeat == 0 {
+		c.Heartbeat = DefaultHeartbeat
 	}
 	if c.IDWindow <= 0 {
 		c.IDWindow = 5 * time.Minute
@@ -67,11 +87,18 @@ type Notifier struct {
 	app    core.App
 	config Config
 
-	// order[h] is held while a message of a topic with hash h goes into the
-	// queues, so that all subscribers of a topic see one order. Nothing that
-	// can block is done under it.
-	order [256]sync.Mutex
-	seed  maphash.Seed
+	index   *index
+	writers *writers
+	serving serving
+	foreign foreign
+	stats   stats
+
+	registered atomic.Int64 // how many of our clients are in the broker
+	started    time.Time
+	clock      atomic.Int64 // nanoseconds since started, at the last tick
+
+	sending sync.RWMutex // held for reading while a message goes into the queues
+	stopped bool         // guarded by sending
 
 	outboxes outboxes
 	recent   recent
@@ -91,12 +118,16 @@ func New(app core.App, config Config) *Notifier {
 			panic("notify.New: called with the app of a transaction")
 		}
 		config = config.withDefaults()
-		n := &Notifier{app: app, config: config, seed: maphash.MakeSeed()}
+		n := &Notifier{app: app, config: config, index: newIndex(), writers: newWriters(), started: time.Now()}
+		n.serving = serving{tick: n.tick, clients: map[*Client]struct{}{}}
+		n.stats.disconnects = map[string]int64{}
 		n.outboxes = outboxes{limit: config.QueueSize, byClient: map[string]*outbox{}, evict: n.evict}
 		n.recent = recent{window: config.IDWindow, byID: map[string]*result{}}
 		return n
 	}).(*Notifier)
 }
+
+func (n *Notifier) hooked() bool { return n.config.Hooked != nil && n.config.Hooked() }
 
 // Config returns the configuration in force, with the defaults filled in.
 func (n *Notifier) Config() Config { return n.config }

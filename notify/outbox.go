@@ -4,6 +4,8 @@ package notify
 
 import (
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -52,6 +54,20 @@ func (o *outboxes) enqueue(client subscriptions.Client, message subscriptions.Me
 	}
 	box.waiting = append(box.waiting, message)
 	return true
+}
+
+// wait returns when nothing waits any more, or expired fires.
+func (o *outboxes) wait(expired <-chan time.Time) {
+	o.mu.Lock()
+	boxes := slices.Collect(maps.Values(o.byClient))
+	o.mu.Unlock()
+	for _, box := range boxes {
+		select {
+		case <-box.drained:
+		case <-expired:
+			return
+		}
+	}
 }
 
 // drain sends what waits in box, in order, until nothing does.

@@ -15,13 +15,13 @@ import (
 func TestRetryIsSentOnce(t *testing.T) {
 	app := pbtest.NewApp(t)
 	n := notify.New(app, notify.Config{})
-	client := connect(app, nil, 64, "t")
+	client := connect(app, nil, "t")
 
 	first, err := n.Send(t.Context(), notify.Message{Topic: "t", Data: 1, ID: "order-7"})
 	if err != nil || first.ID != "order-7" || first.Queued != 1 {
 		t.Fatalf("report %+v, error %v", first, err)
 	}
-	connect(app, nil, 64, "t")
+	connect(app, nil, "t")
 
 	var group sync.WaitGroup
 	for range 20 {
@@ -45,7 +45,7 @@ func TestRetryIsSentOnce(t *testing.T) {
 func TestFailedSendCanBeRetried(t *testing.T) {
 	app := pbtest.NewApp(t)
 	n := notify.New(app, notify.Config{})
-	connect(app, nil, 8, "t")
+	connect(app, nil, "t")
 	if _, err := n.Send(t.Context(), notify.Message{Topic: "t", Data: make(chan int), ID: "x"}); !errors.Is(err, notify.ErrInvalidData) {
 		t.Fatalf("error %v", err)
 	}
@@ -69,7 +69,7 @@ func TestIDIsForgottenAfterTheWindow(t *testing.T) {
 	app := pbtest.NewApp(t)
 	synctest.Test(t, func(t *testing.T) {
 		n := notify.New(app, notify.Config{IDWindow: time.Minute})
-		client := connect(app, nil, 8, "t")
+		client := connect(app, nil, "t")
 		for i, want := range []int{1, 0, 1, 0} {
 			if i > 0 {
 				time.Sleep(40 * time.Second)

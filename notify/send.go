@@ -6,21 +6,18 @@ package notify
 import (
 	"context"
 	"fmt"
-	"hash/maphash"
 	"log/slog"
-	"sync/atomic"
+	"time"
 
-	"github.com/pocketbase/pocketbase/tools/routine"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
-	"golang.org/x/sync/errgroup"
 )
 
 // Send sends msg to the subscribers of its topic that belong to its audience,
 // and returns once the message is in their queues. It waits for no subscriber.
 //
 // A message that is wrong is refused whole with an error of type [Errors].
-// Other errors are those of the filter's query and of ctx; then too nobody got
-// the message. ctx is not looked at any more once the fan-out has begun.
+// Other errors are those of the filter's query and of ctx, and [ErrShutdown];
+// then too nobody got the message. ctx is not looked at any more once the fan-out has begun.
 //
 // Messages that are sent one after another reach each connection in that order.
 // Of concurrent sends to one topic all subscribers see the same order.
@@ -62,61 +59,178 @@ func (n *Notifier) publish(ctx context.Context, pub *publication) (Report, error
 		return Report{}, err
 	}
 
-	order := &n.order[maphash.String(n.seed, pub.topic)%uint64(len(n.order))]
-	order.Lock()
-	defer order.Unlock()
-
-	return n.fanOut(pub), nil
+	n.sending.RLock()
+	defer n.sending.RUnlock()
+	if n.stopped {
+		return Report{}, ErrShutdown
+	}
+	start := time.Now()
+	report := n.fanOut(pub)
+	n.stats.sent(report, time.Since(start))
+	return report, nil
 }
 
 // fanOut puts pub into the queue of every recipient.
 func (n *Notifier) fanOut(pub *publication) Report {
-	var matched, queued atomic.Int64
+	f := fanOut{notifier: n, pub: pub, now: time.Now(), clock: n.clock.Load(), hooked: n.hooked()}
+	f.report = Report{ID: pub.id, Topic: pub.topic}
+	named, isNamed := n.namedSubscriptions(pub)
+	foreign := n.foreignClients()
 
-	group := new(errgroup.Group)
-	for _, chunk := range n.app.SubscriptionsBroker().ChunkedClients(n.config.ChunkSize) {
-		group.Go(routine.SafeWrap(func() error {
-			for _, client := range chunk {
-				isMatch, isQueued := n.deliver(client, pub)
-				if isMatch {
-					matched.Add(1)
-				}
-				if isQueued {
-					queued.Add(1)
+	stripe := n.index.stripe(pub.topic)
+	stripe.mu.Lock()
+	if !isNamed {
+		named = stripe.subscribers[pub.topic]
+	}
+	for _, s := range named {
+		if s.at >= 0 {
+			f.deliver(s)
+		}
+	}
+	for _, client := range foreign {
+		f.deliverForeign(client)
+	}
+	stripe.mu.Unlock()
+
+	if f.readyCount <= writeSelf {
+		// cheaper than to wake a writer
+		for _, client := range f.ready[:f.readyCount] {
+			if client.flush() {
+				n.writers.add(client)
+			}
+		}
+	} else {
+		f.handOver()
+	}
+	f.report.Dropped = f.report.Matched - f.report.Queued
+	return f.report
+}
+
+// writeSelf is to how many connections a sender writes itself.
+const writeSelf = 2
+
+// namedSubscriptions returns the subscriptions of those whom the audience names
+// one by one; false where it names nobody. They cost what they are, however many
+// others listen to the topic.
+func (n *Notifier) namedSubscriptions(pub *publication) ([]*subscription, bool) {
+	var clients []*Client
+	switch {
+	case pub.to.clients != nil:
+		for id := range pub.to.clients {
+			if client, err := n.app.SubscriptionsBroker().ClientById(id); err == nil {
+				if own, ok := client.(*Client); ok {
+					clients = append(clients, own)
 				}
 			}
-			return nil
-		}))
+		}
+	case pub.to.users != nil:
+		for user := range pub.to.users {
+			clients = append(clients, n.index.clientsOf(user)...)
+		}
+	default:
+		return nil, false
 	}
-	if err := group.Wait(); err != nil {
-		// only a client type of other code can panic in there
-		n.app.Logger().Error("Panic in a realtime client during a fan-out", slog.String("error", err.Error()))
+	named := make([]*subscription, 0, len(clients))
+	for _, client := range clients {
+		if s := client.subscriptionTo(pub.topic); s != nil {
+			named = append(named, s)
+		}
 	}
-
-	report := Report{ID: pub.id, Topic: pub.topic, Matched: int(matched.Load()), Queued: int(queued.Load())}
-	report.Dropped = report.Matched - report.Queued
-	return report
+	return named, true
 }
 
-// deliver queues pub for client under each of the keys by which client has
-// subscribed to its topic.
-func (n *Notifier) deliver(client subscriptions.Client, pub *publication) (matched, queued bool) {
-	keys := keysOf(client, pub.topic)
-	if len(keys) == 0 || client.IsDiscarded() || !pub.to.match(client) {
-		return false, false
+// fanOut is one message on its way into the queues.
+type fanOut struct {
+	notifier *Notifier
+	pub      *publication
+	now      time.Time
+	clock    int64
+	hooked   bool
+	report   Report
+
+	plain  *frame            // under the topic itself, which most subscribe to
+	frames map[string]*frame // under other keys
+
+	ready      [64]*Client // are to be written to
+	readyCount int
+}
+
+// frame returns the message as it is written under key; it is encoded once.
+func (f *fanOut) frame(key string) *frame {
+	if key == f.pub.topic {
+		if f.plain == nil {
+			f.plain = newFrame(subscriptions.Message{Name: key, Data: f.pub.data}, f.pub.to.looksAtAuth)
+		}
+		return f.plain
 	}
-	queued = true
+	made := f.frames[key]
+	if made == nil {
+		if f.frames == nil {
+			f.frames = map[string]*frame{}
+		}
+		made = newFrame(subscriptions.Message{Name: key, Data: f.pub.data}, f.pub.to.looksAtAuth)
+		f.frames[key] = made
+	}
+	return made
+}
+
+// deliver queues the message under each of the keys of s.
+func (f *fanOut) deliver(s *subscription) {
+	client := s.client
+	if !f.pub.to.matchClient(client, f.now) {
+		return
+	}
+	if f.hooked && client.isTaken() {
+		client.Finish(ReasonHandlers)
+		return
+	}
+	outcome := gone
+	for _, key := range s.keys {
+		if outcome = client.enqueue(f.frame(key)); outcome == ready {
+			if f.readyCount == len(f.ready) {
+				f.handOver()
+			}
+			f.ready[f.readyCount] = client
+			f.readyCount++
+		}
+		if outcome < queued {
+			break
+		}
+	}
+	switch outcome {
+	case gone:
+		return
+	case queued, ready:
+		f.report.Queued++
+		client.lastMessage.Store(f.clock)
+	}
+	f.report.Matched++
+}
+
+// handOver gives those who are ready to the writers.
+func (f *fanOut) handOver() {
+	f.notifier.writers.add(f.ready[:f.readyCount]...)
+	f.readyCount = 0
+}
+
+// deliverForeign does the same for a client of other code.
+func (f *fanOut) deliverForeign(client subscriptions.Client) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			f.notifier.app.Logger().Error("Panic in a realtime client during a fan-out", slog.Any("cause", cause))
+		}
+	}()
+	keys := keysOf(client, f.pub.topic)
+	if len(keys) == 0 || client.IsDiscarded() || !f.pub.to.match(client) {
+		return
+	}
+	all := true
 	for _, key := range keys {
-		queued = n.enqueue(client, subscriptions.Message{Name: key, Data: pub.data}) && queued
+		message := subscriptions.Message{Name: key, Data: f.pub.data}
+		all = f.notifier.outboxes.enqueue(client, message) && all
 	}
-	return true, queued
-}
-
-// enqueue gives message to client without blocking. It reports false where the
-// client's queue is full; the client is then disconnected.
-func (n *Notifier) enqueue(client subscriptions.Client, message subscriptions.Message) bool {
-	if own, ok := client.(*Client); ok {
-		return own.enqueue(message)
+	f.report.Matched++
+	if all {
+		f.report.Queued++
 	}
-	return n.outboxes.enqueue(client, message)
 }

@@ -2,10 +2,12 @@ package notify_test
 
 import (
 	"context"
+	"encoding/json/jsontext"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 
@@ -21,14 +23,13 @@ import (
 func TestOrder(t *testing.T) {
 	const senders, messages, subscribers = 8, 200, 40
 	app := pbtest.NewApp(t)
-	n := notify.New(app, notify.Config{ChunkSize: 7})
+	n := notify.New(app, notify.Config{QueueSize: senders * messages})
 	topics := []string{"a", "b"}
 
-	clients := map[string][]subscriptions.Client{}
+	clients := map[string][]*notify.Client{}
 	for i := range subscribers {
 		topic := topics[i%len(topics)]
-		var client subscriptions.Client = connect(app, nil, senders*messages, topic)
-		clients[topic] = append(clients[topic], client)
+		clients[topic] = append(clients[topic], connect(app, nil, topic))
 	}
 
 	var group sync.WaitGroup
@@ -83,12 +84,12 @@ func checkSenders(t *testing.T, order []string, senders, messages int) {
 
 func TestOverflow(t *testing.T) {
 	app := pbtest.NewApp(t)
-	n := notify.New(app, notify.Config{})
-	closed := make(chan string, 2)
-	stalled := notify.NewClient(subscriptions.NewDefaultClient(), 3, func(reason string) { closed <- reason })
+	n := notify.New(app, notify.Config{QueueSize: 3, QueueBytes: 100})
+	ended := make(chan struct{}, 2)
+	stalled := n.NewClient(subscriptions.NewDefaultClient(), func() { ended <- struct{}{} })
 	stalled.Subscribe("t")
-	app.SubscriptionsBroker().Register(stalled)
-	healthy := connect(app, nil, 8, "t")
+	stalled.Register()
+	healthy := connect(app, nil, "t")
 
 	for i := range 6 {
 		report, err := n.Send(t.Context(), notify.Message{Topic: "t", Data: i})
@@ -105,29 +106,65 @@ func TestOverflow(t *testing.T) {
 		if report != want {
 			t.Errorf("message %d: report %+v, want %+v", i, report, want)
 		}
+		if got := received(healthy); len(got) != 1 || string(got[0].Data) != strconv.Itoa(i) {
+			t.Errorf("the healthy client got %v", got)
+		}
 	}
 
-	if reason := <-closed; reason != notify.ReasonQueueFull {
-		t.Errorf("closed for %q", reason)
-	}
+	<-stalled.Done()
+	<-ended
 	if !stalled.IsDiscarded() {
 		t.Error("the stalled client is not discarded")
 	}
 	stalled.Close("again")
 	stalled.Discard()
 	stalled.Send(subscriptions.Message{Name: "t"})
-	if len(closed) != 0 {
-		t.Error("closed twice")
+	if len(ended) != 0 {
+		t.Error("ended twice")
 	}
-	var got []string
-	for message := range stalled.Channel() { // it is closed
-		got = append(got, string(message.Data))
+	if _, err := app.SubscriptionsBroker().ClientById(stalled.Id()); err == nil {
+		t.Error("it is still registered")
 	}
-	if !slices.Equal(got, []string{"0", "1", "2"}) {
-		t.Errorf("the stalled client got %v: not the first ones without a hole", got)
+	stats := n.Stats()
+	if stats.Disconnects[notify.ReasonQueueFull] != 1 || stats.Dropped != 4 || stats.Messages != 6 || stats.Deliveries != 9 {
+		t.Errorf("stats %+v", stats)
 	}
-	if got := received(healthy); len(got) != 6 {
-		t.Errorf("the healthy client got %d messages, want 6", len(got))
+
+	t.Run("by bytes", func(t *testing.T) {
+		large := jsontext.Value(`"` + strings.Repeat("x", 90) + `"`)
+		client := connect(app, nil, "large")
+		for i, want := range []int{1, 0} { // one is taken whatever its size
+			report, err := n.Send(t.Context(), notify.Message{Topic: "large", Data: large})
+			if err != nil || report.Queued != want {
+				t.Errorf("message %d: report %+v, error %v", i, report, err)
+			}
+		}
+		<-client.Done()
+	})
+}
+
+// TestChannel is about a loop of other code that reads a client's channel, as
+// PocketBase's own does.
+func TestChannel(t *testing.T) {
+	app := pbtest.NewApp(t)
+	client := connect(app, nil, "t")
+	for i := range 3 {
+		if err := notify.Notify(app, "t", i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 3 {
+		if message := <-client.Channel(); message.Name != "t" || string(message.Data) != strconv.Itoa(i) {
+			t.Errorf("got %v", message)
+		}
+	}
+	go func() { _ = notify.Notify(app, "t", 3) }()
+	if message := <-client.Channel(); string(message.Data) != "3" {
+		t.Errorf("got %v", message)
+	}
+	app.SubscriptionsBroker().Unregister(client.Id())
+	if _, open := <-client.Channel(); open {
+		t.Error("the channel of a client that is gone is open")
 	}
 }
 
@@ -177,7 +214,7 @@ func TestForeignClients(t *testing.T) {
 		bad.Subscribe("t")
 		app.SubscriptionsBroker().Register(bad)
 		defer app.SubscriptionsBroker().Unregister(bad.Id())
-		good := connect(app, nil, 8, "t")
+		good := connect(app, nil, "t")
 		for range 2 {
 			if _, err := n.Send(t.Context(), notify.Message{Topic: "t", Data: 1}); err != nil {
 				t.Fatal(err)
@@ -195,7 +232,7 @@ func (*panicking) Send(subscriptions.Message) { panic("test") }
 
 func TestCancelledContext(t *testing.T) {
 	app := pbtest.NewApp(t)
-	client := connect(app, nil, 8, "t")
+	client := connect(app, nil, "t")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	for _, message := range []notify.Message{

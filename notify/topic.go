@@ -84,7 +84,10 @@ func canBeRecordID(collection *core.Collection, id string) bool {
 // key, and HasSubscription("example") does not find the one with options.
 func keysOf(client subscriptions.Client, topic string) []string {
 	if own, ok := client.(*Client); ok {
-		return own.keysOf(topic)
+		if subscription := own.subscriptionTo(topic); subscription != nil {
+			return subscription.keys
+		}
+		return nil
 	}
 	// a client of other code. Subscriptions puts a "?" behind each key before it
 	// compares, so that "example?" does not find `example2`.
@@ -103,8 +106,3 @@ func topicOf(key string) string {
 	topic, _, _ := strings.Cut(key, "?")
 	return topic
 }
-
-// safeKey reports whether key can be written as the name of an SSE event.
-// A key is the client's own text, so one with a line break could only break
-// that client's stream; it gets no message.
-func safeKey(key string) bool { return !strings.ContainsAny(key, "\r\n\x00") }

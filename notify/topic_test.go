@@ -77,7 +77,7 @@ func TestTopics(t *testing.T) {
 func TestSystemTopics(t *testing.T) {
 	app := pbtest.NewApp(t)
 	n := notify.New(app, notify.Config{})
-	client := connect(app, nil, 8, "@inbox")
+	client := connect(app, nil, "@inbox")
 
 	if _, err := n.SendSystem(t.Context(), notify.Message{Topic: "@inbox", Data: 1}); err != nil {
 		t.Fatal(err)
@@ -105,7 +105,7 @@ func TestKeys(t *testing.T) {
 		"Example":                             false,
 		"example?a\nevent:forged":             false, // would break its own stream
 	} {
-		client := connect(app, nil, 8, key)
+		client := connect(app, nil, key)
 		if _, err := n.Send(t.Context(), notify.Message{Topic: "example", Data: 1}); err != nil {
 			t.Fatal(err)
 		}
@@ -122,7 +122,7 @@ func TestKeys(t *testing.T) {
 func TestUnsubscribe(t *testing.T) {
 	app := pbtest.NewApp(t)
 	n := notify.New(app, notify.Config{})
-	client := connect(app, nil, 8, "a", "a", "a?options=%7B%7D", "b", "", "@x")
+	client := connect(app, nil, "a", "a", "a?options=%7B%7D", "b", "", "@x")
 
 	expect := func(step string, want map[string]int) {
 		t.Helper()
@@ -153,7 +153,7 @@ func TestUnsubscribe(t *testing.T) {
 func TestResubscribe(t *testing.T) {
 	app := pbtest.NewApp(t)
 	n := notify.New(app, notify.Config{})
-	client := connect(app, nil, 8, "a", "b")
+	client := connect(app, nil, "a", "b")
 	gets := func(want string) {
 		t.Helper()
 		got := ""
@@ -213,7 +213,7 @@ func FuzzFrame(f *testing.F) {
 		if options != "" {
 			key += "?options=" + url.QueryEscape(options)
 		}
-		client := connect(app, nil, 1, key)
+		client := connect(app, nil, key)
 		defer app.SubscriptionsBroker().Unregister(client.Id())
 
 		report, err := n.Send(t.Context(), notify.Message{Topic: topic, Data: jsontext.Value(data)})
@@ -231,12 +231,9 @@ func FuzzFrame(f *testing.F) {
 			t.Fatalf("topic %q was not refused", topic)
 		}
 
-		var frame bytes.Buffer
-		if err := messages[0].WriteSSE(&frame, client.Id()); err != nil {
-			t.Fatal(err)
-		}
+		frame := bytes.NewReader(notify.EncodeSSE("", messages[0].Name, messages[0].Data))
 		var events []sse.Event
-		for event, err := range sse.Read(&frame, &sse.ReadConfig{MaxEventSize: 1 << 20}) {
+		for event, err := range sse.Read(frame, &sse.ReadConfig{MaxEventSize: 1 << 20}) {
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -268,7 +265,7 @@ func FuzzTopic(f *testing.F) {
 	n := notify.New(app, notify.Config{})
 
 	f.Fuzz(func(t *testing.T, topic string) {
-		clients := []*notify.Client{connect(app, nil, 1, topic), connect(app, nil, 1, topic+"x"), connect(app, nil, 1, "x"+topic)}
+		clients := []*notify.Client{connect(app, nil, topic), connect(app, nil, topic+"x"), connect(app, nil, "x"+topic)}
 		defer func() {
 			for _, client := range clients {
 				app.SubscriptionsBroker().Unregister(client.Id())

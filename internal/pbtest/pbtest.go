@@ -35,6 +35,10 @@ func NewApp(t testing.TB, register ...func(core.App)) *tests.TestApp {
 		t.Fatal(err)
 	}
 	t.Cleanup(app.Cleanup)
+	// the counters that PocketBase's test app binds would count as handlers
+	// that want to see each message and the end of each connection
+	app.OnRealtimeConnectRequest().UnbindAll()
+	app.OnRealtimeMessageSend().UnbindAll()
 	for _, f := range register {
 		f(app)
 	}

@@ -1,0 +1,77 @@
+// A message as bytes on the wire: one SSE event. Made once a message by the
+// fan-out and shared by all its recipients.
+
+package notify
+
+import (
+	"bytes"
+	"strings"
+
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
+)
+
+// frame is a message in the form in which it is written. It is never changed
+// after it was made.
+type frame struct {
+	message subscriptions.Message // for OnRealtimeMessageSend handlers, and who reads Client.Channel
+	wire    []byte
+
+	// private: it was meant for the connection's auth record, and must not be
+	// written after that is none any more.
+	private bool
+	// comment: it has no message, it only keeps the connection alive.
+	comment bool
+}
+
+// heartbeat is a comment line (WHATWG HTML, 9.2.5), which clients ignore.
+var heartbeat = &frame{wire: []byte(":\n\n"), comment: true}
+
+func newFrame(message subscriptions.Message, private bool) *frame {
+	return &frame{message: message, wire: EncodeSSE("", message.Name, message.Data), private: private}
+}
+
+// EncodeSSE returns an SSE event in the form that PocketBase writes, with an id
+// field unless id is empty.
+//
+// Unlike PocketBase's it cannot be broken by what it holds: line breaks in data
+// make further data fields, which the client joins by line breaks again, and a
+// value that begins with a space has one more before it, since the parser takes
+// one away (WHATWG HTML, 9.2.6). Names come from [safeKey] ones.
+func EncodeSSE(id, name string, data []byte) []byte {
+	event := make([]byte, 0, len("id:\nevent: \ndata: \n\n")+len(id)+len(name)+len(data))
+	if id != "" {
+		event = appendField(event, "id:", id)
+	}
+	event = appendField(event, "event:", name)
+	for bytes.ContainsAny(data, "\r\n") {
+		var line []byte
+		line, data = cutLine(data)
+		event = appendField(event, "data:", line)
+	}
+	event = appendField(event, "data:", data)
+	return append(event, '\n')
+}
+
+func appendField[T string | []byte](event []byte, name string, value T) []byte {
+	event = append(event, name...)
+	if len(value) > 0 && value[0] == ' ' {
+		event = append(event, ' ')
+	}
+	event = append(event, value...)
+	return append(event, '\n')
+}
+
+// cutLine cuts data after its first line, which ends at a CR, LF or CRLF.
+func cutLine(data []byte) (line, rest []byte) {
+	i := bytes.IndexAny(data, "\r\n")
+	line, rest = data[:i], data[i+1:]
+	if data[i] == '\r' && len(rest) > 0 && rest[0] == '\n' {
+		rest = rest[1:]
+	}
+	return line, rest
+}
+
+// safeKey reports whether key can be written as the name of an SSE event.
+// A key is the client's own text, so one with a line break could only break
+// that client's stream; it gets no message.
+func safeKey(key string) bool { return !strings.ContainsAny(key, "\r\n\x00") }

@@ -1,0 +1,140 @@
+// Who listens: topics to their subscribers, users to their connections. Kept by
+// the clients themselves (client.go), read by the fan-out. It stands beside
+// PocketBase's broker, which stays the registry of connections: a message then
+// costs as its recipients, not as all who are connected.
+
+package notify
+
+import (
+	"hash/maphash"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/pocketbase/pocketbase/core"
+)
+
+// index finds our clients by topic and by user.
+type index struct {
+	seed    maphash.Seed
+	stripes [256]stripe
+
+	usersMu sync.RWMutex // guards users; nothing else is locked under it
+	users   map[userRef][]*Client
+
+	subscriptions atomic.Int64
+}
+
+// stripe holds the topics with one hash.
+//
+// Its lock is held while a message of such a topic goes into the queues: that is
+// what gives all subscribers of a topic one order. Under it only the locks of a
+// client's queue are taken, and nothing waits for a subscriber.
+type stripe struct {
+	mu          sync.Mutex
+	subscribers map[string][]*subscription // by topic
+}
+
+// subscription is that of one client to one topic.
+type subscription struct {
+	client *Client
+	topic  string
+
+	// guarded by the lock of the topic's stripe
+	keys []string // replaced, never changed: the topic itself, or with options
+	at   int      // the position among the topic's subscribers; -1: it is over
+}
+
+func newIndex() *index {
+	return &index{seed: maphash.MakeSeed(), users: map[userRef][]*Client{}}
+}
+
+func (x *index) stripe(topic string) *stripe {
+	return &x.stripes[maphash.String(x.seed, topic)%uint64(len(x.stripes))]
+}
+
+func (x *index) add(s *subscription) {
+	stripe := x.stripe(s.topic)
+	stripe.mu.Lock()
+	defer stripe.mu.Unlock()
+	if stripe.subscribers == nil {
+		stripe.subscribers = map[string][]*subscription{}
+	}
+	s.at = len(stripe.subscribers[s.topic])
+	stripe.subscribers[s.topic] = append(stripe.subscribers[s.topic], s)
+	x.subscriptions.Add(1)
+}
+
+func (x *index) setKeys(s *subscription, keys []string) {
+	stripe := x.stripe(s.topic)
+	stripe.mu.Lock()
+	defer stripe.mu.Unlock()
+	s.keys = keys
+}
+
+func (x *index) remove(s *subscription) {
+	stripe := x.stripe(s.topic)
+	stripe.mu.Lock()
+	defer stripe.mu.Unlock()
+	all := stripe.subscribers[s.topic]
+	last := len(all) - 1
+	all[s.at] = all[last]
+	all[s.at].at = s.at
+	all[last] = nil
+	s.at = -1
+	if last == 0 {
+		delete(stripe.subscribers, s.topic)
+	} else {
+		stripe.subscribers[s.topic] = all[:last]
+	}
+	x.subscriptions.Add(-1)
+}
+
+// clientsOn returns the clients that are subscribed to topic.
+func (x *index) clientsOn(topic string) []*Client {
+	stripe := x.stripe(topic)
+	stripe.mu.Lock()
+	defer stripe.mu.Unlock()
+	clients := make([]*Client, 0, len(stripe.subscribers[topic]))
+	for _, s := range stripe.subscribers[topic] {
+		clients = append(clients, s.client)
+	}
+	return clients
+}
+
+// topics returns how many topics have subscribers.
+func (x *index) topics() int {
+	count := 0
+	for i := range x.stripes {
+		stripe := &x.stripes[i]
+		stripe.mu.Lock()
+		count += len(stripe.subscribers)
+		stripe.mu.Unlock()
+	}
+	return count
+}
+
+// setUser moves client from the connections of one auth record to another's;
+// nil is a guest.
+func (x *index) setUser(client *Client, from, to *core.Record) {
+	x.usersMu.Lock()
+	defer x.usersMu.Unlock()
+	if from != nil {
+		ref := refOf(from)
+		left := slices.DeleteFunc(x.users[ref], func(c *Client) bool { return c == client })
+		if x.users[ref] = left; len(left) == 0 {
+			delete(x.users, ref)
+		}
+	}
+	if to != nil {
+		ref := refOf(to)
+		x.users[ref] = append(x.users[ref], client)
+	}
+}
+
+// clientsOf returns the connections of a user.
+func (x *index) clientsOf(user userRef) []*Client {
+	x.usersMu.RLock()
+	defer x.usersMu.RUnlock()
+	return slices.Clone(x.users[user])
+}

@@ -1,0 +1,279 @@
+// The bounded queue of a connection, and the end of the connection, which the
+// queue may cause. Filled by the fan-out, emptied by socket.go and stream.go.
+
+package notify
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
+)
+
+// maxBatch is how many bytes of frames are joined for one write.
+const maxBatch = 64 << 10
+
+// queue is what waits to be written to one connection.
+type queue struct {
+	mu     sync.Mutex // guards what follows; nothing else is locked under it
+	frames []*frame   // first in, first out
+	inline [2]*frame  // what frames is in while little waits
+	bytes  int        // of frames
+
+	scheduled bool          // on the list of the writers
+	busy      bool          // what was taken off the queue is being written to the socket
+	blocked   bool          // the socket takes no more for now; a goroutine waits until it does
+	wake      chan struct{} // tells the stream or channel reader that something waits; nil for a socket
+	closing   string        // not empty: end for this reason as soon as all is written
+	ended     bool
+	counted   bool // among Notifier.registered
+
+	channel chan subscriptions.Message // see Client.Channel
+}
+
+// outcome is what became of a frame that was to be queued.
+type outcome int
+
+const (
+	gone    outcome = iota // the connection has ended or is about to
+	dropped                // the queue was full; the connection is ended for it
+	queued
+	ready // queued, and the caller is to hand the client to the writers
+)
+
+// enqueue appends f. It does not wait for the other side.
+//
+// That the queue is full is held against a client only when it does not take
+// what is written to it. While it is the server that is behind, because there
+// is more to send than it has come to write, the sender writes for itself.
+func (c *Client) enqueue(f *frame) outcome {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		if c.ended || c.closing != "" {
+			return gone
+		}
+		if c.hasRoom(f) {
+			break
+		}
+		if c.socket == nil || c.blocked {
+			c.endLocked(ReasonQueueFull)
+			return dropped
+		}
+		c.mu.Unlock()
+		if c.flush() {
+			c.notifier.writers.add(c)
+		}
+		c.mu.Lock()
+	}
+
+	c.frames = append(c.frames, f)
+	c.bytes += len(f.wire)
+	if c.socket != nil {
+		if c.scheduled || c.blocked {
+			return queued
+		}
+		c.scheduled = true
+		return ready
+	}
+	c.wakeLocked()
+	return queued
+}
+
+// hasRoom reports whether f may be queued. mu is held.
+func (c *Client) hasRoom(f *frame) bool {
+	config := &c.notifier.config
+	if len(c.frames) == 0 {
+		return true // whatever its size
+	}
+	if c.bytes+len(f.wire) > config.QueueBytes {
+		return false
+	}
+	return len(c.frames) < config.QueueSize || c.stream != nil && c.stream.isBehind()
+}
+
+func (c *Client) wakeLocked() {
+	select {
+	case c.wake <- struct{}{}:
+	default: // nobody to wake yet, or it is awake
+	}
+}
+
+// deliver queues f and sees to it that it is written.
+func (c *Client) deliver(f *frame) outcome {
+	outcome := c.enqueue(f)
+	if outcome == ready {
+		c.notifier.writers.add(c)
+	}
+	return outcome
+}
+
+// dropLocked removes the first count frames of the queue. mu is held.
+func (c *Client) dropLocked(count int) {
+	for _, f := range c.frames[:count] {
+		c.bytes -= len(f.wire)
+	}
+	left := copy(c.frames, c.frames[count:])
+	clear(c.frames[left:])
+	c.frames = c.frames[:left]
+	if left == 0 && cap(c.frames) > 4*len(c.inline) {
+		c.frames = c.inline[:0] // an idle connection is to be small
+	}
+}
+
+// join takes as many frames off the queue as go into one write and returns
+// their bytes; none when nothing waits. These are in buffer (or a larger one)
+// where there are several, and else the frame's own, which is shared: not to be
+// written to. mu is held.
+func (c *Client) join(buffer []byte) (out []byte, shared bool) {
+	size, count := 0, 0
+	for _, f := range c.frames {
+		if size += len(f.wire); size > maxBatch && count > 0 {
+			break
+		}
+		count++
+	}
+	switch count {
+	case 0:
+		return nil, true
+	case 1:
+		out, shared = c.frames[0].wire, true
+	default:
+		out = buffer[:0]
+		for _, f := range c.frames[:count] {
+			out = append(out, f.wire...)
+		}
+	}
+	c.dropLocked(count)
+	return out, shared
+}
+
+// Queued returns how many messages wait to be written.
+func (c *Client) Queued() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.frames)
+}
+
+// Finish ends the connection when all that is queued has been written; nothing
+// more is queued from here on.
+func (c *Client) Finish(reason string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended || c.closing != "" {
+		return
+	}
+	c.closing = reason
+	c.endIfDoneLocked()
+	c.wakeLocked()
+}
+
+// endIfDoneLocked ends a connection that is closing and has nothing left to
+// write. mu is held.
+func (c *Client) endIfDoneLocked() {
+	idle := len(c.frames) == 0 && !c.scheduled && !c.busy && !c.blocked && (c.stream == nil || !c.stream.isWriting())
+	if c.closing != "" && idle && !c.ended {
+		c.endLocked(c.closing)
+	}
+}
+
+// endIfPrivate ends the connection where something waits in it that was meant
+// for its auth record; what a slow socket has left counts as such.
+func (c *Client) endIfPrivate() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	isPrivate := func(f *frame) bool { return f.private }
+	if !c.ended && (c.blocked || slices.ContainsFunc(c.frames, isPrivate)) {
+		c.endLocked(ReasonAuthEnded)
+	}
+}
+
+func (c *Client) end(reason string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.ended {
+		c.endLocked(reason)
+	}
+}
+
+func (c *Client) endLocked(reason string) {
+	undelivered := len(c.frames)
+	c.ended = true
+	c.frames, c.bytes = nil, 0
+	clear(c.inline[:])
+	if c.counted {
+		// before the broker forgets it, see Notifier.foreign
+		c.counted = false
+		c.notifier.registered.Add(-1)
+	}
+	c.wakeLocked()
+	go c.cleanup(reason, undelivered)
+}
+
+// IsDiscarded implements [subscriptions.Client].
+func (c *Client) IsDiscarded() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ended
+}
+
+// isTaken reports whether the client's messages are written past net/http.
+func (c *Client) isTaken() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.socket != nil
+}
+
+// countRegistered notes that the client is in the broker.
+func (c *Client) countRegistered() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.ended && !c.counted {
+		c.counted = true
+		c.notifier.registered.Add(1)
+	}
+}
+
+// Channel implements [subscriptions.Client], for a loop of other code that reads
+// the messages and writes them to the connection. It is closed at the end.
+// Herald's own ways of writing do not use it.
+func (c *Client) Channel() chan subscriptions.Message {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.channel == nil {
+		c.channel = make(chan subscriptions.Message)
+		c.wake = make(chan struct{}, 1)
+		go c.pump(c.wake)
+		c.wakeLocked()
+	}
+	return c.channel
+}
+
+// pump moves messages from the queue to the channel until the connection ends.
+func (c *Client) pump(wake <-chan struct{}) {
+	defer close(c.channel)
+	for {
+		c.mu.Lock()
+		var next *frame
+		if len(c.frames) > 0 {
+			next = c.frames[0]
+			c.dropLocked(1)
+		}
+		c.endIfDoneLocked()
+		ended := c.ended
+		c.mu.Unlock()
+
+		switch {
+		case ended:
+			return
+		case next == nil:
+			<-wake // also at the end
+		case !next.comment:
+			select {
+			case c.channel <- next.message:
+			case <-c.done:
+				return
+			}
+		}
+	}
+}

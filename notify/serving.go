@@ -1,0 +1,162 @@
+// The connections that are being served, and what each of them needs once in a
+// while: heartbeats, the end of its time. One timer for all.
+
+package notify
+
+import (
+	"sync"
+	"time"
+
+	"github.com/pocketbase/pocketbase/apis"
+)
+
+// tickEvery is how exact heartbeats, timeouts and the expiry of tokens are.
+const tickEvery = time.Second
+
+// serving holds the connections that are written to. Its timer runs only while
+// there are some.
+type serving struct {
+	tick func(*Client)
+
+	mu      sync.Mutex // guards what follows; taken under a client's queue.mu never
+	clients map[*Client]struct{}
+	timer   *time.Timer
+	closed  bool // no more connections are served
+}
+
+func (s *serving) add(c *Client) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.clients[c] = struct{}{}
+	if s.timer == nil {
+		s.timer = time.AfterFunc(tickEvery, s.tickAll)
+	}
+	return true
+}
+
+func (s *serving) remove(c *Client) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.clients, c)
+	if len(s.clients) == 0 && s.timer != nil {
+		s.timer.Stop()
+		s.timer = nil
+	}
+}
+
+func (s *serving) all() []*Client {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clients := make([]*Client, 0, len(s.clients))
+	for client := range s.clients {
+		clients = append(clients, client)
+	}
+	return clients
+}
+
+func (s *serving) tickAll() {
+	for _, client := range s.all() {
+		s.tick(client)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.timer != nil {
+		s.timer.Reset(tickEvery)
+	}
+}
+
+// startServing notes that the connection is written to from now on: begin is
+// called with its queue locked. False: it has ended, or the server stops.
+func (c *Client) startServing(begin func()) bool {
+	now := c.notifier.setClock()
+	c.lastWrite.Store(now)
+	c.lastMessage.Store(now)
+
+	c.mu.Lock()
+	ended := c.ended
+	if !ended {
+		begin()
+	}
+	c.mu.Unlock()
+	if ended {
+		return false
+	}
+	if !c.notifier.serving.add(c) {
+		c.Close(ReasonShutdown)
+		return false
+	}
+	if c.IsDiscarded() { // in between; its cleanup may have come too early to find it
+		c.notifier.serving.remove(c)
+		return false
+	}
+	return true
+}
+
+// setClock sets and returns the time that the connections go by.
+func (n *Notifier) setClock() int64 {
+	now := int64(time.Since(n.started))
+	n.clock.Store(now)
+	return now
+}
+
+// tick does what is due for c.
+func (n *Notifier) tick(c *Client) {
+	defer c.recoverPanic()
+	wall, now := time.Now(), n.setClock()
+
+	elapsed := func(since int64, limit time.Duration) bool {
+		return limit > 0 && time.Duration(now-since) >= limit
+	}
+	switch {
+	case c.auth.Load() != nil && c.expired(wall):
+		c.Close(ReasonTokenExpired)
+		c.Unset(apis.RealtimeClientAuthKey)
+	case c.lifetime > 0 && wall.Sub(c.connected) >= c.lifetime:
+		c.Finish(ReasonLifetime)
+	case elapsed(c.lastMessage.Load(), c.idle):
+		c.Finish(ReasonIdle)
+	case c.stream != nil && c.stream.isStuck():
+		c.Close(ReasonTooSlow)
+	case elapsed(c.lastWrite.Load(), n.config.Heartbeat):
+		c.lastWrite.Store(now)
+		if c.Queued() == 0 {
+			c.deliver(heartbeat)
+		}
+	case c.socket != nil && n.hooked():
+		// it was taken when no handler wanted to see its messages
+		c.Finish(ReasonHandlers)
+	}
+}
+
+// Shutdown ends all connections as soon as what is queued for them is written,
+// or timeout is over. From its start on messages are refused with
+// [ErrShutdown]: what was accepted before is in the queues. It returns when
+// all have ended.
+func (n *Notifier) Shutdown(timeout time.Duration) {
+	deadline := time.After(timeout)
+	n.sending.Lock() // waits for the sends under way
+	n.stopped = true
+	n.sending.Unlock()
+
+	n.serving.mu.Lock()
+	n.serving.closed = true
+	n.serving.mu.Unlock()
+
+	clients := n.serving.all()
+	for _, client := range clients {
+		client.Finish(ReasonShutdown)
+	}
+	expired := time.AfterFunc(timeout, func() {
+		for _, client := range clients {
+			client.Close(ReasonShutdown)
+		}
+	})
+	defer expired.Stop()
+	for _, client := range clients {
+		<-client.Done()
+	}
+	n.outboxes.wait(deadline)
+}

@@ -1,0 +1,202 @@
+// Writing to a connection that was taken from net/http: one system call for all
+// that waits, never blocking. Called by the writers (writers.go) and, where these
+// are behind, by senders.
+
+package notify
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
+)
+
+// WriteTimeout is how long a connection may take nothing of what is written to
+// it before it is closed.
+const WriteTimeout = 10 * time.Second
+
+// slowPiece is how much of what a slow peer has to take within WriteTimeout: at
+// 2 KiB a second it still keeps its connection.
+const slowPiece = 16 << 10
+
+// socket is a connection that was taken from net/http.
+type socket struct {
+	conn net.Conn
+	raw  syscall.RawConn // nil where conn is no plain socket
+
+	// writing is held from taking frames off the queue until they are written,
+	// so that they stay in order. What is done under it does not block. It is
+	// taken before queue.mu.
+	writing sync.Mutex
+}
+
+// TakeConn makes conn, whose request has been read, the client's connection:
+// head (the response's head) and PocketBase's connect event are written, then
+// what is queued. From here on conn is the client's own to close.
+//
+// Only a few hundred bytes and one goroutine, which waits for the end, stay with
+// an idle connection.
+func (c *Client) TakeConn(conn net.Conn, head []byte) {
+	s := &socket{conn: conn}
+	if syscallConn, ok := conn.(syscall.Conn); ok {
+		s.raw, _ = syscallConn.SyscallConn()
+		setUserTimeout(s.raw)
+	}
+	connect := c.ConnectMessage()
+	first := &frame{
+		message: connect,
+		wire:    append(head, EncodeSSE(c.Id(), connect.Name, connect.Data)...),
+	}
+
+	if !c.startServing(func() {
+		c.socket = s
+		c.frames = append([]*frame{first}, c.frames...)
+		c.bytes += len(first.wire)
+		c.scheduled = true
+	}) {
+		conn.Close()
+		return
+	}
+	go c.awaitEnd()
+	c.notifier.writers.add(c)
+}
+
+// ConnectMessage is PocketBase's first event on a connection, from which the
+// SDK has its client id. Its frame is the only one with an id field.
+func (c *Client) ConnectMessage() subscriptions.Message {
+	return subscriptions.Message{Name: "PB_CONNECT", Data: []byte(`{"clientId":"` + c.Id() + `"}`)}
+}
+
+// awaitEnd reads until the other side closes. A client has nothing to say on
+// this connection.
+func (c *Client) awaitEnd() {
+	var one [1]byte
+	if n, _ := c.socket.conn.Read(one[:]); n > 0 {
+		c.end(ReasonUnexpected)
+		return
+	}
+	c.end(ReasonLeft)
+}
+
+// flush writes what waits for the connection. It reports whether more waits,
+// for which the client stays on the list of the writers.
+func (c *Client) flush() (again bool) {
+	w := writeCalls.Get().(*writeCall)
+	defer writeCalls.Put(w)
+	return c.flushWith(w)
+}
+
+func (c *Client) flushWith(w *writeCall) (again bool) {
+	s := c.socket
+	s.writing.Lock()
+	defer s.writing.Unlock()
+
+	c.mu.Lock()
+	c.scheduled = false
+	if c.ended || c.blocked {
+		c.mu.Unlock()
+		return false
+	}
+	out, shared := c.join(w.buffer)
+	c.busy = true
+	c.mu.Unlock()
+
+	written, err := 0, error(nil)
+	if len(out) > 0 {
+		written, err = s.tryWrite(w, out)
+	}
+	if err != nil {
+		c.end(ReasonWriteFailed)
+		return false
+	}
+	c.wrote(written)
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.busy = false
+	if written < len(out) {
+		rest := out[written:]
+		if !shared {
+			rest = slices.Clone(rest) // the buffer is the next one's
+		}
+		c.blocked = true
+		go c.writeSlowly(rest)
+		return false
+	}
+	if len(c.frames) > 0 && !c.scheduled {
+		c.scheduled = true
+		return true
+	}
+	c.endIfDoneLocked()
+	return false
+}
+
+// settle ends the connection if that was all it waited for.
+func (c *Client) settle() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.endIfDoneLocked()
+}
+
+// wrote counts what was written.
+func (c *Client) wrote(bytes int) {
+	c.lastWrite.Store(c.notifier.clock.Load())
+	c.notifier.stats.bytes.Add(int64(bytes))
+}
+
+// writeSlowly writes rest and what waits behind it to a peer that did not take
+// all at once, until it has caught up.
+func (c *Client) writeSlowly(rest []byte) {
+	defer c.recoverPanic()
+	conn := c.socket.conn
+	for {
+		for len(rest) > 0 {
+			piece := rest[:min(len(rest), slowPiece)]
+			err := conn.SetWriteDeadline(time.Now().Add(WriteTimeout))
+			if err == nil {
+				_, err = conn.Write(piece)
+			}
+			switch {
+			case errors.Is(err, os.ErrDeadlineExceeded):
+				c.end(ReasonTooSlow)
+				return
+			case err != nil:
+				c.end(ReasonWriteFailed)
+				return
+			}
+			c.wrote(len(piece))
+			rest = rest[len(piece):]
+		}
+		// before the writers may write again: they would fail at a deadline
+		// that has passed
+		if conn.SetWriteDeadline(time.Time{}) != nil {
+			c.end(ReasonWriteFailed)
+			return
+		}
+		c.mu.Lock()
+		rest, _ = c.join(nil)
+		if len(rest) == 0 {
+			c.blocked = false
+			c.endIfDoneLocked()
+			c.mu.Unlock()
+			return
+		}
+		c.mu.Unlock()
+	}
+}
+
+// recoverPanic keeps a panic in the path of one connection from the others.
+func (c *Client) recoverPanic() {
+	if cause := recover(); cause != nil {
+		c.end(ReasonFailed)
+		c.notifier.app.Logger().Error("Panic while writing to a realtime connection",
+			slog.String("clientId", c.Id()), slog.Any("cause", cause), slog.String("stack", string(debug.Stack())))
+	}
+}

@@ -1,0 +1,121 @@
+// What has happened so far, in numbers. Counted all over the engine, shown by
+// hooks/stats.go.
+
+package notify
+
+import (
+	"maps"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Stats are the numbers of a [Notifier]. Those that say "so far" count since the
+// process began.
+type Stats struct {
+	Connections   int `json:"connections"`   // open now, other code's included
+	Taken         int `json:"taken"`         // of these, written to without net/http
+	Subscriptions int `json:"subscriptions"` // of connections to topics, now
+	Topics        int `json:"topics"`        // with subscribers, now
+	Users         int `json:"users"`         // connected, now
+
+	QueuedMessages int `json:"queuedMessages"` // wait to be written, now
+	QueuedBytes    int `json:"queuedBytes"`
+
+	Messages   int64 `json:"messages"`   // sent so far
+	Deliveries int64 `json:"deliveries"` // queued for a connection so far
+	Dropped    int64 `json:"dropped"`    // deliveries lost so far, to connections that were ended
+	Bytes      int64 `json:"bytes"`      // written to connections so far
+
+	Disconnects map[string]int64 `json:"disconnects"` // so far, by reason
+
+	FanOut Histogram `json:"fanOut"` // how long it took to queue a message for all recipients
+}
+
+// Histogram counts durations.
+type Histogram struct {
+	Count   int64           `json:"count"`
+	Seconds float64         `json:"seconds"` // of all together
+	Buckets []HistogramStep `json:"buckets"`
+}
+
+// HistogramStep tells how many durations were not longer than UpTo.
+type HistogramStep struct {
+	UpTo  float64 `json:"upTo"` // seconds
+	Count int64   `json:"count"`
+}
+
+var fanOutSteps = [...]time.Duration{
+	10 * time.Microsecond, 50 * time.Microsecond, 100 * time.Microsecond, 500 * time.Microsecond,
+	time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond, 50 * time.Millisecond,
+	100 * time.Millisecond, 500 * time.Millisecond, time.Second,
+}
+
+// stats counts for [Notifier.Stats].
+type stats struct {
+	messages, deliveries, dropped, bytes atomic.Int64
+
+	fanOut      [len(fanOutSteps) + 1]atomic.Int64 // the last: longer than all steps
+	fanOutNanos atomic.Int64
+
+	mu          sync.Mutex
+	disconnects map[string]int64
+}
+
+func (s *stats) sent(report Report, took time.Duration) {
+	s.messages.Add(1)
+	s.deliveries.Add(int64(report.Queued))
+	s.dropped.Add(int64(report.Dropped))
+	step := 0
+	for step < len(fanOutSteps) && took > fanOutSteps[step] {
+		step++
+	}
+	s.fanOut[step].Add(1)
+	s.fanOutNanos.Add(int64(took))
+}
+
+func (s *stats) ended(reason string, undelivered int) {
+	s.dropped.Add(int64(undelivered))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.disconnects[reason]++
+}
+
+// Stats returns the numbers as of now.
+func (n *Notifier) Stats() Stats {
+	s := &n.stats
+	result := Stats{
+		Connections:   n.app.SubscriptionsBroker().TotalClients(),
+		Subscriptions: int(n.index.subscriptions.Load()),
+		Topics:        n.index.topics(),
+		Messages:      s.messages.Load(),
+		Deliveries:    s.deliveries.Load(),
+		Dropped:       s.dropped.Load(),
+		Bytes:         s.bytes.Load(),
+	}
+	n.index.usersMu.RLock()
+	result.Users = len(n.index.users)
+	n.index.usersMu.RUnlock()
+
+	for _, client := range n.serving.all() {
+		client.mu.Lock()
+		if client.socket != nil {
+			result.Taken++
+		}
+		result.QueuedMessages += len(client.frames)
+		result.QueuedBytes += client.bytes
+		client.mu.Unlock()
+	}
+
+	s.mu.Lock()
+	result.Disconnects = maps.Clone(s.disconnects)
+	s.mu.Unlock()
+
+	result.FanOut.Seconds = time.Duration(s.fanOutNanos.Load()).Seconds()
+	for i, step := range fanOutSteps {
+		result.FanOut.Count += s.fanOut[i].Load()
+		result.FanOut.Buckets = append(result.FanOut.Buckets, HistogramStep{step.Seconds(), result.FanOut.Count})
+	}
+	result.FanOut.Count += s.fanOut[len(fanOutSteps)].Load()
+	return result
+}

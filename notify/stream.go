@@ -1,0 +1,145 @@
+// Writing to a connection that cannot be taken from net/http (HTTP/2, TLS, a
+// ResponseWriter that a middleware wraps), or of which OnRealtimeMessageSend
+// handlers are to see each message: from the goroutine of its request. Called by
+// hooks/connections.go.
+
+package notify
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
+)
+
+// Response is the response of a realtime request, as [Client.ServeStream] uses
+// it: one method at a time, except for Cut.
+type Response interface {
+	// Hooked reports whether other code wants to see each message. These then
+	// go to Deliver, and else, joined, to Write.
+	Hooked() bool
+	// Deliver lets other code see, change or stop the message, writes it, with
+	// id, and flushes it.
+	Deliver(message subscriptions.Message) error
+	// Write writes whole events. It may block.
+	Write(events []byte) error
+	Flush() error
+	// Cut makes a Write that is under way fail. It is called at most once, at
+	// any time.
+	Cut()
+}
+
+// stream is the writing side of a request's goroutine.
+type stream struct {
+	cut   func()
+	since atomic.Int64 // when the write under way began, in Unix nanoseconds; 0: there is none
+}
+
+// behindFor is how long a write may take without being held against the client:
+// from its goroutine nobody can tell a peer that does not read from a server
+// that has much to do.
+const behindFor = time.Second
+
+func (s *stream) isWriting() bool { return s.since.Load() != 0 }
+func (s *stream) isBehind() bool  { return s.lasts() < behindFor }
+func (s *stream) isStuck() bool   { return s.lasts() >= WriteTimeout }
+
+func (s *stream) lasts() time.Duration {
+	since := s.since.Load()
+	if since == 0 {
+		return 0
+	}
+	return time.Duration(time.Now().UnixNano() - since)
+}
+
+// ServeStream writes PocketBase's connect event and then what is queued to
+// response, and returns when the connection has ended: because ctx did, a write
+// failed, or the client was closed. The error is one of response's methods.
+func (c *Client) ServeStream(ctx context.Context, response Response) (err error) {
+	s := &stream{cut: response.Cut}
+	wake := make(chan struct{}, 1)
+	if !c.startServing(func() { c.stream, c.wake = s, wake }) {
+		return nil
+	}
+	reason := ReasonFailed // unless something else is noted below, this is a panic
+	defer func() { c.end(reason) }()
+
+	connect := c.ConnectMessage()
+	err = s.write(func() error {
+		if response.Hooked() {
+			return response.Deliver(connect)
+		}
+		if err := response.Write(EncodeSSE(c.Id(), connect.Name, connect.Data)); err != nil {
+			return err
+		}
+		return response.Flush()
+	})
+	buffer := make([]byte, 0, 4<<10)
+	for {
+		for more := true; more && err == nil; {
+			err = s.write(func() (err error) {
+				more, err = c.writeBatch(response, buffer)
+				return err
+			})
+		}
+		if err != nil {
+			reason = ReasonWriteFailed
+			return err
+		}
+		c.settle()
+		select {
+		case <-ctx.Done():
+			reason = ReasonLeft
+			return nil
+		case <-wake:
+		}
+		if c.IsDiscarded() {
+			return nil
+		}
+	}
+}
+
+// write calls f and notes when it began.
+func (s *stream) write(f func() error) error {
+	s.since.Store(time.Now().UnixNano())
+	defer s.since.Store(0)
+	return f()
+}
+
+// writeBatch writes some of what waits; it reports whether there was anything.
+func (c *Client) writeBatch(response Response, buffer []byte) (any bool, err error) {
+	c.mu.Lock()
+	if response.Hooked() {
+		if len(c.frames) == 0 {
+			c.mu.Unlock()
+			return false, nil
+		}
+		f := c.frames[0]
+		c.dropLocked(1)
+		c.mu.Unlock()
+		if !f.comment {
+			c.wrote(len(f.wire))
+			return true, response.Deliver(f.message)
+		}
+		if err := response.Write(f.wire); err != nil {
+			return true, err
+		}
+		return true, response.Flush()
+	}
+
+	out, _ := c.join(buffer)
+	last := len(c.frames) == 0
+	c.mu.Unlock()
+	if len(out) == 0 {
+		return false, nil
+	}
+	if err := response.Write(out); err != nil {
+		return true, err
+	}
+	c.wrote(len(out))
+	if last {
+		return true, response.Flush()
+	}
+	return true, nil
+}

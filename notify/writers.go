@@ -1,0 +1,85 @@
+// The writers: a few goroutines that write to the connections for which
+// something waits. Fed by the fan-out and by Client.Send.
+
+package notify
+
+import (
+	"runtime"
+	"sync"
+)
+
+// writers is the list of connections to write to. Its goroutines exist only
+// while it has some: there is nothing to start or stop.
+type writers struct {
+	max int // of goroutines
+
+	mu      sync.Mutex // guards what follows; a leaf
+	waiting []*Client  // first come, first served; each at most once
+	head    int        // of waiting: those before it are done
+	running int
+}
+
+// writerShare is how many connections a writer takes off the list at a time.
+const writerShare = 16
+
+func newWriters() *writers { return &writers{max: runtime.GOMAXPROCS(0)} }
+
+// add hands connections to the writers.
+func (w *writers) add(clients ...*Client) {
+	w.mu.Lock()
+	if w.head > 1024 && w.head > len(w.waiting)/2 { // it never got empty
+		w.waiting = w.waiting[:copy(w.waiting, w.waiting[w.head:])]
+		w.head = 0
+	}
+	w.waiting = append(w.waiting, clients...)
+	start := min(w.max-w.running, (len(w.waiting)-w.head+writerShare-1)/writerShare)
+	w.running += max(start, 0)
+	w.mu.Unlock()
+	for range start {
+		go w.run()
+	}
+}
+
+// run writes until the list is empty.
+func (w *writers) run() {
+	call := writeCalls.Get().(*writeCall)
+	defer writeCalls.Put(call)
+	var share [writerShare]*Client
+	for {
+		count := w.take(share[:])
+		if count == 0 {
+			return
+		}
+		for _, client := range share[:count] {
+			w.write(client, call)
+		}
+	}
+}
+
+// take fills share from the list; where there is nothing the writer is done.
+func (w *writers) take(share []*Client) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	// a writer leaves some for the others, and the last ones are taken singly
+	left := len(w.waiting) - w.head
+	count := copy(share[:min(len(share), (left+w.max-1)/w.max)], w.waiting[w.head:])
+	clear(w.waiting[w.head : w.head+count])
+	w.head += count
+	if w.head == len(w.waiting) {
+		w.waiting, w.head = w.waiting[:0], 0
+		if cap(w.waiting) > 4096 {
+			w.waiting = nil
+		}
+	}
+	if count == 0 {
+		w.running--
+	}
+	return count
+}
+
+func (w *writers) write(client *Client, call *writeCall) {
+	defer client.recoverPanic()
+	if client.flushWith(call) {
+		w.add(client)
+	}
+}
