@@ -310,7 +310,7 @@ func (c *Client) Send(m subscriptions.Message) {
 func (c *Client) cleanup(reason string, undelivered int) {
 	defer close(c.done)
 	if c.socket != nil {
-		c.socket.conn.Close()
+		c.socket.close()
 	}
 	if c.stream != nil {
 		c.stream.cut()

@@ -29,12 +29,31 @@ const slowPiece = 16 << 10
 // socket is a connection that was taken from net/http.
 type socket struct {
 	conn net.Conn
-	raw  syscall.RawConn // nil where conn is no plain socket
 
 	// writing is held from taking frames off the queue until they are written,
-	// so that they stay in order. What is done under it does not block. It is
-	// taken before queue.mu.
+	// so that they stay in order, and while conn is closed, so that fd is valid
+	// under it. What is done under it does not block. It is taken before
+	// queue.mu.
 	writing sync.Mutex
+	fd      int // conn's descriptor, which is non-blocking; -1: it is closed, or no plain socket
+}
+
+func newSocket(conn net.Conn) *socket {
+	s := &socket{conn: conn, fd: -1}
+	if plain, ok := conn.(syscall.Conn); ok {
+		if raw, err := plain.SyscallConn(); err == nil {
+			_ = raw.Control(func(fd uintptr) { s.fd = int(fd) }) // an error: it is closed already
+			setUserTimeout(raw)
+		}
+	}
+	return s
+}
+
+func (s *socket) close() {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	s.fd = -1
+	s.conn.Close()
 }
 
 // TakeConn makes conn, whose request has been read, the client's connection:
@@ -44,11 +63,7 @@ type socket struct {
 // Only a few hundred bytes and one goroutine, which waits for the end, stay with
 // an idle connection.
 func (c *Client) TakeConn(conn net.Conn, head []byte) {
-	s := &socket{conn: conn}
-	if syscallConn, ok := conn.(syscall.Conn); ok {
-		s.raw, _ = syscallConn.SyscallConn()
-		setUserTimeout(s.raw)
-	}
+	s := newSocket(conn)
 	connect := c.ConnectMessage()
 	first := &frame{
 		message: connect,
@@ -88,12 +103,15 @@ func (c *Client) awaitEnd() {
 // flush writes what waits for the connection. It reports whether more waits,
 // for which the client stays on the list of the writers.
 func (c *Client) flush() (again bool) {
-	w := writeCalls.Get().(*writeCall)
-	defer writeCalls.Put(w)
-	return c.flushWith(w)
+	buffer := buffers.Get().(*[maxBatch]byte)
+	defer buffers.Put(buffer)
+	return c.flushWith(buffer)
 }
 
-func (c *Client) flushWith(w *writeCall) (again bool) {
+// buffers are for joining frames in.
+var buffers = sync.Pool{New: func() any { return new([maxBatch]byte) }}
+
+func (c *Client) flushWith(buffer *[maxBatch]byte) (again bool) {
 	s := c.socket
 	s.writing.Lock()
 	defer s.writing.Unlock()
@@ -104,13 +122,13 @@ func (c *Client) flushWith(w *writeCall) (again bool) {
 		c.mu.Unlock()
 		return false
 	}
-	out, shared := c.join(w.buffer)
+	out, shared := c.join(buffer[:0])
 	c.busy = true
 	c.mu.Unlock()
 
 	written, err := 0, error(nil)
-	if len(out) > 0 {
-		written, err = s.tryWrite(w, out)
+	if len(out) > 0 && s.fd >= 0 {
+		written, err = tryWrite(s.fd, out)
 	}
 	if err != nil {
 		c.end(ReasonWriteFailed)

@@ -14,9 +14,6 @@ import (
 const deadAfter = 60 * time.Second
 
 func setUserTimeout(raw syscall.RawConn) {
-	if raw == nil {
-		return
-	}
 	// best effort: not every socket is TCP
 	_ = raw.Control(func(fd uintptr) {
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(deadAfter.Milliseconds()))

@@ -42,8 +42,8 @@ func (w *writers) add(clients ...*Client) {
 
 // run writes until the list is empty.
 func (w *writers) run() {
-	call := writeCalls.Get().(*writeCall)
-	defer writeCalls.Put(call)
+	buffer := buffers.Get().(*[maxBatch]byte)
+	defer buffers.Put(buffer)
 	var share [writerShare]*Client
 	for {
 		count := w.take(share[:])
@@ -51,7 +51,7 @@ func (w *writers) run() {
 			return
 		}
 		for _, client := range share[:count] {
-			w.write(client, call)
+			w.write(client, buffer)
 		}
 	}
 }
@@ -77,9 +77,9 @@ func (w *writers) take(share []*Client) int {
 	return count
 }
 
-func (w *writers) write(client *Client, call *writeCall) {
+func (w *writers) write(client *Client, buffer *[maxBatch]byte) {
 	defer client.recoverPanic()
-	if client.flushWith(call) {
+	if client.flushWith(buffer) {
 		w.add(client)
 	}
 }

@@ -1,0 +1,92 @@
+//go:build unix
+
+// Command bench measures Herald against what PocketBase's documentation suggests
+// for custom messages: a loop over all clients that sends to each. Both servers
+// are processes of their own, started by it and loaded in turns, in one run.
+//
+//	go run ./bench [-n 100,1000,5000,10000] [-rounds 3] [-out results.json]
+package main
+
+import (
+	"encoding/json/jsontext"
+	"encoding/json/v2"
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+)
+
+func main() {
+	log.SetFlags(0)
+	if len(os.Args) > 1 && os.Args[1] == "serve" {
+		if err := serve(os.Args[2:]); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
+	sizes := flag.String("n", "100,1000,5000,10000", "numbers of subscribers, separated by commas")
+	rounds := flag.Int("rounds", 3, "how often each measure is taken; the result is the median")
+	flag.IntVar(&deliveries, "deliveries", deliveries, "how many deliveries are measured for each number of subscribers, at least 20 messages")
+	only := flag.String("only", "", "measure only loads whose name contains this")
+	out := flag.String("out", "", "a file for the results as JSON")
+	flag.Parse()
+
+	results := &results{Date: time.Now().UTC().Format(time.DateOnly), CPUs: runtime.NumCPU(), CPU: cpuModel(), Go: runtime.Version(), Rounds: *rounds}
+	var scenarios []scenario
+	for _, size := range strings.Split(*sizes, ",") {
+		n, err := strconv.Atoi(size)
+		if err != nil || n < 1 {
+			log.Fatalf("-n: %q is not a number of subscribers", size)
+		}
+		scenarios = append(scenarios, scenario{n: n, run: everybody, label: fmt.Sprintf("all of %d", n)})
+		scenarios = append(scenarios, scenario{n: n, run: oneAmong, label: fmt.Sprintf("1 of %d", n)})
+	}
+	scenarios = append(scenarios,
+		scenario{n: 200, run: stalled, label: "20 of 200 stalled"},
+		scenario{n: 100, run: burst, label: "burst to 100"},
+		scenario{n: 100, run: everybody, http2: true, label: "HTTP/2, all of 100"},
+		scenario{n: 1000, run: everybody, http2: true, label: "HTTP/2, all of 1000"},
+	)
+	for _, s := range scenarios {
+		if !strings.Contains(s.label, *only) {
+			continue
+		}
+		for round := range *rounds {
+			for _, kind := range []string{"snippet", "herald"} {
+				fmt.Fprintf(os.Stderr, "%s, round %d, %s\n", s.label, round+1, kind)
+				measures, err := s.measure(kind)
+				if err != nil {
+					log.Fatalf("%s, %s: %v", s.label, kind, err)
+				}
+				results.add(s.label, kind, measures)
+			}
+		}
+	}
+	results.print(os.Stdout)
+	if *out != "" {
+		encoded, err := json.Marshal(results, json.Deterministic(true), jsontext.WithIndent("  "))
+		if err == nil {
+			err = os.WriteFile(*out, append(encoded, '\n'), 0o644)
+		}
+		if err != nil {
+			log.Fatal(err)
+		}
+	}
+}
+
+func cpuModel() string {
+	info, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return runtime.GOARCH
+	}
+	for line := range strings.Lines(string(info)) {
+		if name, model, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(model)
+		}
+	}
+	return runtime.GOARCH
+}

@@ -1,0 +1,158 @@
+//go:build unix
+
+// The two servers, each in a process of its own.
+
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json/jsontext"
+	"encoding/json/v2"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/pocketbase/pocketbase"
+	"github.com/pocketbase/pocketbase/apis"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
+	"golang.org/x/sync/errgroup"
+
+	"herald/hooks"
+	"herald/notify"
+)
+
+// usage is what a server has used so far.
+type usage struct {
+	CPU int64 `json:"cpu"` // nanoseconds
+	RSS int64 `json:"rss"` // bytes
+}
+
+// serve runs "bench serve KIND ADDRESS DIR PROTOCOL".
+func serve(args []string) error {
+	kind, address, dir, http2 := args[0], args[1], args[2], args[3] == "http2"
+	app := pocketbase.NewWithConfig(pocketbase.Config{DefaultDataDir: dir})
+	if err := app.Bootstrap(); err != nil {
+		return err
+	}
+	send := sendSnippet
+	if kind == "herald" {
+		hooks.MustRegister(app, hooks.Config{})
+		send = sendHerald
+	}
+
+	app.OnServe().BindFunc(func(e *core.ServeEvent) error {
+		e.InstallerFunc = nil
+		// the same route for both, so that only the sending differs
+		e.Router.POST("/bench/send", func(e *core.RequestEvent) error {
+			var body struct {
+				Topic string         `json:"topic"`
+				Data  jsontext.Value `json:"data"`
+			}
+			if err := json.UnmarshalRead(e.Request.Body, &body); err != nil {
+				return e.BadRequestError("", err)
+			}
+			if err := send(e.App, body.Topic, body.Data); err != nil {
+				return err
+			}
+			return e.NoContent(http.StatusNoContent)
+		}).Bind(apis.SkipSuccessActivityLog())
+		e.Router.GET("/bench/profile", func(e *core.RequestEvent) error { // as net/http/pprof's, ?seconds=5
+			pprof.Profile(e.Response, e.Request)
+			return nil
+		})
+		e.Router.GET("/bench/usage", func(e *core.RequestEvent) error {
+			if e.Request.URL.Query().Has("free") {
+				debug.FreeOSMemory() // what is in use, without the garbage of connecting
+			}
+			used, err := readUsage()
+			if err != nil {
+				return err
+			}
+			return e.JSON(http.StatusOK, used)
+		}).Bind(apis.SkipSuccessActivityLog())
+		if http2 {
+			certificate, err := selfSigned()
+			if err != nil {
+				return err
+			}
+			e.Server.TLSConfig.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate, nil }
+		}
+		return e.Next()
+	})
+	config := apis.ServeConfig{HttpAddr: address}
+	if http2 {
+		config = apis.ServeConfig{HttpsAddr: address}
+	}
+	return apis.Serve(app, config)
+}
+
+func sendHerald(app core.App, topic string, data jsontext.Value) error {
+	return notify.Notify(app, topic, data)
+}
+
+// sendSnippet does what PocketBase's documentation suggests ("Realtime
+// messaging").
+func sendSnippet(app core.App, topic string, data jsontext.Value) error {
+	raw, err := json.Marshal(data)
+	if err != nil {
+		return err
+	}
+	message := subscriptions.Message{Name: topic, Data: raw}
+	group := new(errgroup.Group)
+	for _, chunk := range app.SubscriptionsBroker().ChunkedClients(300) {
+		group.Go(func() error {
+			for _, client := range chunk {
+				if client.HasSubscription(topic) {
+					client.Send(message)
+				}
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+func readUsage() (usage, error) {
+	var r syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
+		return usage{}, err
+	}
+	statm, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return usage{}, err
+	}
+	pages, err := strconv.ParseInt(strings.Fields(string(statm))[1], 10, 64)
+	if err != nil {
+		return usage{}, err
+	}
+	return usage{r.Utime.Nano() + r.Stime.Nano(), pages * int64(os.Getpagesize())}, nil
+}
+
+func selfSigned() (*tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		NotAfter:     time.Now().Add(24 * time.Hour),
+		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
+}
