@@ -53,6 +53,7 @@ func (w *writers) run() {
 		for _, client := range share[:count] {
 			w.write(client, buffer)
 		}
+		runtime.Gosched() // the writes did not tell the scheduler of themselves
 	}
 }
 
