@@ -2,12 +2,9 @@ package hooks_test
 
 import (
 	"bufio"
-	"crypto/tls"
 	"encoding/json/jsontext"
 	"fmt"
-	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -18,31 +15,50 @@ import (
 	"herald/notify"
 )
 
-// stall subscribes to topic over a connection that nobody reads after that.
-func stall(t *testing.T, server *pbtest.Server, topic string) (clientID string) {
+// eachWay runs a test over all the ways in which messages are written: past
+// net/http, over HTTP/2, and through handlers that want to see each message.
+func eachWay(t *testing.T, test func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server)) {
+	t.Run("taken", func(t *testing.T) {
+		test(t, newWorld(t), func(t testing.TB, app core.App) *pbtest.Server { return pbtest.Serve(t, app) })
+	})
+	t.Run("HTTP2", func(t *testing.T) {
+		test(t, newWorld(t), func(t testing.TB, app core.App) *pbtest.Server { return pbtest.ServeHTTP2(t, app) })
+	})
+	t.Run("handlers", func(t *testing.T) {
+		w := newWorld(t)
+		w.OnRealtimeMessageSend().BindFunc(func(e *core.RealtimeMessageEvent) error { return e.Next() })
+		test(t, w, func(t testing.TB, app core.App) *pbtest.Server { return pbtest.Serve(t, app) })
+	})
+}
+
+// open starts a realtime request and reads up to the client's id; what follows
+// is read from lines, or not at all.
+func open(t *testing.T, server *pbtest.Server) (clientID string, lines *bufio.Scanner) {
 	t.Helper()
-	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	response, err := server.Client().Get(server.URL + "/api/realtime")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close() })
-	fmt.Fprintf(conn, "GET /api/realtime HTTP/1.1\r\nHost: x\r\n\r\n")
-	return readClientID(t, bufio.NewScanner(conn), server, topic)
-}
-
-func readClientID(t *testing.T, lines *bufio.Scanner, server *pbtest.Server, topic string) string {
-	t.Helper()
+	t.Cleanup(func() { response.Body.Close() })
+	lines = bufio.NewScanner(response.Body)
 	for lines.Scan() {
 		if id, ok := strings.CutPrefix(lines.Text(), "id:"); ok {
-			status, answer := server.Do(t, "POST", "/api/realtime", "", map[string]any{"clientId": id, "subscriptions": []string{topic}})
-			if status != http.StatusNoContent {
-				t.Fatalf("subscribe: %d %v", status, answer)
-			}
-			return id
+			return id, lines
 		}
 	}
 	t.Fatal("no PB_CONNECT")
-	return ""
+	return "", nil
+}
+
+// stall subscribes to topic over a connection that nobody reads after that.
+func stall(t *testing.T, server *pbtest.Server, auth *core.Record, topic string) (clientID string) {
+	t.Helper()
+	id, _ := open(t, server)
+	status, answer := server.Do(t, "POST", "/api/realtime", pbtest.Token(t, auth), map[string]any{"clientId": id, "subscriptions": []string{topic}})
+	if status != http.StatusNoContent {
+		t.Fatalf("subscribe: %d %v", status, answer)
+	}
+	return id
 }
 
 // sendUntilDropped sends large messages until one of the connections is dropped
@@ -72,228 +88,208 @@ func waitGone(t *testing.T, app core.App, clientID string) {
 }
 
 func TestStalledSubscriber(t *testing.T) {
-	w := newWorld(t)
-	server := pbtest.Serve(t, w)
-	stalled := stall(t, server, "flood")
-	healthy := server.Subscribe(t, nil, "flood")
+	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
+		server := serve(t, w)
+		stalled := stall(t, server, nil, "flood")
+		healthy := server.Subscribe(t, nil, "flood")
 
-	// the healthy one reads along: it has to get every message
-	read := make(chan int)
-	go func() {
-		count := 0
-		for event := range healthy.Events() {
-			if event.Type == "flood" {
-				if event.Data == "null" {
-					break
+		// the healthy one reads along: it has to get every message
+		read := make(chan int)
+		go func() {
+			count := 0
+			for event := range healthy.Events() {
+				if event.Type == "flood" {
+					if event.Data == "null" {
+						break
+					}
+					count++
 				}
-				count++
 			}
+			read <- count
+		}()
+
+		sent := sendUntilDropped(t, w, "flood")
+		waitGone(t, w, stalled)
+		if err := notify.Notify(w, "flood", nil); err != nil {
+			t.Fatal(err)
 		}
-		read <- count
-	}()
-
-	sent := sendUntilDropped(t, w, "flood")
-	waitGone(t, w, stalled)
-	if err := notify.Notify(w, "flood", nil); err != nil {
-		t.Fatal(err)
-	}
-	if got := <-read; got != sent {
-		t.Errorf("the healthy subscriber got %d of %d messages", got, sent)
-	}
-}
-
-// TestStalledSubscriberHTTP2 is the same where a connection carries many
-// streams, and net/http forbids the use of a ResponseWriter after its handler.
-func TestStalledSubscriberHTTP2(t *testing.T) {
-	w := newWorld(t)
-	plain := pbtest.Serve(t, w)
-	server := httptest.NewUnstartedServer(plain.Config.Handler)
-	server.EnableHTTP2 = true
-	server.StartTLS()
-	defer server.Close()
-
-	transport := &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{RootCAs: server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs}}
-	defer transport.CloseIdleConnections()
-	response, err := (&http.Client{Transport: transport}).Get(server.URL + "/api/realtime")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
-	if response.ProtoMajor != 2 {
-		t.Fatalf("spoke %s", response.Proto)
-	}
-	stalled := readClientID(t, bufio.NewScanner(response.Body), plain, "flood")
-
-	sendUntilDropped(t, w, "flood")
-	waitGone(t, w, stalled)
-
-	// its end does not disturb the other streams of the connection
-	health, err := (&http.Client{Transport: transport}).Get(server.URL + "/api/health")
-	if err != nil || health.StatusCode != http.StatusOK {
-		t.Fatalf("%v, error %v", health, err)
-	}
-	health.Body.Close()
+		if got := <-read; got != sent {
+			t.Errorf("the healthy subscriber got %d of %d messages", got, sent)
+		}
+		stats := notify.New(w, notify.Config{}).Stats()
+		if stats.Disconnects[notify.ReasonQueueFull] != 1 || stats.Dropped == 0 {
+			t.Errorf("stats %+v", stats)
+		}
+		// its end does not disturb the others, which HTTP/2 has on one connection
+		if status, _ := server.Do(t, "GET", "/api/health", "", nil); status != http.StatusOK {
+			t.Errorf("status %d", status)
+		}
+	})
 }
 
 // TestOrderOnTheWire lets senders send over HTTP at once: every subscriber has
 // to receive everything, in one order.
 func TestOrderOnTheWire(t *testing.T) {
-	const senders, messages, subscribers = 4, 50, 5
-	w := newWorld(t)
-	server := pbtest.Serve(t, w)
-	token := pbtest.Token(t, w.root)
-	var connections []*pbtest.Subscriber
-	for range subscribers {
-		connections = append(connections, server.Subscribe(t, nil, "example"))
-	}
+	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
+		const senders, messages, subscribers = 4, 50, 5
+		server := serve(t, w)
+		token := pbtest.Token(t, w.root)
+		var connections []*pbtest.Subscriber
+		for range subscribers {
+			connections = append(connections, server.Subscribe(t, nil, "example"))
+		}
 
-	var group sync.WaitGroup
-	for sender := range senders {
-		group.Go(func() {
-			for i := range messages {
-				status, answer := server.Do(t, "POST", "/api/notify", token,
-					fmt.Sprintf(`{"topic":"example","data":"%d:%d"}`, sender, i))
-				if status != http.StatusOK {
-					t.Errorf("%d %v", status, answer)
+		var group sync.WaitGroup
+		for sender := range senders {
+			group.Go(func() {
+				for i := range messages {
+					status, answer := server.Do(t, "POST", "/api/notify", token,
+						fmt.Sprintf(`{"topic":"example","data":"%d:%d"}`, sender, i))
+					if status != http.StatusOK {
+						t.Errorf("%d %v", status, answer)
+					}
+				}
+			})
+		}
+		group.Wait()
+
+		for i := range senders * messages {
+			first := connections[0].Next(t).Data
+			for _, other := range connections[1:] {
+				if got := other.Next(t).Data; got != first {
+					t.Fatalf("message %d is %s for one and %s for another subscriber", i, first, got)
 				}
 			}
-		})
-	}
-	group.Wait()
-
-	for i := range senders * messages {
-		first := connections[0].Next(t).Data
-		for _, other := range connections[1:] {
-			if got := other.Next(t).Data; got != first {
-				t.Fatalf("message %d is %s for one and %s for another subscriber", i, first, got)
-			}
 		}
-	}
+	})
 }
 
 // TestResubscribing changes a client's subscriptions again and again, as the SDK
 // does with each topic that is added (it sends all of them each time), while
 // messages are sent: what it was and stays subscribed to must lose none.
 func TestResubscribing(t *testing.T) {
-	const messages = 2000
-	w := newWorld(t)
-	server := pbtest.Serve(t, w)
-	subscriber := server.Subscribe(t, nil, "example")
+	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
+		const messages = 2000
+		server := serve(t, w)
+		subscriber := server.Subscribe(t, nil, "example")
 
-	lost := make(chan int, 1)
-	go func() {
-		n, count := notify.New(w, notify.Config{}), 0
-		for i := range messages {
-			report, err := n.Send(t.Context(), notify.Message{Topic: "example", Data: i})
-			if err != nil || report.Queued != 1 {
-				count++
-				continue
+		lost := make(chan int, 1)
+		go func() {
+			n, count := notify.New(w, notify.Config{}), 0
+			for i := range messages {
+				report, err := n.Send(t.Context(), notify.Message{Topic: "example", Data: i})
+				if err != nil || report.Queued != 1 {
+					count++
+					continue
+				}
+				<-subscriber.Events() // one at a time, so that the queue does not fill
 			}
-			<-subscriber.Events() // one at a time, so that the queue does not fill
-		}
-		lost <- count
-	}()
-	for i := 0; ; i++ {
-		select {
-		case count := <-lost:
-			if count > 0 {
-				t.Errorf("%d of %d messages were lost", count, messages)
+			lost <- count
+		}()
+		for i := 0; ; i++ {
+			select {
+			case count := <-lost:
+				if count > 0 {
+					t.Errorf("%d of %d messages were lost", count, messages)
+				}
+				return
+			default:
+				subscriber.Set(t, nil, "example", fmt.Sprint("other", i%3))
 			}
-			return
-		default:
-			subscriber.Set(t, nil, "example", fmt.Sprint("other", i%3))
 		}
-	}
+	})
 }
 
 // TestOtherHandlers checks that handlers of the application keep their meaning.
 func TestOtherHandlers(t *testing.T) {
-	w := newWorld(t)
-	var seen core.RealtimeConnectRequestEvent
-	left := make(chan string, 1)
-	w.OnRealtimeConnectRequest().BindFunc(func(e *core.RealtimeConnectRequestEvent) error {
-		seen = *e
-		e.Client.Set("mine", 1)
-		err := e.Next()
-		left <- e.Client.Id()
-		return err
-	})
-	w.OnRealtimeMessageSend().BindFunc(func(e *core.RealtimeMessageEvent) error {
-		if e.Message.Name == "example" {
-			e.Message.Data = []byte(`"changed"`)
+	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
+		var seen core.RealtimeConnectRequestEvent
+		left := make(chan string, 1)
+		w.OnRealtimeConnectRequest().BindFunc(func(e *core.RealtimeConnectRequestEvent) error {
+			seen = *e
+			e.Client.Set("mine", 1)
+			err := e.Next()
+			left <- e.Client.Id()
+			return err
+		})
+		w.OnRealtimeMessageSend().BindFunc(func(e *core.RealtimeMessageEvent) error {
+			if e.Message.Name == "example" {
+				e.Message.Data = []byte(`"changed"`)
+			}
+			return e.Next()
+		})
+		server := serve(t, w)
+
+		subscriber := server.Subscribe(t, w.ann, "example")
+		if seen.Client.Id() != subscriber.ID || seen.IdleTimeout == 0 || seen.MaxTimeout == 0 {
+			t.Errorf("the handler saw %+v", seen)
 		}
-		return e.Next()
+		client, err := w.SubscriptionsBroker().ClientById(subscriber.ID)
+		if err != nil || client.Get("mine") != 1 {
+			t.Errorf("what the handler set is lost (error %v)", err)
+		}
+		if err := notify.Notify(w, "example", 1); err != nil {
+			t.Fatal(err)
+		}
+		subscriber.Expect(t, "example", `"changed"`)
+
+		if len(left) != 0 {
+			t.Error("the handler returned while the client is there")
+		}
+		subscriber.Close(t)
+		if id := <-left; id != subscriber.ID {
+			t.Errorf("client %q left", id)
+		}
 	})
-	server := pbtest.Serve(t, w)
-
-	subscriber := server.Subscribe(t, w.ann, "example")
-	if seen.Client.Id() != subscriber.ID || seen.IdleTimeout == 0 || seen.MaxTimeout == 0 {
-		t.Errorf("the handler saw %+v", seen)
-	}
-	client, err := w.SubscriptionsBroker().ClientById(subscriber.ID)
-	if err != nil || client.Get("mine") != 1 {
-		t.Errorf("what the handler set is lost (error %v)", err)
-	}
-	if err := notify.Notify(w, "example", 1); err != nil {
-		t.Fatal(err)
-	}
-	subscriber.Expect(t, "example", `"changed"`)
-
-	if len(left) != 0 {
-		t.Error("the handler returned while the client is there")
-	}
-	subscriber.Close(t)
-	if id := <-left; id != subscriber.ID {
-		t.Errorf("client %q left", id)
-	}
 }
 
 // TestStockRealtime checks what PocketBase does over the same connections.
 func TestStockRealtime(t *testing.T) {
-	w := newWorld(t)
-	server := pbtest.Serve(t, w)
+	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
+		server := serve(t, w)
 
-	t.Run("record events", func(t *testing.T) {
-		subscriber := server.Subscribe(t, w.ann, "users/"+w.ann.Id)
-		stranger := server.Subscribe(t, w.bob, "users/"+w.ann.Id, "fence")
-		w.ann.Set("name", "Anna")
-		if err := w.Save(w.ann); err != nil {
-			t.Fatal(err)
-		}
-		event := subscriber.Next(t)
-		if event.Type != "users/"+w.ann.Id || !strings.Contains(event.Data, `"Anna"`) || !strings.Contains(event.Data, `"action":"update"`) {
-			t.Errorf("got %v", event)
-		}
-		if err := notify.Notify(w, "fence", 1); err != nil {
-			t.Fatal(err)
-		}
-		stranger.Expect(t, "fence", "1")
-	})
+		t.Run("record events", func(t *testing.T) {
+			subscriber := server.Subscribe(t, w.ann, "users/"+w.ann.Id)
+			stranger := server.Subscribe(t, w.bob, "users/"+w.ann.Id, "fence")
+			w.ann.Set("name", "Anna")
+			if err := w.Save(w.ann); err != nil {
+				t.Fatal(err)
+			}
+			event := subscriber.Next(t)
+			if event.Type != "users/"+w.ann.Id || !strings.Contains(event.Data, `"Anna"`) || !strings.Contains(event.Data, `"action":"update"`) {
+				t.Errorf("got %v", event)
+			}
+			if err := notify.Notify(w, "fence", 1); err != nil {
+				t.Fatal(err)
+			}
+			stranger.Expect(t, "fence", "1")
+		})
 
-	t.Run("a guest becomes a user", func(t *testing.T) {
-		subscriber := server.Subscribe(t, nil, "example")
-		subscriber.Set(t, w.ann, "example")
-		n := notify.New(w, notify.Config{})
-		if _, err := n.Send(t.Context(), notify.Message{Topic: "example", Data: 1, To: notify.Audience{Users: []string{pbtest.Ref(w.ann)}}}); err != nil {
-			t.Fatal(err)
-		}
-		subscriber.Expect(t, "example", "1")
-	})
+		t.Run("a guest becomes a user", func(t *testing.T) {
+			subscriber := server.Subscribe(t, nil, "example")
+			subscriber.Set(t, w.ann, "example")
+			n := notify.New(w, notify.Config{})
+			if _, err := n.Send(t.Context(), notify.Message{Topic: "example", Data: 1, To: notify.Audience{Users: []string{pbtest.Ref(w.ann)}}}); err != nil {
+				t.Fatal(err)
+			}
+			subscriber.Expect(t, "example", "1")
+		})
 
-	t.Run("a new password makes a guest of a user", func(t *testing.T) {
-		subscriber := server.Subscribe(t, w.bob, "example", "fence")
-		w.bob.SetPassword("0987654321")
-		if err := w.Save(w.bob); err != nil {
-			t.Fatal(err)
-		}
-		n := notify.New(w, notify.Config{})
-		report, err := n.Send(t.Context(), notify.Message{Topic: "example", Data: 1, To: notify.Audience{Users: []string{pbtest.Ref(w.bob)}}})
-		if err != nil || report.Matched != 0 {
-			t.Errorf("report %+v, error %v", report, err)
-		}
-		if err := notify.Notify(w, "fence", 1); err != nil {
-			t.Fatal(err)
-		}
-		subscriber.Expect(t, "fence", "1")
+		t.Run("a new password makes a guest of a user", func(t *testing.T) {
+			subscriber := server.Subscribe(t, w.bob, "example", "fence")
+			w.bob.SetPassword("0987654321")
+			if err := w.Save(w.bob); err != nil {
+				t.Fatal(err)
+			}
+			n := notify.New(w, notify.Config{})
+			report, err := n.Send(t.Context(), notify.Message{Topic: "example", Data: 1, To: notify.Audience{Users: []string{pbtest.Ref(w.bob)}}})
+			if err != nil || report.Matched != 0 {
+				t.Errorf("report %+v, error %v", report, err)
+			}
+			if err := notify.Notify(w, "fence", 1); err != nil {
+				t.Fatal(err)
+			}
+			subscriber.Expect(t, "fence", "1")
+		})
 	})
 }

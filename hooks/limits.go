@@ -56,6 +56,8 @@ func (l *limits) connect(e *core.RequestEvent) (release func(), err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
+	case l.notifier.Stopping():
+		return nil, refuse(e, http.StatusServiceUnavailable, "The server is shutting down.")
 	case l.Connections > 0 && l.total >= l.Connections:
 		return nil, refuse(e, http.StatusServiceUnavailable, "The server has too many realtime connections.")
 	case l.ConnectionsPerIP > 0 && l.byIP[ip] >= l.ConnectionsPerIP:

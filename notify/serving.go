@@ -131,6 +131,14 @@ func (n *Notifier) tick(c *Client) {
 	}
 }
 
+// Stopping reports whether Shutdown has been called: no connection is served any
+// more.
+func (n *Notifier) Stopping() bool {
+	n.sending.RLock()
+	defer n.sending.RUnlock()
+	return n.stopped
+}
+
 // Shutdown ends all connections as soon as what is queued for them is written,
 // or timeout is over. From its start on messages are refused with
 // [ErrShutdown]: what was accepted before is in the queues. It returns when

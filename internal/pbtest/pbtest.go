@@ -100,6 +100,22 @@ type Server struct {
 // Serve starts app's router, with what is bound to OnServe, on a real listener.
 func Serve(t testing.TB, app core.App) *Server {
 	t.Helper()
+	return serve(t, app, httptest.NewServer)
+}
+
+// ServeHTTP2 is [Serve] over TLS with HTTP/2.
+func ServeHTTP2(t testing.TB, app core.App) *Server {
+	t.Helper()
+	return serve(t, app, func(handler http.Handler) *httptest.Server {
+		server := httptest.NewUnstartedServer(handler)
+		server.EnableHTTP2 = true
+		server.StartTLS()
+		return server
+	})
+}
+
+func serve(t testing.TB, app core.App, start func(http.Handler) *httptest.Server) *Server {
+	t.Helper()
 	router, err := apis.NewRouter(app)
 	if err != nil {
 		t.Fatal(err)
@@ -113,7 +129,7 @@ func Serve(t testing.TB, app core.App) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := httptest.NewServer(handler)
+	server := start(handler)
 	t.Cleanup(func() {
 		server.CloseClientConnections()
 		server.Close()
