@@ -1,0 +1,92 @@
+package hooks_test
+
+import (
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/pocketbase/pocketbase/core"
+
+	"herald/hooks"
+	"herald/internal/pbtest"
+	"herald/notify"
+)
+
+func TestStats(t *testing.T) {
+	app := pbtest.NewApp(t, func(app core.App) { hooks.MustRegister(app, hooks.Config{MetricsToken: "scraper's secret"}) })
+	root := pbtest.AddAuth(t, app, core.CollectionNameSuperusers, "root@x.com", nil)
+	ann := pbtest.AddAuth(t, app, "users", "ann@x.com", nil)
+	server := pbtest.Serve(t, app)
+	first := server.Subscribe(t, ann, "a", "b")
+	second := server.Subscribe(t, nil, "a")
+	send(t, app, notify.Message{Topic: "a", Data: 1})
+	first.Expect(t, "a", "1")
+	second.Expect(t, "a", "1")
+	second.Close(t)
+	awaitReason(t, app, notify.ReasonLeft)
+
+	status, answer := server.Do(t, "GET", "/api/notify/stats", pbtest.Token(t, root), nil)
+	if status != http.StatusOK {
+		t.Fatalf("%d %v", status, answer)
+	}
+	stats := answer.(map[string]any)
+	for name, want := range map[string]float64{
+		"connections": 1, "taken": 1, "subscriptions": 2, "topics": 2, "users": 1,
+		"queuedMessages": 0, "messages": 1, "deliveries": 2, "dropped": 0,
+	} {
+		if stats[name] != want {
+			t.Errorf("%s is %v, want %v", name, stats[name], want)
+		}
+	}
+	if stats["bytes"].(float64) == 0 || stats["disconnects"].(map[string]any)[notify.ReasonLeft] != 1.0 ||
+		stats["fanOut"].(map[string]any)["count"] != 1.0 {
+		t.Errorf("stats %v", stats)
+	}
+
+	metrics := func(token string) (int, string) {
+		request, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL+"/api/notify/metrics", nil)
+		request.Header.Set("Authorization", token)
+		response, err := server.Client().Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		content, err := io.ReadAll(response.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response.StatusCode, string(content)
+	}
+	for _, token := range []string{pbtest.Token(t, root), "Bearer scraper's secret"} {
+		status, text := metrics(token)
+		if status != http.StatusOK {
+			t.Fatalf("%d %s", status, text)
+		}
+		for _, line := range []string{
+			"herald_connections 1", "herald_messages_total 1", "herald_deliveries_total 2",
+			`herald_disconnects_total{reason="left"} 1`, "herald_fan_out_seconds_count 1", "go_goroutines",
+		} {
+			if !strings.Contains(text, line) {
+				t.Errorf("%q is missing in\n%s", line, text)
+			}
+		}
+	}
+	for path, tokens := range map[string][]string{
+		"/api/notify/metrics": {"", "Bearer wrong", pbtest.Token(t, ann)},
+		"/api/notify/stats":   {"", "Bearer scraper's secret", pbtest.Token(t, ann)},
+	} {
+		for _, token := range tokens {
+			if status, answer := server.Do(t, "GET", path, token, nil); status != http.StatusUnauthorized && status != http.StatusForbidden {
+				t.Errorf("%s: %d %v", path, status, answer)
+			}
+		}
+	}
+
+	t.Run("no token is no password", func(t *testing.T) {
+		server := pbtest.Serve(t, newWorld(t))
+		if status, _ := server.Do(t, "GET", "/api/notify/metrics", "", nil); status != http.StatusUnauthorized {
+			t.Errorf("status %d", status)
+		}
+	})
+}
