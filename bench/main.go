@@ -5,6 +5,7 @@
 // are processes of their own, started by it and loaded in turns, in one run.
 //
 //	go run ./bench [-n 100,1000,5000,10000] [-rounds 3] [-out results.json]
+//	go run ./bench -soak 10m
 package main
 
 import (
@@ -33,7 +34,15 @@ func main() {
 	flag.IntVar(&deliveries, "deliveries", deliveries, "how many deliveries are measured for each number of subscribers, at least 20 messages")
 	only := flag.String("only", "", "measure only loads whose name contains this")
 	out := flag.String("out", "", "a file for the results as JSON")
+	soakFor := flag.Duration("soak", 0, "instead of measuring, let clients come and go for this long, and check that nothing is lost or left")
+	soakClients := flag.Int("soak-clients", 5000, "how many clients come and go")
 	flag.Parse()
+	if *soakFor > 0 {
+		if err := runSoak(*soakClients, *soakFor); err != nil {
+			log.Fatal("FAIL: ", err)
+		}
+		return
+	}
 
 	results := &results{Date: time.Now().UTC().Format(time.DateOnly), CPUs: runtime.NumCPU(), CPU: cpuModel(), Go: runtime.Version(), Rounds: *rounds}
 	var scenarios []scenario

@@ -12,11 +12,13 @@ import (
 	"crypto/x509"
 	"encoding/json/jsontext"
 	"encoding/json/v2"
+	"fmt"
 	"math/big"
 	"net"
 	"net/http"
 	"net/http/pprof"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -37,6 +39,16 @@ import (
 type usage struct {
 	CPU int64 `json:"cpu"` // nanoseconds
 	RSS int64 `json:"rss"` // bytes
+
+	// for the soak
+	Heap       int64 `json:"heap"` // bytes in use
+	Goroutines int   `json:"goroutines"`
+	Files      int   `json:"files"` // open descriptors
+}
+
+func (u usage) String() string {
+	return fmt.Sprintf("%d goroutines, %d descriptors, %.1f MiB heap, %.1f MiB resident",
+		u.Goroutines, u.Files, float64(u.Heap)/(1<<20), float64(u.RSS)/(1<<20))
 }
 
 // serve runs "bench serve KIND ADDRESS DIR PROTOCOL".
@@ -137,7 +149,19 @@ func readUsage() (usage, error) {
 	if err != nil {
 		return usage{}, err
 	}
-	return usage{r.Utime.Nano() + r.Stime.Nano(), pages * int64(os.Getpagesize())}, nil
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return usage{}, err
+	}
+	var memory runtime.MemStats
+	runtime.ReadMemStats(&memory)
+	return usage{
+		CPU:        r.Utime.Nano() + r.Stime.Nano(),
+		RSS:        pages * int64(os.Getpagesize()),
+		Heap:       int64(memory.HeapAlloc),
+		Goroutines: runtime.NumGoroutine(),
+		Files:      len(files),
+	}, nil
 }
 
 func selfSigned() (*tls.Certificate, error) {
