@@ -34,8 +34,9 @@ $(SDK):
 	fi
 
 .PHONY: test
-test: node_modules/.complete build ## run all tests: engine, HTTP, JS SDK, browser (needs Node and Chromium)
+test: node_modules/.complete build ## run all tests: engine, HTTP, PocketBase's own, JS SDK, browser (needs Node and Chromium)
 	go test -race ./...
+	.ci/pocketbase-tests
 	node --test --test-concurrency=1 e2e/*.test.mjs
 
 node_modules/.complete: package-lock.json
@@ -60,8 +61,15 @@ fuzz: ## fuzz topics and frames, 30 s each
 	go test -run '^$$' -fuzz FuzzTopic -fuzztime 30s ./notify
 
 .PHONY: bench
-bench: ## measure a send against the snippet of PocketBase's documentation
+bench: ## measure Herald against the snippet of PocketBase's documentation (10 minutes; ARGS="-n 1000 -rounds 1")
 	go test -run '^$$' -bench . -benchmem ./notify
+	go build -o bin/bench ./bench
+	bin/bench -out bin/bench.json $(ARGS)
+
+.PHONY: soak
+soak: ## 5,000 clients that come, stall, leave and return, for 10 minutes (ARGS="-soak 1m")
+	go build -o bin/bench ./bench
+	bin/bench $(or $(ARGS),-soak 10m)
 
 .PHONY: help
 help: ## list the targets

@@ -68,7 +68,9 @@ export class Herald {
 
   async start(...args) {
     this.output = "";
-    this.process = spawn(this.executable, ["serve", `--http=127.0.0.1:${this.port}`, ...args], { cwd: this.folder, env: this.env });
+    const limit = this.maxFiles ? `ulimit -n ${this.maxFiles};` : "";
+    this.process = spawn("sh", ["-c", `${limit} exec "$0" "$@"`, this.executable, "serve", `--http=127.0.0.1:${this.port}`, ...args],
+      { cwd: this.folder, env: this.env });
     this.exited = new Promise((resolve) => this.process.on("exit", resolve));
     for (const stream of [this.process.stdout, this.process.stderr]) stream.on("data", (text) => (this.output += text));
     let ended = false;
