@@ -7,6 +7,7 @@ package notify
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -75,11 +76,10 @@ func (c *Client) ServeStream(ctx context.Context, response Response) (err error)
 		}
 		return response.Flush()
 	})
-	buffer := make([]byte, 0, 4<<10)
 	for {
 		for more := true; more && err == nil; {
 			err = s.write(func() (err error) {
-				more, err = c.writeBatch(response, buffer)
+				more, err = c.writeBatch(response)
 				return err
 			})
 		}
@@ -107,8 +107,12 @@ func (s *stream) write(f func() error) error {
 	return f()
 }
 
+// streamBuffers holds *[]byte in which frames are joined: an idle connection is
+// to need none.
+var streamBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
 // writeBatch writes some of what waits; it reports whether there was anything.
-func (c *Client) writeBatch(response Response, buffer []byte) (any bool, err error) {
+func (c *Client) writeBatch(response Response) (any bool, err error) {
 	c.mu.Lock()
 	if response.Hooked() {
 		if len(c.frames) == 0 {
@@ -128,9 +132,14 @@ func (c *Client) writeBatch(response Response, buffer []byte) (any bool, err err
 		return true, response.Flush()
 	}
 
-	out, _ := c.join(buffer)
+	buffer := streamBuffers.Get().(*[]byte)
+	defer streamBuffers.Put(buffer)
+	out, shared := c.join(*buffer)
 	last := len(c.frames) == 0
 	c.mu.Unlock()
+	if !shared {
+		*buffer = out[:0]
+	}
 	if len(out) == 0 {
 		return false, nil
 	}
