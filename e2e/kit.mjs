@@ -53,7 +53,10 @@ export class Herald {
     herald.env = { ...process.env, TMPDIR: join(herald.folder, "tmp") };
     herald.port = await freePort();
     herald.url = `http://127.0.0.1:${herald.port}`;
+    herald.clients = [];
     t.after(async () => {
+      // first: an SDK client that lost its server tries for ever, and Node would not end
+      for (const client of herald.clients) await client.realtime.unsubscribe().catch(() => {});
       await herald.stop();
       await rm(herald.folder, { recursive: true, force: true, maxRetries: 3 });
     });
@@ -91,7 +94,9 @@ export class Herald {
 
   /** A new SDK client, as another tab or device. */
   client() {
-    return new PocketBase(this.url);
+    const client = new PocketBase(this.url);
+    this.clients.push(client);
+    return client;
   }
 
   /** Makes the superuser and returns a client that is signed in as them. */

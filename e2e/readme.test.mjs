@@ -30,5 +30,4 @@ test("the tour of the README", async (t) => {
   assert.deepEqual(await received.next(), { text: "Hello" });
   assert.deepEqual(await received.next(), { text: "Sign up!" });
   assert.match(stdout, /"topic":"example","matched":1,"queued":1,"dropped":0\}/);
-  await client.realtime.unsubscribe();
 });
