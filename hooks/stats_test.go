@@ -1,7 +1,6 @@
 package hooks_test
 
 import (
-	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -45,18 +44,7 @@ func TestStats(t *testing.T) {
 	}
 
 	metrics := func(token string) (int, string) {
-		request, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL+"/api/notify/metrics", nil)
-		request.Header.Set("Authorization", token)
-		response, err := server.Client().Do(request)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer response.Body.Close()
-		content, err := io.ReadAll(response.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return response.StatusCode, string(content)
+		return server.DoText(t, http.MethodGet, "/api/notify/metrics", token, nil)
 	}
 	for _, token := range []string{pbtest.Token(t, root), "Bearer scraper's secret"} {
 		status, text := metrics(token)

@@ -18,7 +18,7 @@ const tickEvery = time.Second
 type serving struct {
 	tick func(*Client)
 
-	mu      sync.Mutex // guards what follows; taken under a client's queue.mu never
+	mu      sync.Mutex // guards what follows; never taken under a client's queue.mu
 	clients map[*Client]struct{}
 	timer   *time.Timer
 	closed  bool // no more connections are served

@@ -141,6 +141,20 @@ func serve(t testing.TB, app core.App, start func(http.Handler) *httptest.Server
 // status and the decoded answer.
 func (s *Server) Do(t testing.TB, method, path, token string, body any) (int, any) {
 	t.Helper()
+	status, content := s.DoText(t, method, path, token, body)
+	if content == "" {
+		return status, nil
+	}
+	var answer any
+	if err := json.Unmarshal([]byte(content), &answer); err != nil {
+		t.Fatalf("%s %s: %v in %s", method, path, err, content)
+	}
+	return status, answer
+}
+
+// DoText is Do without decoding the answer.
+func (s *Server) DoText(t testing.TB, method, path, token string, body any) (int, string) {
+	t.Helper()
 	var reader io.Reader
 	switch body := body.(type) {
 	case nil:
@@ -170,14 +184,7 @@ func (s *Server) Do(t testing.TB, method, path, token string, body any) (int, an
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(content) == 0 {
-		return response.StatusCode, nil
-	}
-	var answer any
-	if err := json.Unmarshal(content, &answer); err != nil {
-		t.Fatalf("%s %s: %v in %s", method, path, err, content)
-	}
-	return response.StatusCode, answer
+	return response.StatusCode, string(content)
 }
 
 // Subscriber is a realtime connection.
