@@ -62,8 +62,10 @@ func stall(t *testing.T, server *pbtest.Server, auth *core.Record, topic string)
 }
 
 // sendUntilDropped sends large messages until one of the connections is dropped
-// and returns how many went out.
-func sendUntilDropped(t *testing.T, app core.App, topic string) int {
+// and returns how many went out. It calls sent after each: a sender that nothing
+// slows down fills the queue of a stream that the server itself has not come to
+// write yet.
+func sendUntilDropped(t *testing.T, app core.App, topic string, sent func()) int {
 	t.Helper()
 	data := jsontext.Value(`"` + strings.Repeat("x", 200<<10) + `"`)
 	for i := 1; i < 2000; i++ {
@@ -71,6 +73,7 @@ func sendUntilDropped(t *testing.T, app core.App, topic string) int {
 		if err != nil {
 			t.Fatal(err)
 		}
+		sent()
 		if report.Dropped > 0 {
 			return i
 		}
@@ -94,27 +97,19 @@ func TestStalledSubscriber(t *testing.T) {
 		healthy := server.Subscribe(t, nil, "flood")
 
 		// the healthy one reads along: it has to get every message
-		read := make(chan int)
-		go func() {
-			count := 0
-			for event := range healthy.Events() {
-				if event.Type == "flood" {
-					if event.Data == "null" {
-						break
-					}
-					count++
-				}
+		received := 0
+		sent := sendUntilDropped(t, w, "flood", func() {
+			if event := healthy.Next(t); event.Type == "flood" && event.Data != "null" {
+				received++
 			}
-			read <- count
-		}()
-
-		sent := sendUntilDropped(t, w, "flood")
+		})
 		waitGone(t, w, stalled)
 		if err := notify.Notify(w, "flood", nil); err != nil {
 			t.Fatal(err)
 		}
-		if got := <-read; got != sent {
-			t.Errorf("the healthy subscriber got %d of %d messages", got, sent)
+		healthy.Expect(t, "flood", "null")
+		if received != sent {
+			t.Errorf("the healthy subscriber got %d of %d messages", received, sent)
 		}
 		stats := notify.New(w, notify.Config{}).Stats()
 		if stats.Disconnects[notify.ReasonQueueFull] != 1 || stats.Dropped == 0 {
