@@ -14,7 +14,6 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
 	"github.com/pocketbase/pocketbase/tools/router"
-	"github.com/pocketbase/pocketbase/tools/security"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
 	"herald/notify"
@@ -52,6 +51,13 @@ func bindConnections(app core.App, notifier *notify.Notifier, limits *limits) {
 		// after the handlers of others, who may refuse the request or change
 		// the client's subscriptions on their own
 		Priority: 999,
+	})
+	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
+		Id: "heraldSignOut",
+		Func: func(e *core.ServeEvent) error {
+			e.Router.Bind(&hook.Handler[*core.RequestEvent]{Id: "heraldSignOut", Func: c.signOut})
+			return e.Next()
+		},
 	})
 }
 
@@ -177,39 +183,6 @@ func responseHead(e *core.RequestEvent) []byte {
 	_ = header.Write(head) // into memory
 	head.WriteString("\r\n")
 	return head.Bytes()
-}
-
-// subscribe replaces the client's subscriptions.
-func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
-	client, ok := e.Client.(*notify.Client)
-	if ok {
-		client.SetExpiry(tokenExpiry(e.RequestEvent)) // before anything is sent to that user
-	}
-	if err := c.limits.subscribe(e); err != nil {
-		return err
-	}
-	if !ok {
-		return e.Next()
-	}
-	return client.Resubscribe(e.Next)
-}
-
-// tokenExpiry returns when the token of the request expires; zero where it has
-// none that does, e.g. since a middleware of the application's own has set Auth.
-func tokenExpiry(e *core.RequestEvent) time.Time {
-	if e.Auth == nil {
-		return time.Time{}
-	}
-	// PocketBase has verified it
-	claims, err := security.ParseUnverifiedJWT(bearerToken(e))
-	if err != nil {
-		return time.Time{}
-	}
-	expires, err := claims.GetExpirationTime()
-	if err != nil || expires == nil {
-		return time.Time{}
-	}
-	return expires.Time
 }
 
 // response is the response of a realtime request, for notify.Client.ServeStream.

@@ -20,12 +20,16 @@ import (
 
 const sendFailed = "Failed to send the message."
 
-// readBody returns the body of a request.
+// readBody returns the body of a request; others, such as handlers that call
+// RequestInfo, may read it again.
 func readBody(e *core.RequestEvent) ([]byte, error) {
 	body, err := io.ReadAll(e.Request.Body)
 	if err != nil {
 		// too large for PocketBase's body limit, or broken off
 		return nil, router.ToApiError(err)
+	}
+	if rereader, ok := e.Request.Body.(router.Rereader); ok {
+		rereader.Reread() // maxBytesReader in PocketBase's apis stays at the end by itself
 	}
 	return body, nil
 }

@@ -61,6 +61,8 @@ func (c *Config) BindFlags(flags *pflag.FlagSet) {
 		"how many realtime connections one user may have; 0 is any number")
 	flags.IntVar(&limits.Subscriptions, "notifyMaxSubscriptions", 0,
 		"how many subscriptions a realtime connection may have; 0 is PocketBase's limit, 1000")
+	flags.BoolVar(&engine.Strict, "notifyStrict", false,
+		"refuse realtime topics that no channel matches, except to superusers")
 	flags.StringVar(&c.MetricsToken, "notifyMetricsToken", "",
 		"a bearer token that may read /api/notify/metrics, for scrapers; empty: superusers only")
 }
@@ -101,6 +103,7 @@ func Register(app core.App, config Config) error {
 	notifier := notify.New(app, config.Notify)
 
 	bindConnections(app, notifier, newLimits(config.Limits, notifier))
+	bindChannels(app, notifier)
 	bindRoutes(app, notifier)
 	bindStats(app, notifier, config.MetricsToken)
 	bindServer(app, notifier)

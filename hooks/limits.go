@@ -76,13 +76,18 @@ func (l *limits) connect(e *core.RequestEvent) (release func(), err error) {
 	}, nil
 }
 
-// subscribe refuses subscriptions that are too many, or those of a user with too
-// many connections.
-func (l *limits) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
+// subscriptions refuses subscriptions that are too many.
+func (l *limits) subscriptions(e *core.RealtimeSubscribeRequestEvent) error {
 	if l.Subscriptions > 0 && len(e.Subscriptions) > l.Subscriptions {
 		return refuse(e.RequestEvent, http.StatusTooManyRequests, fmt.Sprintf(
 			"There are too many subscriptions, no more than %d are allowed.", l.Subscriptions))
 	}
+	return nil
+}
+
+// connectionsOfUser signs the client in, or refuses that where the user has too
+// many connections.
+func (l *limits) connectionsOfUser(e *core.RealtimeSubscribeRequestEvent) error {
 	if l.ConnectionsPerUser <= 0 || e.Auth == nil {
 		return nil
 	}

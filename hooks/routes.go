@@ -36,6 +36,7 @@ func bindRoutes(app core.App, notifier *notify.Notifier) {
 			api.GET("/clients", routes.clients)
 			api.DELETE("/clients", routes.disconnectUser)
 			api.DELETE("/clients/{id}", routes.disconnect)
+			api.POST("/recheck", routes.recheck)
 			return e.Next()
 		},
 	})
@@ -190,4 +191,23 @@ func (r routes) disconnectUser(e *core.RequestEvent) error {
 		return fieldsError("Failed to disconnect the clients.", err)
 	}
 	return e.JSON(http.StatusOK, map[string]int{"disconnected": count})
+}
+
+// recheck handles POST /api/notify/recheck.
+func (r routes) recheck(e *core.RequestEvent) error {
+	body, err := readBody(e)
+	if err != nil {
+		return err
+	}
+	var filter notify.RecheckFilter
+	if len(body) > 0 {
+		if err := decode(body, &filter); err != nil {
+			return err
+		}
+	}
+	report, err := r.notifier.Recheck(filter)
+	if err != nil {
+		return fieldsError("Failed to check the subscriptions again.", err)
+	}
+	return e.JSON(http.StatusOK, report)
 }

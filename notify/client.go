@@ -8,6 +8,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,6 +35,7 @@ const (
 	ReasonShutdown     = "shutdown"         // the server stops
 	ReasonFailed       = "internal error"   // a panic in its path
 	ReasonRejected     = "handler returned" // a handler of the connect request ended it
+	ReasonRuleFailed   = "rule failed"      // a channel's rule could not be asked
 )
 
 // Client is a realtime connection whose Send never blocks: it puts the message
@@ -70,11 +72,16 @@ type Client struct {
 	auth    atomic.Pointer[core.Record]
 	expires atomic.Int64 // when auth's token does, in Unix seconds; 0: never
 
+	resubscribing sync.Mutex // held by Resubscribe
+
 	// subsMu guards what follows and is taken before the lock of any stripe.
 	subsMu      sync.Mutex
 	subs        []*subscription
-	resubscribe bool // an Unsubscribe is about to be followed by a Subscribe
-	unlisted    bool // keeps out of the index, for good
+	admitted    map[string]grant // by key, of the Subscribe that is to come
+	version     int              // counts Resubscribes, and the checks that ended something
+	resubscribe bool             // an Unsubscribe is about to be followed by a Subscribe
+	unchecked   bool             // the rules should have been asked again meanwhile
+	unlisted    bool             // keeps out of the index, for good
 }
 
 var _ subscriptions.Client = (*Client)(nil)
@@ -94,7 +101,7 @@ func (c *Client) Subscribe(keys ...string) {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
 	c.Client.Subscribe(keys...)
-	c.reindex()
+	c.reindex(c.admitted)
 }
 
 // Unsubscribe implements [subscriptions.Client]; no keys are all keys.
@@ -103,35 +110,70 @@ func (c *Client) Unsubscribe(keys ...string) {
 	defer c.subsMu.Unlock()
 	c.Client.Unsubscribe(keys...)
 	if !c.resubscribe {
-		c.reindex()
+		c.reindex(nil)
 	}
 }
 
 // Resubscribe calls replace, which is to replace the client's subscriptions by
-// an Unsubscribe from all and a Subscribe, as PocketBase does whenever a client
-// adds a topic. Up to that Subscribe the client still gets messages by the keys
-// it had: between the two calls it would miss them.
-func (c *Client) Resubscribe(replace func() error) error {
-	hold := func(on bool) {
-		c.subsMu.Lock()
-		defer c.subsMu.Unlock()
-		c.resubscribe = on
-		if !on {
-			c.reindex()
-		}
+// an Unsubscribe from all and a Subscribe to the admitted keys, as PocketBase does
+// whenever a client adds a topic. Up to that Subscribe the client still gets
+// messages by the keys it had: between the two calls it would miss them. What it
+// gets meanwhile is written when it is known that it may have it.
+func (c *Client) Resubscribe(a *Admission, replace func() error) error {
+	c.resubscribing.Lock()
+	defer c.resubscribing.Unlock()
+	c.hold()
+	defer c.release()
+
+	c.subsMu.Lock()
+	c.resubscribe = true
+	stale := c.version != a.version // what it had then, it may not have any more
+	c.version++
+	c.admitted = a.grants
+	// Whom replace signs in is to have no gap in what both, the one before and
+	// the one after, may have.
+	meanwhile := map[string]grant{}
+	for key, granted := range a.grants {
+		meanwhile[key] = grant{byRule: granted.byRule}
 	}
-	hold(true)
-	defer hold(false)
-	return replace()
+	c.reindex(meanwhile)
+	c.subsMu.Unlock()
+
+	finished := false
+	defer func() { // also when replace panics
+		c.subsMu.Lock()
+		c.resubscribe = false
+		c.version++
+		c.reindex(a.grants)
+		c.admitted = nil
+		stale = stale || c.unchecked || !finished
+		c.unchecked = false
+		c.subsMu.Unlock()
+		c.notifier.admitted(c, a, stale)
+	}()
+	err := replace()
+	finished = err == nil
+	return err
 }
 
-// reindex makes the index say what the client is subscribed to. subsMu is held.
-func (c *Client) reindex() {
-	wanted := map[string][]string{}
+func (c *Client) currentVersion() int {
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+	return c.version
+}
+
+// reindex makes the index say what the client is subscribed to, with grants where
+// these are given, and else those that it had. subsMu is held.
+func (c *Client) reindex(grants map[string]grant) {
+	wanted := map[string][]subscriptionKey{}
 	if !c.unlisted {
-		for key := range c.Client.Subscriptions() {
-			if safeKey(key) {
-				topic := topicOf(key)
+		for name, options := range c.Client.Subscriptions() {
+			if safeKey(name) {
+				key := subscriptionKey{name: name, envelope: wantsEnvelope(options), grant: c.grantOf(name)}
+				if granted, ok := grants[name]; ok {
+					key.grant = granted
+				}
+				topic := topicOf(name)
 				wanted[topic] = append(wanted[topic], key)
 			}
 		}
@@ -144,13 +186,13 @@ func (c *Client) reindex() {
 			return true
 		}
 		delete(wanted, s.topic)
-		if slices.Sort(keys); !slices.Equal(keys, s.keys) {
+		if sortKeys(keys); !slices.Equal(keys, s.keys) {
 			index.setKeys(s, keys)
 		}
 		return false
 	})
 	for topic, keys := range wanted {
-		slices.Sort(keys)
+		sortKeys(keys)
 		s := &subscription{client: c, topic: topic, keys: keys}
 		index.add(s)
 		c.subs = append(c.subs, s)
@@ -161,12 +203,39 @@ func (c *Client) reindex() {
 func (c *Client) unlist() {
 	c.subsMu.Lock()
 	c.unlisted = true
-	c.reindex()
+	c.reindex(nil)
 	c.subsMu.Unlock()
 
 	c.authMu.Lock()
 	defer c.authMu.Unlock()
 	c.setAuthLocked(nil)
+}
+
+func sortKeys(keys []subscriptionKey) {
+	slices.SortFunc(keys, func(a, b subscriptionKey) int { return strings.Compare(a.name, b.name) })
+}
+
+// grantOf returns the grant of a key that the client has. subsMu is held.
+func (c *Client) grantOf(name string) grant {
+	for _, s := range c.subs {
+		for _, key := range s.keys {
+			if key.name == name {
+				return key.grant
+			}
+		}
+	}
+	return grant{}
+}
+
+// namesOf returns the keys of s as the client knows them.
+func (c *Client) namesOf(s *subscription) []string {
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+	names := make([]string, len(s.keys))
+	for i, key := range s.keys {
+		names[i] = key.name
+	}
+	return names
 }
 
 // subscriptionTo returns the client's subscription to topic, nil without one.
@@ -233,6 +302,7 @@ func (c *Client) setAuthLocked(auth *core.Record) {
 		auth = nil
 	}
 	c.notifier.index.setUser(c, before, auth)
+	c.authChanged()
 }
 
 // SetExpiry tells when the token of the client's auth record expires; the zero

@@ -20,7 +20,14 @@ var (
 	ErrInvalidID       error = &kind{"validation_invalid_id", "invalid message id"}
 	ErrInvalidAudience error = &kind{"validation_invalid_audience", "invalid audience"}
 	ErrInvalidFilter   error = &kind{"validation_invalid_filter", "invalid filter"}
+	ErrInvalidClient   error = &kind{"validation_invalid_client", "invalid client id"}
+	ErrInvalidPattern  error = &kind{"validation_invalid_pattern", "invalid pattern"}
+	ErrInvalidRule     error = &kind{"validation_invalid_rule", "invalid rule"}
 )
+
+// ErrForbidden refuses a client's message. It is the same whether a rule, a
+// reserved name or the lack of a channel forbids it.
+var ErrForbidden = errors.New("not allowed to publish to this topic")
 
 // ErrShutdown refuses a message because the server stops. A retry reaches its
 // successor.

@@ -40,9 +40,17 @@ type subscription struct {
 	client *Client
 	topic  string
 
-	// guarded by the lock of the topic's stripe
-	keys []string // replaced, never changed: the topic itself, or with options
-	at   int      // the position among the topic's subscribers; -1: it is over
+	// guarded by the lock of the topic's stripe; keys is written with the client's
+	// subsMu held too
+	keys []subscriptionKey // replaced, never changed
+	at   int               // the position among the topic's subscribers; -1: it is over
+}
+
+// subscriptionKey is a key by which a client is subscribed to a topic.
+type subscriptionKey struct {
+	name     string // the topic itself, or with options
+	envelope bool   // the subscriber wants the message with its envelope
+	grant    grant
 }
 
 func newIndex() *index {
@@ -65,7 +73,7 @@ func (x *index) add(s *subscription) {
 	x.subscriptions.Add(1)
 }
 
-func (x *index) setKeys(s *subscription, keys []string) {
+func (x *index) setKeys(s *subscription, keys []subscriptionKey) {
 	stripe := x.stripe(s.topic)
 	stripe.mu.Lock()
 	defer stripe.mu.Unlock()
@@ -98,6 +106,25 @@ func (x *index) clientsOn(topic string) []*Client {
 	clients := make([]*Client, 0, len(stripe.subscribers[topic]))
 	for _, s := range stripe.subscribers[topic] {
 		clients = append(clients, s.client)
+	}
+	return clients
+}
+
+// clientsWhere returns the clients that are subscribed to topics for which match
+// is true. It looks at all topics.
+func (x *index) clientsWhere(match func(topic string) bool) []*Client {
+	var clients []*Client
+	for i := range x.stripes {
+		stripe := &x.stripes[i]
+		stripe.mu.Lock()
+		for topic, subscribers := range stripe.subscribers {
+			if match(topic) {
+				for _, s := range subscribers {
+					clients = append(clients, s.client)
+				}
+			}
+		}
+		stripe.mu.Unlock()
 	}
 	return clients
 }

@@ -8,9 +8,11 @@ import (
 	"encoding/json/v2"
 	"errors"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/types"
 )
 
 // Message is one custom message.
@@ -55,8 +57,34 @@ type Report struct {
 type publication struct {
 	id    string
 	topic string
+	time  time.Time
+	from  string // the auth record that published it, "users:ID"; empty: the server, or a guest
 	data  []byte // compact JSON, shared by all recipients; never written to
 	to    *audience
+}
+
+// envelope is a message with what is known of it, for who asks for it.
+type envelope struct {
+	ID    string         `json:"id"`
+	Topic string         `json:"topic"`
+	Epoch string         `json:"epoch"`
+	Seq   int64          `json:"seq"`
+	Time  types.DateTime `json:"time"`
+	From  *string        `json:"from"`
+	Data  jsontext.Value `json:"data"`
+}
+
+// envelope returns the message as JSON in its envelope.
+func (p *publication) envelope() ([]byte, error) {
+	e := envelope{ID: p.id, Topic: p.topic, Data: p.data}
+	if p.from != "" {
+		e.From = &p.from
+	}
+	var err error
+	if e.Time, err = types.ParseDateTime(p.time); err != nil {
+		return nil, err
+	}
+	return json.Marshal(e, jsontext.PreserveRawStrings(true))
 }
 
 // prepare checks msg and encodes its data. The error is of type [Errors] and
@@ -80,7 +108,7 @@ func (n *Notifier) prepare(msg Message, system bool) (*publication, error) {
 	if id == "" {
 		id = core.GenerateDefaultRandomId()
 	}
-	return &publication{id: id, topic: msg.Topic, data: data, to: to}, nil
+	return &publication{id: id, topic: msg.Topic, time: time.Now(), data: data, to: to}, nil
 }
 
 // encode returns data as compact JSON: without line breaks, since one would end

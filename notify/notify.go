@@ -57,6 +57,10 @@ type Config struct {
 	// Defaults to DefaultMaxSize, 256 KiB.
 	MaxSize int
 
+	// Strict refuses topics that no channel matches, except to superusers and the
+	// server's own code. Without it anyone may listen to them.
+	Strict bool
+
 	// IDWindow is for how long the id of a message is remembered, so that a
 	// retry with the same id is not sent twice. Defaults to 5 minutes.
 	IDWindow time.Duration
@@ -102,6 +106,9 @@ type Notifier struct {
 
 	outboxes outboxes
 	recent   recent
+
+	channels atomic.Pointer[channels]
+	changes  changes
 }
 
 // storeKey is where an application keeps its Notifier: in [core.App.Store],
@@ -123,6 +130,9 @@ func New(app core.App, config Config) *Notifier {
 		n.stats.disconnects = map[string]int64{}
 		n.outboxes = outboxes{limit: config.QueueSize, byClient: map[string]*outbox{}, evict: n.evict}
 		n.recent = recent{window: config.IDWindow, byID: map[string]*result{}}
+		n.channels.Store(&channels{})
+		n.changes.pending = set[*Change]{}
+		n.changes.waiting = map[*Client]int{}
 		return n
 	}).(*Notifier)
 }

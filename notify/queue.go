@@ -23,6 +23,7 @@ type queue struct {
 	scheduled bool          // on the list of the writers
 	busy      bool          // what was taken off the queue is being written to the socket
 	blocked   bool          // the socket takes no more for now; a goroutine waits until it does
+	held      int           // how many want nothing to be written for now, see hold
 	wake      chan struct{} // tells the stream or channel reader that something waits; nil for a socket
 	closing   string        // not empty: end for this reason as soon as all is written
 	ended     bool
@@ -56,7 +57,7 @@ func (c *Client) enqueue(f *frame) outcome {
 		if c.hasRoom(f) {
 			break
 		}
-		if c.socket == nil || c.blocked {
+		if c.socket == nil || c.blocked || c.held > 0 {
 			c.endLocked(ReasonQueueFull)
 			return dropped
 		}
@@ -70,7 +71,7 @@ func (c *Client) enqueue(f *frame) outcome {
 	c.frames = append(c.frames, f)
 	c.bytes += len(f.wire)
 	if c.socket != nil {
-		if c.scheduled || c.blocked {
+		if c.scheduled || c.blocked || c.held > 0 {
 			return queued
 		}
 		c.scheduled = true
@@ -78,6 +79,48 @@ func (c *Client) enqueue(f *frame) outcome {
 	}
 	c.wakeLocked()
 	return queued
+}
+
+// hold keeps what is queued, and what will be, from being written until release
+// has been called as many times.
+func (c *Client) hold() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.held++
+}
+
+func (c *Client) release() {
+	c.mu.Lock()
+	c.held--
+	again := c.held == 0 && c.socket != nil && len(c.frames) > 0 && !c.scheduled && !c.blocked
+	c.scheduled = c.scheduled || again
+	c.wakeLocked()
+	c.mu.Unlock()
+	if again {
+		c.notifier.writers.add(c)
+	}
+}
+
+// writable returns how many frames may be written. mu is held.
+func (c *Client) writable() int {
+	if c.held > 0 {
+		return 0
+	}
+	return len(c.frames)
+}
+
+// removeQueued takes the frames for which match is true off the queue.
+func (c *Client) removeQueued(match func(*frame) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.frames = slices.DeleteFunc(c.frames, func(f *frame) bool {
+		if !match(f) {
+			return false
+		}
+		c.bytes -= len(f.wire)
+		return true
+	})
+	c.endIfDoneLocked()
 }
 
 // hasRoom reports whether f may be queued. mu is held.
@@ -89,7 +132,8 @@ func (c *Client) hasRoom(f *frame) bool {
 	if c.bytes+len(f.wire) > config.QueueBytes {
 		return false
 	}
-	return len(c.frames) < config.QueueSize || c.stream != nil && c.stream.isBehind()
+	// while it is held it cannot help it that they get many
+	return len(c.frames) < config.QueueSize || c.held > 0 || c.stream != nil && c.stream.isBehind()
 }
 
 func (c *Client) wakeLocked() {
@@ -127,7 +171,7 @@ func (c *Client) dropLocked(count int) {
 // written to. mu is held.
 func (c *Client) join(buffer []byte) (out []byte, shared bool) {
 	size, count := 0, 0
-	for _, f := range c.frames {
+	for _, f := range c.frames[:c.writable()] {
 		if size += len(f.wire); size > maxBatch && count > 0 {
 			break
 		}
@@ -255,7 +299,7 @@ func (c *Client) pump(wake <-chan struct{}) {
 	for {
 		c.mu.Lock()
 		var next *frame
-		if len(c.frames) > 0 {
+		if c.writable() > 0 {
 			next = c.frames[0]
 			c.dropLocked(1)
 		}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
@@ -32,20 +33,26 @@ func (n *Notifier) SendSystem(ctx context.Context, msg Message) (Report, error) 
 }
 
 func (n *Notifier) send(ctx context.Context, msg Message, system bool) (Report, error) {
-	sendOnce := func() (Report, error) {
-		pub, err := n.prepare(msg, system)
+	return n.sendOnce(ctx, msg, "", func() (*publication, error) { return n.prepare(msg, system) })
+}
+
+// sendOnce sends what prepare makes of msg, unless its sender, whose messages have
+// ids of their own, has sent one with the same id.
+func (n *Notifier) sendOnce(ctx context.Context, msg Message, sender string, prepare func() (*publication, error)) (Report, error) {
+	send := func() (Report, error) {
+		pub, err := prepare()
 		if err != nil {
 			return Report{}, err
 		}
 		return n.publish(ctx, pub)
 	}
 	if msg.ID == "" {
-		return sendOnce()
+		return send()
 	}
 	if fieldErr := checkID(msg.ID); fieldErr != nil {
 		return Report{}, Errors{fieldErr}
 	}
-	return n.recent.do(ctx, msg.ID, sendOnce)
+	return n.recent.do(ctx, sender+msg.ID, send)
 }
 
 // publish takes pub to its recipients.
@@ -74,6 +81,7 @@ func (n *Notifier) publish(ctx context.Context, pub *publication) (Report, error
 func (n *Notifier) fanOut(pub *publication) Report {
 	f := fanOut{notifier: n, pub: pub, now: time.Now(), clock: n.clock.Load(), hooked: n.hooked()}
 	f.report = Report{ID: pub.id, Topic: pub.topic}
+	f.private = pub.to.looksAtAuth || n.isRestricted(pub.topic)
 	named, isNamed := n.namedSubscriptions(pub)
 	foreign := n.foreignClients()
 
@@ -146,32 +154,49 @@ type fanOut struct {
 	now      time.Time
 	clock    int64
 	hooked   bool
+	private  bool // not for everyone who can connect
 	report   Report
 
-	plain  *frame            // under the topic itself, which most subscribe to
-	frames map[string]*frame // under other keys
+	plain     *frame            // under the topic itself, which most subscribe to
+	frames    map[string]*frame // under other keys
+	enveloped []byte            // nil until somebody wants it
 
 	ready      [64]*Client // are to be written to
 	readyCount int
 }
 
 // frame returns the message as it is written under key; it is encoded once.
-func (f *fanOut) frame(key string) *frame {
-	if key == f.pub.topic {
+func (f *fanOut) frame(name string, envelope bool) *frame {
+	if name == f.pub.topic {
 		if f.plain == nil {
-			f.plain = newFrame(subscriptions.Message{Name: key, Data: f.pub.data}, f.pub.to.looksAtAuth)
+			f.plain = newFrame(f.message(name, envelope), f.private)
 		}
 		return f.plain
 	}
-	made := f.frames[key]
+	made := f.frames[name]
 	if made == nil {
 		if f.frames == nil {
 			f.frames = map[string]*frame{}
 		}
-		made = newFrame(subscriptions.Message{Name: key, Data: f.pub.data}, f.pub.to.looksAtAuth)
-		f.frames[key] = made
+		made = newFrame(f.message(name, envelope), f.private)
+		f.frames[name] = made
 	}
 	return made
+}
+
+// message returns the message under a key.
+func (f *fanOut) message(name string, envelope bool) subscriptions.Message {
+	if !envelope {
+		return subscriptions.Message{Name: name, Data: f.pub.data}
+	}
+	if f.enveloped == nil {
+		enveloped, err := f.pub.envelope()
+		if err != nil { // of a checked message there is none
+			f.notifier.app.Logger().Error("Failed to encode an envelope", slog.String("error", err.Error()))
+		}
+		f.enveloped = enveloped
+	}
+	return subscriptions.Message{Name: name, Data: f.enveloped}
 }
 
 // deliver queues the message under each of the keys of s.
@@ -185,8 +210,12 @@ func (f *fanOut) deliver(s *subscription) {
 		return
 	}
 	outcome := gone
-	for _, key := range s.keys {
-		if outcome = client.enqueue(f.frame(key)); outcome == ready {
+	for i := range s.keys {
+		key := &s.keys[i]
+		if key.grant.forUser && !key.grant.holds(client.authAt(f.now)) {
+			continue
+		}
+		if outcome = client.enqueue(f.frame(key.name, key.envelope)); outcome == ready {
 			if f.readyCount == len(f.ready) {
 				f.handOver()
 			}
@@ -226,7 +255,7 @@ func (f *fanOut) deliverForeign(client subscriptions.Client) {
 	}
 	all := true
 	for _, key := range keys {
-		message := subscriptions.Message{Name: key, Data: f.pub.data}
+		message := f.message(key, strings.Contains(key, "?") && wantsEnvelope(optionsOf(key)))
 		all = f.notifier.outboxes.enqueue(client, message) && all
 	}
 	f.report.Matched++

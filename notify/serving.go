@@ -167,4 +167,5 @@ func (n *Notifier) Shutdown(timeout time.Duration) {
 		<-client.Done()
 	}
 	n.outboxes.wait(deadline)
+	n.changes.checks.Wait()
 }

@@ -148,7 +148,7 @@ func (c *Client) flushWith(buffer *[maxBatch]byte) (again bool) {
 		go c.writeSlowly(rest)
 		return false
 	}
-	if len(c.frames) > 0 && !c.scheduled {
+	if c.writable() > 0 && !c.scheduled {
 		c.scheduled = true
 		return true
 	}

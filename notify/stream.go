@@ -115,7 +115,7 @@ var streamBuffers = sync.Pool{New: func() any { return new([]byte) }}
 func (c *Client) writeBatch(response Response) (any bool, err error) {
 	c.mu.Lock()
 	if response.Hooked() {
-		if len(c.frames) == 0 {
+		if c.writable() == 0 {
 			c.mu.Unlock()
 			return false, nil
 		}
@@ -135,7 +135,7 @@ func (c *Client) writeBatch(response Response) (any bool, err error) {
 	buffer := streamBuffers.Get().(*[]byte)
 	defer streamBuffers.Put(buffer)
 	out, shared := c.join(*buffer)
-	last := len(c.frames) == 0
+	last := c.writable() == 0
 	c.mu.Unlock()
 	if !shared {
 		*buffer = out[:0]

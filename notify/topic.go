@@ -85,7 +85,7 @@ func canBeRecordID(collection *core.Collection, id string) bool {
 func keysOf(client subscriptions.Client, topic string) []string {
 	if own, ok := client.(*Client); ok {
 		if subscription := own.subscriptionTo(topic); subscription != nil {
-			return subscription.keys
+			return own.namesOf(subscription)
 		}
 		return nil
 	}

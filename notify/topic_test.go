@@ -170,26 +170,33 @@ func TestResubscribe(t *testing.T) {
 		}
 	}
 
-	err := client.Resubscribe(func() error {
+	resubscribe := func(replace func() error, keys ...string) error {
+		admission, err := n.Admit(client, nil, keys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return client.Resubscribe(admission, replace)
+	}
+	err := resubscribe(func() error {
 		client.Unsubscribe()
 		gets("ab")
 		client.Subscribe("b", "c")
 		gets("bc")
 		return nil
-	})
+	}, "b", "c")
 	if err != nil {
 		t.Fatal(err)
 	}
 	gets("bc")
 
 	refused := errors.New("refused")
-	if err := client.Resubscribe(func() error { return refused }); err != refused {
+	if err := resubscribe(func() error { return refused }, "d"); err != refused {
 		t.Errorf("error %v", err)
 	}
 	gets("bc")
 
 	// to nothing at all
-	if err := client.Resubscribe(func() error { client.Unsubscribe(); client.Subscribe(); return nil }); err != nil {
+	if err := resubscribe(func() error { client.Unsubscribe(); client.Subscribe(); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	gets("")

@@ -1,0 +1,172 @@
+// Channels: the records of "notify_channels" are the rules of the engine, and
+// what a rule may hang on is told to it before it changes.
+
+package hooks
+
+import (
+	"log/slog"
+	"sync"
+
+	validation "github.com/pocketbase/ozzo-validation/v4"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
+
+	"herald/notify"
+	"herald/pb_migrations"
+)
+
+// recheckEvery is the cron expression of the check of all subscriptions, for what
+// no hook tells of: rules that look at the time, and writes past PocketBase.
+const recheckEvery = "*/5 * * * *"
+
+// channels keeps the engine's channels as the collection has them.
+type channels struct {
+	app      core.App
+	notifier *notify.Notifier
+
+	mu sync.Mutex // held while the channels are loaded, so that the last to do so is the last
+}
+
+// bindChannels binds to the collection by the id that the migration gave it.
+func bindChannels(app core.App, notifier *notify.Notifier) {
+	c := &channels{app: app, notifier: notifier}
+	const id = pb_migrations.ChannelsCollectionID
+
+	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
+		Id: "heraldChannels",
+		Func: func(e *core.ServeEvent) error {
+			if reason := channelsMissing(e.App); reason != "" {
+				e.App.Logger().Warn("Herald's channels are off: " + reason)
+			}
+			c.load()
+			return e.Next()
+		},
+	})
+	app.OnRecordValidate(id).Bind(&hook.Handler[*core.RecordEvent]{
+		Id:   "heraldChannelCheck",
+		Func: c.check,
+	})
+
+	for _, execute := range []*hook.TaggedHook[*core.RecordEvent]{
+		app.OnRecordCreateExecute(), app.OnRecordUpdateExecute(), app.OnRecordDeleteExecute(),
+	} {
+		execute.Bind(&hook.Handler[*core.RecordEvent]{
+			Id:   "heraldChange",
+			Func: c.change,
+			// after the handlers of others, who may still change the record
+			Priority: 9999,
+		})
+	}
+	reload := func(e *core.CollectionEvent) error {
+		if c.load() > 0 { // a rule may look at what is gone, or has another name
+			notifier.ChangeOfAll().End(true)
+		}
+		return e.Next()
+	}
+	for _, success := range []*hook.TaggedHook[*core.CollectionEvent]{
+		app.OnCollectionAfterCreateSuccess(), app.OnCollectionAfterUpdateSuccess(), app.OnCollectionAfterDeleteSuccess(),
+	} {
+		success.Bind(&hook.Handler[*core.CollectionEvent]{Id: "heraldChannels", Func: reload})
+	}
+
+	app.Cron().MustAdd("heraldRecheck", recheckEvery, func() {
+		c.load()
+		if _, err := notifier.Recheck(notify.RecheckFilter{}); err != nil {
+			app.Logger().Error("Failed to check the subscriptions again", slog.String("error", err.Error()))
+		}
+	})
+}
+
+// channelsMissing tells why there are no channels, or "" when there are.
+func channelsMissing(app core.App) string {
+	if _, err := app.FindCachedCollectionByNameOrId(pb_migrations.ChannelsCollectionID); err == nil {
+		return ""
+	}
+	if _, err := app.FindCachedCollectionByNameOrId(pb_migrations.ChannelsCollectionName); err == nil {
+		return "the application has a collection \"notify_channels\" of its own"
+	}
+	return "their collection \"notify_channels\" was removed"
+}
+
+// load gives the engine the channels there are, and returns how many.
+func (c *channels) load() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if channelsMissing(c.app) != "" {
+		c.notifier.SetChannels(nil)
+		return 0
+	}
+	records, err := findChannels(c.app)
+	if err != nil {
+		c.app.Logger().Error("Failed to load the channels; those known hold", slog.String("error", err.Error()))
+		return 0
+	}
+	c.notifier.SetChannels(records)
+	return len(records)
+}
+
+// findChannels returns the records of all channels, oldest first.
+func findChannels(app core.App) ([]*core.Record, error) {
+	records := []*core.Record{}
+	err := app.RecordQuery(pb_migrations.ChannelsCollectionID).OrderBy("rowid").All(&records)
+	return records, err
+}
+
+// check refuses the record of a channel that is wrong, on its fields.
+func (c *channels) check(e *core.RecordEvent) error {
+	err := e.Next()
+	errs, ok := err.(validation.Errors)
+	if err != nil && !ok {
+		return err
+	}
+	others, err := findChannels(e.App)
+	if err != nil {
+		return err
+	}
+	if errs == nil {
+		errs = validation.Errors{}
+	}
+	for _, fieldErr := range c.notifier.CheckChannel(e.App, e.Record, others) {
+		if errs[fieldErr.Field] == nil { // else PocketBase has said what is wrong
+			errs[fieldErr.Field] = validation.NewError(fieldErr.Code(), fieldErr.Detail)
+		}
+	}
+	return errs.Filter()
+}
+
+// change tells the engine of a change of a record before and after it is committed.
+func (c *channels) change(e *core.RecordEvent) error {
+	var before, after *core.Record
+	if e.Type != core.ModelEventTypeCreate {
+		before = e.Record.Original()
+	}
+	if e.Type != core.ModelEventTypeDelete {
+		after = e.Record
+	}
+	isChannel := e.Record.Collection().Id == pb_migrations.ChannelsCollectionID
+	var change *notify.Change
+	if isChannel {
+		change = c.notifier.ChangeOfChannel(before, after)
+	} else if change = c.notifier.ChangeOfRecord(before, after); change == nil {
+		return e.Next()
+	}
+
+	end := func(committed bool) {
+		if isChannel && committed {
+			c.load()
+		}
+		change.End(committed)
+	}
+	if e.App.IsTransactional() {
+		e.App.TxInfo().OnComplete(func(txErr error) error {
+			end(txErr == nil)
+			return nil
+		})
+		return e.Next()
+	}
+	committed := false
+	defer func() { end(committed) }() // also when a handler panics
+	err := e.Next()
+	committed = err == nil
+	return err
+}

@@ -1,0 +1,223 @@
+// Who may listen: what becomes of a request to subscribe, and what a
+// subscription was granted for. Called by hooks/connections.go and recheck.go.
+
+package notify
+
+import (
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
+)
+
+// DeniedTopic is the system topic on which a client hears of subscriptions that
+// it was refused, or that ended.
+const DeniedTopic = "@denied"
+
+// grant is the permission of a subscription. The zero value is that of one which
+// the server's own code made: it is not asked for.
+type grant struct {
+	byRule  bool    // the client asked for it, and the rules let it
+	forUser bool    // it holds only for
+	user    userRef // the zero userRef being a guest
+}
+
+// Admission is what a request to subscribe comes to.
+type Admission struct {
+	// Keys are those of the subscription keys that are allowed, in order.
+	Keys []string
+	// Denied are the others.
+	Denied []string
+	// Refused: all that is newly asked for is denied. Then the request is to
+	// have no effect.
+	Refused bool
+
+	auth       *core.Record
+	grants     map[string]grant
+	generation uint64 // of changes, when the decision began
+	version    int    // of what the client had then
+}
+
+// Admit decides which of the subscription keys client may have as auth. What it
+// has already as the same user is not asked for again. It changes nothing:
+// [Client.Resubscribe] makes the admission hold. The error is that of a query.
+func (n *Notifier) Admit(client subscriptions.Client, auth *core.Record, keys []string) (*Admission, error) {
+	a := &Admission{auth: auth, grants: map[string]grant{}, generation: n.changes.current()}
+	own, _ := client.(*Client)
+	if own != nil {
+		a.version = own.currentVersion()
+	}
+	memo := n.newMemo()
+	asked, granted := 0, 0
+	for _, key := range keys {
+		has := client.HasSubscription(key)
+		g, ok := own.standing(key, auth)
+		if !ok {
+			decision := memo.decide(key, auth)
+			if decision.err != nil {
+				return nil, decision.err
+			}
+			g, ok = decision.grant, decision.ok
+		}
+		if !has {
+			asked++
+		}
+		if !ok {
+			a.Denied = append(a.Denied, key)
+			continue
+		}
+		if !has {
+			granted++
+		}
+		a.Keys = append(a.Keys, key)
+		a.grants[key] = g
+	}
+	a.Refused = asked > 0 && granted == 0
+	return a, nil
+}
+
+// memo decides on subscriptions, each question once: one query, however many
+// connections ask it.
+type memo struct {
+	n       *Notifier
+	answers map[question]answer
+	users   map[userRef]*core.Record
+}
+
+// question is all that an answer depends on.
+type question struct {
+	topic   string
+	user    userRef // zero where the rule does not look at who asks
+	headers string  // the key, where it looks at the headers in it
+}
+
+type answer struct {
+	grant grant
+	ok    bool
+	err   error
+}
+
+func (n *Notifier) newMemo() *memo {
+	return &memo{n: n, answers: map[question]answer{}, users: map[userRef]*core.Record{}}
+}
+
+// decide tells whether auth may subscribe to key.
+func (m *memo) decide(key string, auth *core.Record) answer {
+	topic := topicOf(key)
+	granted := grant{byRule: true}
+	if topic == "" || m.n.reserved(topic) != "" {
+		// the server's own topics; on records' PocketBase asks their rules
+		return answer{grant: granted, ok: true}
+	}
+	isSuperuser := auth != nil && auth.IsSuperuser()
+	channel, values := m.n.channelOf(topic)
+	if channel == nil {
+		if m.n.config.Strict && isSuperuser {
+			granted.forUser, granted.user = true, refOf(auth)
+		}
+		return answer{grant: granted, ok: isSuperuser || !m.n.config.Strict}
+	}
+
+	q := question{topic: topic}
+	if granted.forUser = channel.subscribe.looksAtAuth() || isSuperuser; granted.forUser && auth != nil {
+		q.user = refOf(auth)
+		granted.user = q.user
+	}
+	if channel.subscribe.looksAtHeaders {
+		q.headers = key
+	}
+	if known, ok := m.answers[q]; ok {
+		return known
+	}
+	var headers map[string]string
+	if channel.subscribe.looksAtHeaders {
+		headers = optionsOf(key).Headers
+	}
+	ok, err := m.n.passes(channel, channel.subscribe, values, auth, headers)
+	if err != nil {
+		m.n.app.Logger().Error("A channel's subscribe rule failed",
+			slog.String("pattern", channel.pattern.text), slog.String("error", err.Error()))
+	}
+	a := answer{grant: granted, ok: ok && err == nil, err: err}
+	m.answers[q] = a
+	return a
+}
+
+// user returns the auth record as the database has it now; nil, which is a
+// guest, where it is gone or its tokens are revoked.
+func (m *memo) user(auth *core.Record) *core.Record {
+	if auth == nil {
+		return nil
+	}
+	ref := refOf(auth)
+	fresh, known := m.users[ref]
+	if !known {
+		fresh, _ = m.n.app.FindRecordById(ref.collectionID, ref.id)
+		m.users[ref] = fresh
+	}
+	if fresh == nil || fresh.TokenKey() != auth.TokenKey() {
+		return nil
+	}
+	return fresh
+}
+
+// passes asks PocketBase whether somebody passes a rule of channel: one query,
+// none where the rule is open or locked. The pattern's values are all there is
+// in @request.query: nothing that a client sends is among them.
+func (n *Notifier) passes(c *channel, r *rule, values map[string]string, auth *core.Record, headers map[string]string) (bool, error) {
+	return n.app.CanAccessRecord(c.record, &core.RequestInfo{
+		Context: core.RequestInfoContextRealtime,
+		Method:  "GET",
+		Query:   values,
+		Headers: headers,
+		Body:    map[string]any{},
+		Auth:    auth,
+	}, r.filter)
+}
+
+// wantsEnvelope reports whether the options of a subscription key ask for the
+// envelope.
+func wantsEnvelope(options subscriptions.SubscriptionOptions) bool {
+	wants, _ := strconv.ParseBool(options.Query["envelope"])
+	return wants
+}
+
+// optionsOf reads the options of a subscription key, as PocketBase does.
+func optionsOf(key string) subscriptions.SubscriptionOptions {
+	reader := subscriptions.NewDefaultClient()
+	reader.Subscribe(key)
+	return reader.Subscriptions()[key]
+}
+
+// standing returns the grant by which the client has key already, if it does and
+// is auth. It may be called on nil.
+func (c *Client) standing(key string, auth *core.Record) (grant, bool) {
+	if c == nil {
+		return grant{}, false
+	}
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+	g := c.grantOf(key)
+	return g, g.byRule && isSameUser(auth, c.authAt(time.Now()))
+}
+
+// isSameUser reports whether a and b are the same user, or both guests.
+func isSameUser(a, b *core.Record) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return refOf(a) == refOf(b)
+}
+
+// holds reports whether g lets a message through to a client that is auth now.
+func (g grant) holds(auth *core.Record) bool {
+	switch {
+	case !g.forUser:
+		return true
+	case auth == nil:
+		return g.user == userRef{}
+	}
+	return g.user == refOf(auth)
+}

@@ -1,0 +1,170 @@
+// Channels: which rules a topic has. Set from the records of a collection by
+// hooks/channels.go, asked for each subscription, publish and message.
+
+package notify
+
+import (
+	"log/slog"
+	"maps"
+	"math"
+
+	"github.com/pocketbase/pocketbase/core"
+)
+
+// The fields of a channel's record.
+const (
+	channelPattern       = "pattern"
+	channelSubscribeRule = "subscribeRule"
+	channelPublishRule   = "publishRule"
+	channelPresenceRule  = "presenceRule"
+	channelRateLimit     = "rateLimit"
+	channelMaxSize       = "maxSize"
+)
+
+// channel gives the topics that match its pattern their rules. It is not changed
+// after it was made.
+type channel struct {
+	record    *core.Record
+	pattern   *pattern
+	subscribe *rule
+	publish   *rule
+	rateLimit float64 // publishes a second of one client; 0: no limit
+	maxSize   int     // of a publish's data, in bytes
+}
+
+// newChannel compiles a channel's record. Where a rule does not compile the
+// channel is returned too: that rule then lets nobody but superusers pass.
+func newChannel(app core.App, record *core.Record) (*channel, Errors) {
+	var errs Errors
+	p, err := parsePattern(record.GetString(channelPattern))
+	if err != nil {
+		return nil, append(errs, invalid(channelPattern, ErrInvalidPattern, "%s", err))
+	}
+	for _, name := range p.names {
+		// PocketBase compares the value as a number where the collection has a
+		// number of that name (resolveStaticRequestField in core): 1e1 and 10
+		// would be the same room
+		if _, isNumber := record.Collection().Fields.GetByName(name).(*core.NumberField); isNumber {
+			errs.add(invalid(channelPattern, ErrInvalidPattern, "must not call a wildcard {%s}, as a number of the channel is called", name))
+		}
+	}
+	if s := p.segments[0]; s.kind == literal && s.text != "" && s.text[0] == '@' {
+		errs.add(invalid(channelPattern, ErrInvalidPattern, `must not begin with "@": these topics are the server's own`))
+	}
+
+	compile := func(field string) *rule {
+		compiled, err := compileRule(app, record.Collection(), field, record.GetString(field), p.names)
+		if err != nil {
+			errs.add(err)
+			return &rule{}
+		}
+		return compiled
+	}
+	c := &channel{
+		record:    record,
+		pattern:   p,
+		subscribe: compile(channelSubscribeRule),
+		publish:   compile(channelPublishRule),
+		rateLimit: record.GetFloat(channelRateLimit),
+		maxSize:   record.GetInt(channelMaxSize),
+	}
+	compile(channelPresenceRule)
+	if c.maxSize <= 0 {
+		c.maxSize = math.MaxInt // the engine's own limit holds
+	}
+	return c, errs
+}
+
+// CheckChannel tells what is wrong with a channel's record, given the other
+// channels there are. app may be that of a transaction.
+func (n *Notifier) CheckChannel(app core.App, record *core.Record, others []*core.Record) Errors {
+	c, errs := newChannel(app, record)
+	if c == nil {
+		return errs
+	}
+	for _, other := range others {
+		if other.Id == record.Id {
+			continue
+		}
+		if p, err := parsePattern(other.GetString(channelPattern)); err == nil && c.pattern.conflicts(p) {
+			errs.add(invalid(channelPattern, ErrInvalidPattern,
+				"conflicts with %q: there are topics that fit both, and neither is the more specific one", p.text))
+		}
+	}
+	return errs
+}
+
+// channels are all channels at one time.
+type channels struct {
+	root node
+	all  []*channel
+
+	// what their subscribe rules look at, all taken together
+	authFields  set[string]
+	collections map[string]set[string] // fields by collection id
+}
+
+// SetChannels replaces the channels by those of records, of which the first one
+// wins where two have the same place. It checks nobody again: see
+// [Notifier.BeginChange].
+func (n *Notifier) SetChannels(records []*core.Record) {
+	next := &channels{authFields: set[string]{}, collections: map[string]set[string]{}}
+	for _, record := range records {
+		c, errs := newChannel(n.app, record)
+		for _, err := range errs {
+			// possible where a collection was renamed or removed since
+			n.app.Logger().Error("A channel is wrong; what its rule says is refused",
+				slog.String("pattern", record.GetString(channelPattern)), slog.String("error", err.Error()))
+		}
+		if c == nil {
+			continue
+		}
+		if !next.root.add(c) {
+			n.app.Logger().Error("A channel has the same pattern as another one", slog.String("pattern", c.pattern.text))
+			continue
+		}
+		next.all = append(next.all, c)
+		maps.Copy(next.authFields, c.subscribe.authFields)
+		if c.subscribe.looksAtAuth() {
+			next.authFields[core.FieldNameTokenKey] = struct{}{} // a change revokes all tokens
+		}
+		for id, d := range c.subscribe.collections {
+			if next.collections[id] == nil {
+				next.collections[id] = set[string]{}
+			}
+			maps.Copy(next.collections[id], d.fields)
+		}
+	}
+	n.channels.Store(next)
+}
+
+// isRestricted reports whether not everyone may listen to topic.
+func (n *Notifier) isRestricted(topic string) bool {
+	set := n.channels.Load()
+	if len(set.all) == 0 {
+		return n.config.Strict
+	}
+	c, _ := set.root.match("/"+topic, nil)
+	if c == nil {
+		return n.config.Strict
+	}
+	return c.subscribe.filter == nil || c.subscribe.looksAtAuth()
+}
+
+// channelOf returns the channel of topic and what the wildcards of its pattern
+// stand for; nil where there is none, or the topic is the server's own.
+func (n *Notifier) channelOf(topic string) (*channel, map[string]string) {
+	set := n.channels.Load()
+	if len(set.all) == 0 || topic == "" || n.reserved(topic) != "" {
+		return nil, nil
+	}
+	c, values := set.root.match("/"+topic, nil)
+	if c == nil {
+		return nil, nil
+	}
+	byName := make(map[string]string, len(c.pattern.names))
+	for i, name := range c.pattern.names {
+		byName[name] = values[i]
+	}
+	return c, byName
+}

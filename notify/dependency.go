@@ -1,0 +1,359 @@
+// On which records the answer of a rule hangs, so that a change of one leads to
+// those whom it may concern. Made by rule.go, asked by recheck.go.
+
+package notify
+
+import (
+	"maps"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ganigeorgiev/fexpr"
+	"github.com/pocketbase/pocketbase/core"
+)
+
+// dependency is how a rule hangs on the records of one collection.
+type dependency struct {
+	// fields are those that it looks at.
+	fields set[string]
+	// uses are the roles in which a record appears in the rule: as a row that is
+	// joined. A zero one concerns whoever listens to a topic of the channel.
+	uses []use
+}
+
+// use is what a rule asks of a record in each place where it looks at one, so
+// that no other record matters: of `@collection.members.user ?= @request.auth.id
+// && @collection.members.room ?= @request.query.room` those with the user's id
+// in "user" and the room's in "room".
+type use struct {
+	user      string            // a field with ids of users; empty: none
+	wildcards map[string]string // to the field that has to have its value
+}
+
+// anyField stands among fields for all of them.
+const anyField = "*"
+
+// fieldBehind returns the field of a collection that name in a path stands for: a
+// back-relation such as "members_via_user" may be changed by any.
+func fieldBehind(name string) string {
+	if strings.Contains(name, "_via_") {
+		return anyField
+	}
+	return name
+}
+
+// dependency returns how the rule hangs on collection.
+func (r *rule) dependency(app core.App, collection *core.Collection) *dependency {
+	d := r.collections[collection.Id]
+	if d == nil {
+		d = &dependency{fields: set[string]{}}
+		r.collections[collection.Id] = d
+		if collection.IsView() {
+			r.noteView(app, collection)
+		}
+	}
+	return d
+}
+
+// words finds what may be the name of a table in SQL.
+var words = regexp.MustCompile(`\w+`)
+
+// noteView notes the collections that a view takes its records from: no event
+// tells of a change of those.
+func (r *rule) noteView(app core.App, view *core.Collection) {
+	for _, word := range words.FindAllString(view.ViewQuery, -1) {
+		collection, err := app.FindCachedCollectionByNameOrId(word)
+		if err != nil || collection.Id == view.Id {
+			continue
+		}
+		d := r.dependency(app, collection)
+		d.fields[anyField] = struct{}{}
+		d.uses = append(d.uses, use{})
+	}
+}
+
+// notePath notes the collections behind the relations of path, which begins with
+// a field of collection.
+func (r *rule) notePath(app core.App, collection *core.Collection, path []string) {
+	for i, name := range path[:len(path)-1] {
+		if from, via, isBack := strings.Cut(name, "_via_"); isBack {
+			next, err := app.FindCachedCollectionByNameOrId(from)
+			if err != nil {
+				return
+			}
+			d := r.dependency(app, next)
+			d.fields[via] = struct{}{}
+			collection = next
+		} else {
+			relation, ok := collection.Fields.GetByName(name).(*core.RelationField)
+			if !ok {
+				return // a path into JSON
+			}
+			next, err := app.FindCachedCollectionByNameOrId(relation.CollectionId)
+			if err != nil {
+				return
+			}
+			collection = next
+		}
+		d := r.dependency(app, collection)
+		d.fields[fieldBehind(path[i+1])] = struct{}{}
+		d.uses = append(d.uses, use{}) // through other records: whom it concerns nobody can tell
+	}
+}
+
+// noteAuthPath notes the collections behind the relations of path, which begins
+// with a field of the auth record, whichever auth collection that is of.
+func (r *rule) noteAuthPath(app core.App, path []string) {
+	if len(path) < 2 {
+		return
+	}
+	collections, err := app.FindAllCollections(core.CollectionTypeAuth)
+	if err != nil {
+		return
+	}
+	for _, collection := range collections {
+		r.notePath(app, collection, path)
+	}
+}
+
+// noteUses notes the roles of joined records (@collection.…) in the parsed rule.
+func (r *rule) noteUses(app core.App, groups []fexpr.ExprGroup) {
+	uses := map[string]*use{} // by the name of the join, "members" or "members:alias"
+	findUses(app, groups, nil, uses)
+	for join, u := range uses {
+		name, _, _ := strings.Cut(join, ":")
+		if collection, err := app.FindCachedCollectionByNameOrId(name); err == nil {
+			d := r.dependency(app, collection)
+			d.uses = append(d.uses, *u)
+		}
+	}
+}
+
+// findUses adds to uses what groups ask of each join. given is what all of groups
+// are ANDed with.
+//
+// Conditions with "?=" on one join are about one row of it, so that of rows which
+// fail one of them none matters. "=" is about all rows (PocketBase's multi-match)
+// and restricts nothing.
+func findUses(app core.App, groups []fexpr.ExprGroup, given []binding, uses map[string]*use) {
+	for start := 0; start < len(groups); {
+		end := start + 1
+		for end < len(groups) && groups[end].Join != fexpr.JoinOr { // AND binds stronger
+			end++
+		}
+		all := groups[start:end]
+		start = end
+
+		bindings := slices.Clone(given)
+		for _, group := range all {
+			if expr, ok := group.Item.(fexpr.Expr); ok && expr.Op == fexpr.SignAnyEq {
+				bindings = appendBinding(app, bindings, expr.Left, expr.Right)
+				bindings = appendBinding(app, bindings, expr.Right, expr.Left)
+			}
+		}
+		for _, group := range all {
+			switch item := group.Item.(type) {
+			case fexpr.Expr:
+				for _, join := range append(joinsIn(item.Left), joinsIn(item.Right)...) {
+					narrow(uses, join, bindings)
+				}
+			case fexpr.ExprGroup:
+				findUses(app, []fexpr.ExprGroup{item}, bindings, uses)
+			case []fexpr.ExprGroup:
+				findUses(app, item, bindings, uses)
+			}
+		}
+	}
+}
+
+// binding is a condition: the field of a join has the id of the user, or the
+// value of a wildcard.
+type binding struct {
+	join, field string
+	wildcard    string // empty: the user
+}
+
+func appendBinding(app core.App, bindings []binding, of, to fexpr.Token) []binding {
+	parts := strings.Split(of.Literal, ".")
+	if of.Type != fexpr.TokenIdentifier || to.Type != fexpr.TokenIdentifier || len(parts) != 3 || parts[0] != "@collection" {
+		return bindings
+	}
+	name, _, _ := strings.Cut(parts[1], ":")
+	collection, err := app.FindCachedCollectionByNameOrId(name)
+	if err != nil || !hasTexts(collection.Fields.GetByName(parts[2])) {
+		return bindings
+	}
+	b := binding{join: parts[1], field: parts[2]}
+	wildcard, isQuery := strings.CutPrefix(to.Literal, "@request.query.")
+	switch {
+	case to.Literal == "@request.auth.id":
+	case isQuery && !strings.ContainsAny(wildcard, ".:"):
+		b.wildcard = wildcard
+	default:
+		return bindings
+	}
+	return append(bindings, b)
+}
+
+// hasTexts reports whether field is compared as text, so that equal means the
+// same text.
+func hasTexts(field core.Field) bool {
+	switch field.(type) {
+	case *core.TextField, *core.RelationField, *core.SelectField:
+		return true
+	}
+	return false
+}
+
+func joinsIn(token fexpr.Token) []string {
+	switch token.Type {
+	case fexpr.TokenIdentifier:
+		if parts := strings.SplitN(token.Literal, ".", 3); parts[0] == "@collection" && len(parts) == 3 {
+			return []string{parts[1]}
+		}
+	case fexpr.TokenFunction:
+		var joins []string
+		if args, ok := token.Meta.([]fexpr.Token); ok {
+			for _, arg := range args {
+				joins = append(joins, joinsIn(arg)...)
+			}
+		}
+		return joins
+	}
+	return nil
+}
+
+// narrow leaves of the use of join what holds under bindings too.
+func narrow(uses map[string]*use, join string, bindings []binding) {
+	here := &use{wildcards: map[string]string{}}
+	for _, b := range bindings {
+		switch {
+		case b.join != join:
+		case b.wildcard != "":
+			here.wildcards[b.wildcard] = b.field
+		default:
+			here.user = b.field
+		}
+	}
+	known := uses[join]
+	if known == nil {
+		uses[join] = here
+		return
+	}
+	if known.user != here.user {
+		known.user = ""
+	}
+	maps.DeleteFunc(known.wildcards, func(name, field string) bool { return here.wildcards[name] != field })
+}
+
+// changedFields returns the fields in which two versions of a record differ; all
+// where one is nil, since it is new or deleted.
+func changedFields(before, after *core.Record) set[string] {
+	changed := set[string]{}
+	if before == nil || after == nil {
+		changed[anyField] = struct{}{}
+		return changed
+	}
+	for _, field := range after.Collection().Fields {
+		if name := field.GetName(); !reflect.DeepEqual(before.GetRaw(name), after.GetRaw(name)) {
+			changed[name] = struct{}{}
+		}
+	}
+	return changed
+}
+
+// meets reports whether a changed field is one of those that are looked at.
+func meets(lookedAt, changed set[string]) bool {
+	if changed.has(anyField) || lookedAt.has(anyField) {
+		return len(lookedAt) > 0 && len(changed) > 0
+	}
+	for field := range lookedAt {
+		if changed.has(field) {
+			return true
+		}
+	}
+	return false
+}
+
+// concerned returns the connections that may depend on a record, as it was before
+// or is after, through the subscribe rule of c. changed are its changed fields.
+func (n *Notifier) concerned(c *channel, d *dependency, before, after *core.Record, changed set[string]) []*Client {
+	var clients []*Client
+	for _, u := range d.uses {
+		switch {
+		case u.user != "":
+			for id := range differing(u.user, before, after, d.fields, changed) {
+				clients = append(clients, n.clientsWithID(c, id)...)
+			}
+		case len(u.wildcards) > 0 && len(u.wildcards) == c.pattern.wildcards:
+			for _, topic := range c.pattern.topics(func(name string) set[string] {
+				return differing(u.wildcards[name], before, after, d.fields, changed)
+			}) {
+				clients = append(clients, n.index.clientsOn(topic)...)
+			}
+		default:
+			clients = append(clients, n.index.clientsWhere(c.pattern.matcher())...)
+		}
+	}
+	return clients
+}
+
+// differing returns the values of a field, before and after. Where it is the only
+// one that changed and is looked at, those that it has in both are left out: for
+// them nothing has changed.
+func differing(field string, before, after *core.Record, lookedAt, changed set[string]) set[string] {
+	values := set[string]{}
+	both := 0
+	for _, record := range []*core.Record{before, after} {
+		if record == nil {
+			continue
+		}
+		for _, value := range texts(record, field) {
+			values[value] = struct{}{}
+		}
+		both++
+	}
+	only := both == 2
+	for other := range lookedAt {
+		only = only && (other == field || !changed.has(other) && other != anyField)
+	}
+	if !only {
+		return values
+	}
+	was, is := toSet(texts(before, field)), toSet(texts(after, field))
+	maps.DeleteFunc(values, func(value string, _ struct{}) bool { return was.has(value) && is.has(value) })
+	return values
+}
+
+// texts returns the values of a field that hasTexts. None is the same as an empty
+// one, as it is in a rule.
+func texts(record *core.Record, field string) []string {
+	if _, ok := record.Collection().Fields.GetByName(field).(*core.TextField); ok {
+		return []string{record.GetString(field)}
+	}
+	if values := record.GetStringSlice(field); len(values) > 0 {
+		return values
+	}
+	return []string{""}
+}
+
+// clientsWithID returns the connections of the auth records with id, in whichever
+// collection: a rule compares the id alone. "" is the guests on topics of c.
+func (n *Notifier) clientsWithID(c *channel, id string) []*Client {
+	if id == "" {
+		now := time.Now()
+		return slices.DeleteFunc(n.index.clientsWhere(c.pattern.matcher()), func(client *Client) bool { return client.authAt(now) != nil })
+	}
+	collections, err := n.authCollections()
+	if err != nil {
+		return nil
+	}
+	var clients []*Client
+	for _, collection := range collections {
+		clients = append(clients, n.index.clientsOf(userRef{collection.Id, id})...)
+	}
+	return clients
+}
