@@ -43,7 +43,7 @@ func main() {
 	config.RequirePublicDir = flags.Changed("publicDir")
 
 	jsConfig.MigrationsDir = migrations.Dir
-	jsvm.MustRegister(app, jsConfig)
+	jsvm.MustRegister(hooks.JSApp{PocketBase: app}, jsConfig)
 
 	// Under "go run" whoever changes a collection in the dashboard works on the
 	// Go code, and gets a Go migration that the next build compiles in; the

@@ -138,9 +138,35 @@ func TestAccess(t *testing.T) {
 					client.Expect(t, topic, `"secret"`)
 				}
 				client.Expect(t, "fence", `"over"`)
+
+				topic = "p/" + r.topic
+				if r.pattern == "" {
+					allowed = user.name == "root" // without a channel only superusers send
+				}
+				listener := server.Subscribe(t, w.root, topic+"?options=%7B%22query%22%3A%7B%22envelope%22%3A%22true%22%7D%7D", "fence")
+				status, answer = server.Do(t, "POST", "/api/notify/publish", pbtest.Token(t, user.auth),
+					map[string]any{"topic": topic, "data": "hello"})
+				if want := map[bool]int{true: 200, false: 403}[allowed]; status != want {
+					t.Errorf("publish: %d %v, want %d", status, answer, want)
+				}
+				mustSend(t, w, "fence", "over")
+				if allowed {
+					from, _ := at(decoded(t, listener.Next(t).Data), "from")
+					if want := refOrNil(user.auth); from != want {
+						t.Errorf("from %v, want %v", from, want)
+					}
+				}
+				listener.Expect(t, "fence", `"over"`)
 			})
 		}
 	}
+}
+
+func refOrNil(record *core.Record) any {
+	if record == nil {
+		return nil
+	}
+	return pbtest.Ref(record)
 }
 
 // TestAccessValues: nothing that a client sends can stand for the pattern's values.
@@ -176,6 +202,11 @@ func TestAccessValues(t *testing.T) {
 		}
 	}
 	client.Set(t, w.ann, "chat/42"+options(`{"query":{"room":"43"}}`), "header/1"+options(`{"headers":{"X-Key":"open"}}`))
+
+	// the same in the query of the request itself
+	if status, answer := server.Do(t, "POST", "/api/notify/publish?room=42", pbtest.Token(t, w.ann), `{"topic":"chat/43","data":1}`); status != 403 {
+		t.Errorf("publish: %d %v", status, answer)
+	}
 }
 
 // TestChannelRecords: what the dashboard is told of a channel that is wrong.
@@ -388,6 +419,9 @@ func TestOwnCollection(t *testing.T) {
 	client := server.Subscribe(t, nil, "news")
 	mustSend(t, app, "news", 1)
 	client.Expect(t, "news", "1")
+	if status, _ := server.Do(t, "POST", "/api/notify/publish", "", `{"topic":"news","data":1}`); status != 403 {
+		t.Errorf("publish: %d", status)
+	}
 	if err := app.Delete(own); err != nil {
 		t.Fatal(err)
 	}

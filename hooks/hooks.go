@@ -105,6 +105,7 @@ func Register(app core.App, config Config) error {
 	bindConnections(app, notifier, newLimits(config.Limits, notifier))
 	bindChannels(app, notifier)
 	bindRoutes(app, notifier)
+	bindPublish(app, notifier)
 	bindStats(app, notifier, config.MetricsToken)
 	bindServer(app, notifier)
 	bindInbox(app, notifier)

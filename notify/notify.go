@@ -109,6 +109,7 @@ type Notifier struct {
 
 	channels atomic.Pointer[channels]
 	changes  changes
+	buckets  buckets
 }
 
 // storeKey is where an application keeps its Notifier: in [core.App.Store],
@@ -133,6 +134,7 @@ func New(app core.App, config Config) *Notifier {
 		n.channels.Store(&channels{})
 		n.changes.pending = set[*Change]{}
 		n.changes.waiting = map[*Client]int{}
+		n.buckets.byClient = map[bucketKey]*bucket{}
 		return n
 	}).(*Notifier)
 }

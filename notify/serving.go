@@ -168,4 +168,5 @@ func (n *Notifier) Shutdown(timeout time.Duration) {
 	}
 	n.outboxes.wait(deadline)
 	n.changes.checks.Wait()
+	n.buckets.stop()
 }
