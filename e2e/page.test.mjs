@@ -69,7 +69,7 @@ test("page", async (t) => {
   await t.test("a guest subscribes and sees what comes", async () => {
     await connected(annTab);
     assert.equal(await annTab.locator("#who").textContent(), "guest");
-    assert.ok(await annTab.locator("#send-form").isHidden());
+    assert.ok(await annTab.getByLabel("Who of the subscribers").isHidden());
     await subscribe(annTab, "example");
     await annTab.locator("#topics li").waitFor();
     await send(root, { topic: "example", data: { text: "<b>Hello</b>", list: [1, 2, 3] } });
@@ -255,6 +255,101 @@ test("page", async (t) => {
   assert.deepEqual(problems, []);
 });
 
+test("a private room in two browsers, and a third", async (t) => {
+  const herald = await (await Herald.install(t)).start();
+  const root = await herald.superuser();
+  const people = {};
+  for (const name of ["Ann", "Bob", "Eve"]) people[name] = await addUser(root, `${name.toLowerCase()}@example.com`, { name });
+  const users = await root.collections.getOne("users");
+  await root.collections.create({
+    name: "room_members",
+    type: "base",
+    fields: [{ name: "room", type: "text" }, { name: "user", type: "relation", collectionId: users.id }],
+  });
+  const members = root.collection("room_members");
+  const memberships = {};
+  for (const name of ["Ann", "Bob"]) memberships[name] = await members.create({ room: "42", user: people[name].id });
+  const rule = "@collection.room_members.room ?= @request.query.room && @collection.room_members.user ?= @request.auth.id";
+  await root.collection("notify_channels").create({ pattern: "chat/{room}", subscribeRule: rule, publishRule: rule });
+
+  const browser = await launchBrowser(t);
+  await mkdir(pictures, { recursive: true });
+  const problems = [];
+  const tabs = {};
+  for (const name of ["Ann", "Bob", "Eve"]) tabs[name] = await openTab(await browser.newContext({ viewport: { width: 1280, height: 860 } }), herald.url, problems);
+  const say = async (name, text) => {
+    await tabs[name].locator("#send-form").getByLabel("Topic").fill("chat/42");
+    await tabs[name].getByLabel("Data, as JSON").fill(JSON.stringify({ text }));
+    await tabs[name].getByRole("button", { name: "Send" }).click();
+  };
+  const refused = (name) => tabs[name].getByText("You are not allowed to listen to").waitFor();
+
+  // not signed in nobody listens
+  for (const name of ["Ann", "Eve"]) {
+    await connected(tabs[name]);
+    await subscribe(tabs[name], "chat/42");
+    await refused(name);
+    assert.equal(await tabs[name].locator("#topics li").count(), 0);
+  }
+  await say("Ann", "as a guest");
+  await tabs.Ann.getByText("You are not allowed to publish to this topic.").waitFor();
+  for (const name of ["Ann", "Bob", "Eve"]) await signIn(tabs[name], "users", `${name.toLowerCase()}@example.com`);
+  for (const name of ["Ann", "Bob"]) {
+    await subscribe(tabs[name], "chat/42");
+    await tabs[name].locator("#topics li").waitFor();
+  }
+  await subscribe(tabs.Eve, "chat/42");
+  await refused("Eve");
+
+  await say("Ann", "Hello Bob");
+  for (const name of ["Ann", "Bob"]) await tabs[name].locator("#messages").getByText("Hello Bob").waitFor();
+  await say("Bob", "Hello Ann");
+  for (const name of ["Ann", "Bob"]) await tabs[name].locator("#messages").getByText("Hello Ann").waitFor();
+  await say("Eve", "Let me in");
+  await tabs.Eve.getByText("You are not allowed to publish to this topic.").waitFor();
+
+  // without oneself, and with the sender's name
+  await subscribe(tabs.Bob, "chat/42", '{"query": {"envelope": true}}');
+  await tabs.Bob.locator("#topics li").nth(1).waitFor();
+  await tabs.Ann.getByLabel("Also to this connection").uncheck();
+  await say("Ann", "Only for Bob");
+  await tabs.Bob.locator("#messages").getByText(`"from": "users:${people.Ann.id}"`).waitFor();
+  await tabs.Ann.screenshot({ path: join(pictures, "room-member.png"), fullPage: true });
+  await tabs.Eve.screenshot({ path: join(pictures, "room-stranger.png"), fullPage: true });
+
+  // thrown out
+  await members.delete(memberships.Bob.id);
+  await tabs.Bob.locator("#topics li.denied").nth(1).waitFor();
+  await refused("Bob");
+  await tabs.Ann.getByLabel("Also to this connection").check();
+  await say("Ann", "Now we are alone");
+  await tabs.Ann.locator("#messages").getByText("Now we are alone").waitFor();
+  await tabs.Bob.screenshot({ path: join(pictures, "room-removed.png"), fullPage: true });
+
+  // and in again
+  await members.create({ room: "42", user: people.Bob.id });
+  await subscribe(tabs.Bob, "chat/42", "");
+  await tabs.Bob.locator("#topics li:not(.denied)").waitFor();
+  await say("Bob", "I am back");
+  for (const name of ["Ann", "Bob"]) await tabs[name].locator("#messages").getByText("I am back").waitFor();
+
+  // a sign-out ends it, a sign-in brings it back
+  await tabs.Ann.getByRole("button", { name: "Sign out" }).click();
+  await tabs.Ann.locator("#topics li.denied").waitFor();
+  await connected(tabs.Ann);
+  await signIn(tabs.Ann, "users", "ann@example.com");
+  await tabs.Ann.locator("#topics li:not(.denied)").waitFor();
+  await say("Bob", "Welcome");
+  await tabs.Ann.locator("#messages").getByText("Welcome").waitFor();
+
+  const texts = async (name) => (await text(messages(tabs[name]))).join();
+  assert.doesNotMatch(await texts("Ann"), /Only for Bob|Let me in|as a guest/);
+  assert.doesNotMatch(await texts("Bob"), /alone|Let me in|as a guest/);
+  assert.equal(await texts("Eve"), "");
+  forgive(problems, /status of 403/); // the browser's own lines
+  assert.deepEqual(problems, []);
+});
+
 test("page with the keyboard alone", async (t) => {
   const herald = await (await Herald.install(t)).start();
   const root = await herald.superuser();
@@ -276,7 +371,7 @@ test("page with the keyboard alone", async (t) => {
   await focusOn('dialog [name="password"]');
   await tab.keyboard.type(password);
   await tab.keyboard.press("Enter");
-  await tab.locator("#send-form").waitFor();
+  await tab.getByLabel("Who of the subscribers").waitFor();
   await connected(tab);
   await focusOn('#subscribe-form [name="topic"]');
   await tab.keyboard.press("Enter");

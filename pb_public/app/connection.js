@@ -1,11 +1,11 @@
-// The realtime connection: which topics the page is subscribed to, and whether
-// the connection is up.
+// The realtime connection: which topics the page is subscribed to, which of them
+// it is denied, and whether the connection is up.
 
 import { byId } from "./dom.js";
 
 export class Connection {
   #pb;
-  #handlers = new Map(); // by subscription name: {topic, options, callback}
+  #handlers = new Map(); // by subscription name: {topic, options, callback, onDenied}
   /** Called when the connection is back after it was lost. */
   onReconnect = () => {};
 
@@ -30,13 +30,23 @@ export class Connection {
         if (lost) this.onReconnect();
         lost = true; // the next time it is
       });
-      for (const handler of this.#handlers.values()) await this.#subscribe(handler);
+      await this.#pb.realtime.subscribe("@denied", ({ topic }) => this.#inTurn(() => this.#deny(topic)));
+      for (const handler of this.#handlers.values()) {
+        try {
+          await this.#subscribe(handler);
+          handler.onDenied?.(false);
+        } catch (error) {
+          if (error.status !== 403) throw error;
+        }
+      }
     });
   }
 
-  /** Calls callback with the data of each message. One subscription a name. */
-  subscribe(name, topic, options, callback) {
-    const handler = { topic, options, callback };
+  /** Calls callback with the data of each message, and onDenied when the server
+   * ends the subscription (true), or gives it to whom has signed in (false). One
+   * subscription a name. */
+  subscribe(name, topic, options, callback, onDenied) {
+    const handler = { topic, options, callback, onDenied };
     this.#handlers.set(name, handler);
     return this.#inTurn(async () => {
       try {
@@ -65,7 +75,23 @@ export class Connection {
   }
 
   async #subscribe(handler) {
-    handler.stop = await this.#pb.realtime.subscribe(handler.topic, handler.callback, handler.options);
+    try {
+      handler.stop = await this.#pb.realtime.subscribe(handler.topic, handler.callback, handler.options);
+    } catch (error) {
+      if (error.status === 403) await this.#deny(handler.topic);
+      throw error;
+    }
+  }
+
+  /** The SDK goes on asking for a topic that it was denied, and takes a new
+   * subscription to it for one that is there already: let it forget the topic. */
+  async #deny(topic) {
+    await this.#pb.realtime.unsubscribe(topic);
+    for (const handler of this.#handlers.values()) {
+      if (handler.topic !== topic) continue;
+      handler.stop = undefined;
+      handler.onDenied?.(true);
+    }
   }
 
   #inTurn(action) {

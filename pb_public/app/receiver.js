@@ -32,18 +32,29 @@ export function bindReceiver(connection) {
     count();
   });
 
+  const chips = new Map(); // by the subscription's name
   const subscribe = async (topic, options) => {
     const name = options ? `${topic} ${JSON.stringify(options)}` : topic;
-    if (connection.has(name)) return;
-    await connection.subscribe(name, topic, options, (data) => add(name, data));
+    const old = chips.get(name);
+    if (old && !old.classList.contains("denied")) return;
     const chip = element("li", {}, element("span", { title: name }, name));
+    const onDenied = (denied) => {
+      chip.classList.toggle("denied", denied);
+      chip.firstChild.title = denied ? `${name}: you are not allowed to listen to it` : name;
+      if (denied && chip.isConnected) setText(error, notAllowed(topic));
+    };
+    await connection.subscribe(name, topic, options, (data) => add(name, data), onDenied);
     const remove = element("button", { type: "button", ariaLabel: `Unsubscribe from ${name}` }, "×");
     remove.addEventListener("click", () => {
       chip.remove();
+      chips.delete(name);
+      setText(error, "");
       connection.unsubscribe(name);
     });
     chip.append(remove);
-    byId("topics").append(chip);
+    chips.set(name, chip);
+    if (old) old.replaceWith(chip); // allowed at last
+    else byId("topics").append(chip);
   };
 
   form.addEventListener("submit", async (event) => {
@@ -52,10 +63,12 @@ export function bindReceiver(connection) {
     try {
       await subscribe(form.elements.topic.value, parseOptions(form.elements.options.value));
     } catch (failure) {
-      setText(error, describe(failure));
+      setText(error, failure.status === 403 ? notAllowed(form.elements.topic.value) : describe(failure));
     }
   });
 }
+
+const notAllowed = (topic) => `You are not allowed to listen to “${topic}”.`;
 
 /** The options of a subscription, undefined for none. */
 function parseOptions(text) {

@@ -1,4 +1,5 @@
-// Sends messages as a superuser, and shows how code would.
+// Sends messages, as a superuser to whomever, as others where a channel lets them,
+// and shows how code would.
 
 import { byId, describe, fieldErrors, setText } from "./dom.js";
 
@@ -14,12 +15,19 @@ export function bindSender(pb) {
 
     let body;
     try {
-      body = readMessage(form);
+      body = pb.authStore.isSuperuser ? readMessage(form) : readPublication(form);
     } catch {
       setText(form.querySelector('[data-error="data"]'), "The data is not JSON.");
       return;
     }
     try {
+      if (!pb.authStore.isSuperuser) {
+        // tells which connection is the sender's own
+        if (!body.self) body.clientId = pb.realtime.clientId;
+        const { id } = await pb.send("/api/notify/publish", { method: "POST", body, requestKey: null });
+        setText(report, `Published. Message id ${id}.`);
+        return;
+      }
       const result = await pb.send("/api/notify", { method: "POST", body, requestKey: null });
       setText(report, `Queued for ${result.queued} of ${result.matched} matching connections` +
         `${result.dropped ? `, dropped for ${result.dropped}` : ""}. Message id ${result.id}.`);
@@ -34,10 +42,21 @@ export function bindSender(pb) {
     if (error?.matches("[data-error]")) setText(error, "");
   });
 
-  const code = () => showCode(form, byId("subscribe-form"));
+  const code = () => showCode(form, byId("subscribe-form"), pb.authStore.isSuperuser);
   form.addEventListener("input", code);
   byId("subscribe-form").addEventListener("input", code);
+  pb.authStore.onChange(() => {
+    setText(report, "");
+    for (const place of errors) setText(place, "");
+    code();
+  });
   code();
+}
+
+/** The message that the form describes, of one who is no superuser. */
+function readPublication(form) {
+  const { topic, data, self } = form.elements;
+  return { topic: topic.value, data: JSON.parse(data.value), self: self.checked };
 }
 
 /** The message that the form describes, without its empty parts. */
@@ -74,15 +93,17 @@ function showErrors(places, failure, rest) {
   if (Object.keys(left).length || places.every((place) => place.hidden)) setText(rest, describe(failure));
 }
 
-function showCode(form, subscribeForm) {
+function showCode(form, subscribeForm, isSuperuser) {
   const topic = JSON.stringify(subscribeForm.elements.topic.value);
   byId("code-receive").textContent = `pb.realtime.subscribe(${topic}, (data) => {\n  console.log(data);\n});`;
   let message;
   try {
-    message = JSON.stringify(readMessage(form));
+    message = isSuperuser ? JSON.stringify(readMessage(form)) : JSON.stringify(readPublication(form), null, 2);
   } catch {
     return; // half-typed data: keep the last
   }
-  byId("code-send").textContent =
+  byId("code-send-how").textContent = isSuperuser ? "Send, from your server" : "Publish, with the JavaScript SDK";
+  byId("code-send").textContent = !isSuperuser ?
+    `pb.send("/api/notify/publish", {\n  method: "POST",\n  headers: { "X-Client-Id": pb.realtime.clientId },\n  body: ${message.replaceAll("\n", "\n  ")},\n});` :
     `curl ${location.origin}/api/notify \\\n  -H "Authorization: $TOKEN" \\\n  -d '${message.replaceAll("'", "'\\''")}'`;
 }

@@ -39,8 +39,7 @@ export function bindSession(pb, onChange) {
     byId("who").title = record ? `${record.collectionName}:${record.id}` : "";
     byId("sign-in").hidden = Boolean(record);
     byId("sign-out").hidden = !record;
-    byId("send-form").hidden = !pb.authStore.isSuperuser;
-    byId("send-locked").hidden = pb.authStore.isSuperuser;
+    for (const part of document.querySelectorAll("[data-superuser]")) part.hidden = pb.authStore.isSuperuser !== (part.dataset.superuser === "yes");
   };
 
   let identity = pb.authStore.record?.id;
