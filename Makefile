@@ -56,13 +56,14 @@ lint: ## go vet, gofmt, staticcheck, govulncheck (where its database can be reac
 	}
 
 .PHONY: fuzz
-fuzz: ## fuzz topics and frames, 30 s each
+fuzz: ## fuzz topics, frames and patterns, 30 s each
 	go test -run '^$$' -fuzz FuzzFrame -fuzztime 30s ./notify
 	go test -run '^$$' -fuzz FuzzTopic -fuzztime 30s ./notify
+	go test -run '^$$' -fuzz FuzzPattern -fuzztime 30s ./notify
 
 .PHONY: bench
 bench: ## measure Herald against the snippet of PocketBase's documentation (10 minutes; ARGS="-n 1000 -rounds 1")
-	go test -run '^$$' -bench . -benchmem ./notify
+	go test -run '^$$' -bench . -benchmem ./notify ./hooks
 	go build -o bin/bench ./bench
 	bin/bench -out bin/bench.json $(ARGS)
 

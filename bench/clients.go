@@ -32,6 +32,7 @@ type world struct {
 	base    string // URL
 	http2   bool
 	client  *http.Client
+	token   string // of the user that the clients are; empty: guests
 
 	closers   []io.Closer
 	readers   sync.WaitGroup
@@ -69,7 +70,8 @@ func start(kind string, http2 bool) (*world, error) {
 	}
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		if _, err = w.usage(false); err == nil {
-			return w, nil
+			w.token, err = w.userToken()
+			return w, err
 		}
 		if time.Now().After(deadline) {
 			w.stop()
@@ -104,12 +106,28 @@ func (w *world) usage(free bool) (usage, error) {
 	return used, json.UnmarshalRead(response.Body, &used)
 }
 
+func (w *world) userToken() (string, error) {
+	response, err := w.client.Get(w.base + "/bench/token")
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	token, err := io.ReadAll(response.Body)
+	return string(token), err
+}
+
 func (w *world) post(path string, body any) error {
 	encoded, err := json.Marshal(body)
 	if err != nil {
 		return err
 	}
-	response, err := w.client.Post(w.base+path, "application/json", bytes.NewReader(encoded))
+	request, err := http.NewRequest(http.MethodPost, w.base+path, bytes.NewReader(encoded))
+	if err != nil {
+		return err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	request.Header.Set("Authorization", w.token)
+	response, err := w.client.Do(request)
 	if err != nil {
 		return err
 	}

@@ -57,6 +57,7 @@ func main() {
 	scenarios = append(scenarios,
 		scenario{n: 200, run: stalled, label: "20 of 200 stalled"},
 		scenario{n: 100, run: burst, label: "burst to 100"},
+		scenario{n: 1000, run: everybody, kinds: [2]string{"signed-in", "channels"}, label: "all of 1000, Herald without and with channels"},
 		scenario{n: 100, run: everybody, http2: true, label: "HTTP/2, all of 100"},
 		scenario{n: 1000, run: everybody, http2: true, label: "HTTP/2, all of 1000"},
 	)
@@ -65,13 +66,17 @@ func main() {
 			continue
 		}
 		for round := range *rounds {
-			for _, kind := range []string{"snippet", "herald"} {
+			kinds := s.kinds
+			if kinds[0] == "" {
+				kinds = [2]string{"snippet", "herald"}
+			}
+			for i, kind := range kinds {
 				fmt.Fprintf(os.Stderr, "%s, round %d, %s\n", s.label, round+1, kind)
 				measures, err := s.measure(kind)
 				if err != nil {
 					log.Fatalf("%s, %s: %v", s.label, kind, err)
 				}
-				results.add(s.label, kind, measures)
+				results.add(s.label, i == 0, measures)
 			}
 		}
 	}

@@ -28,7 +28,9 @@ type row struct {
 	Herald   []float64 `json:"herald"`
 }
 
-func (r *results) add(scenario, kind string, measures map[string]float64) {
+// add adds the measures of one round, of the server that the other is compared
+// with (isBase), or of that other.
+func (r *results) add(scenario string, isBase bool, measures map[string]float64) {
 	for _, measure := range slices.Sorted(maps.Keys(measures)) {
 		value := measures[measure]
 		at := slices.IndexFunc(r.Rows, func(row *row) bool { return row.Scenario == scenario && row.Measure == measure })
@@ -36,7 +38,7 @@ func (r *results) add(scenario, kind string, measures map[string]float64) {
 			at = len(r.Rows)
 			r.Rows = append(r.Rows, &row{Scenario: scenario, Measure: measure})
 		}
-		if kind == "snippet" {
+		if isBase {
 			r.Rows[at].Snippet = append(r.Rows[at].Snippet, value)
 		} else {
 			r.Rows[at].Herald = append(r.Rows[at].Herald, value)

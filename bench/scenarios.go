@@ -17,6 +17,8 @@ type scenario struct {
 	label string
 	n     int
 	http2 bool
+	// kinds are the two servers to compare; empty: the snippet and Herald
+	kinds [2]string
 	run   func(w *world, n int) (map[string]float64, error)
 }
 

@@ -33,6 +33,7 @@ import (
 
 	"herald/hooks"
 	"herald/notify"
+	"herald/pb_migrations"
 )
 
 // usage is what a server has used so far.
@@ -59,7 +60,7 @@ func serve(args []string) error {
 		return err
 	}
 	send := sendSnippet
-	if kind == "herald" {
+	if kind != "snippet" {
 		hooks.MustRegister(app, hooks.Config{})
 		send = sendHerald
 	}
@@ -80,6 +81,19 @@ func serve(args []string) error {
 			}
 			return e.NoContent(http.StatusNoContent)
 		}).Bind(apis.SkipSuccessActivityLog())
+		var token string
+		if kind == "signed-in" || kind == "channels" {
+			var err error
+			if token, err = addUser(e.App); err != nil {
+				return err
+			}
+		}
+		if kind == "channels" {
+			if err := addChannels(e.App); err != nil {
+				return err
+			}
+		}
+		e.Router.GET("/bench/token", func(e *core.RequestEvent) error { return e.String(http.StatusOK, token) })
 		e.Router.GET("/bench/profile", func(e *core.RequestEvent) error { // as net/http/pprof's, ?seconds=5
 			pprof.Profile(e.Response, e.Request)
 			return nil
@@ -108,6 +122,42 @@ func serve(args []string) error {
 		config = apis.ServeConfig{HttpsAddr: address}
 	}
 	return apis.Serve(app, config)
+}
+
+// addUser adds a user and returns their token.
+func addUser(app core.App) (token string, err error) {
+	users, err := app.FindCollectionByNameOrId("users")
+	if err != nil {
+		return "", err
+	}
+	user := core.NewRecord(users)
+	user.SetEmail("bench@example.com")
+	user.SetRandomPassword()
+	if err := app.Save(user); err != nil {
+		return "", err
+	}
+	return user.NewAuthToken()
+}
+
+// addChannels adds 100 channels, one of them for the topic that is measured, which
+// let in users.
+func addChannels(app core.App) error {
+	channels, err := app.FindCollectionByNameOrId(pb_migrations.ChannelsCollectionID)
+	if err != nil {
+		return err
+	}
+	for i := range 100 {
+		channel := core.NewRecord(channels)
+		channel.Set("pattern", fmt.Sprintf("topic%d/{id}", i))
+		if i == 0 {
+			channel.Set("pattern", "{bench}")
+		}
+		channel.Set("subscribeRule", `@request.auth.id != ""`)
+		if err := app.Save(channel); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func sendHerald(app core.App, topic string, data jsontext.Value) error {
