@@ -309,6 +309,8 @@ func differing(field string, before, after *core.Record, lookedAt, changed set[s
 	both := 0
 	for _, record := range []*core.Record{before, after} {
 		if record == nil {
+			// without any row a rule compares with the empty row of an outer join
+			values[""] = struct{}{}
 			continue
 		}
 		for _, value := range texts(record, field) {
@@ -344,6 +346,9 @@ func texts(record *core.Record, field string) []string {
 // collection: a rule compares the id alone. "" is the guests on topics of c.
 func (n *Notifier) clientsWithID(c *channel, id string) []*Client {
 	if id == "" {
+		if n.index.guests.Load() == 0 {
+			return nil // nearly always
+		}
 		now := time.Now()
 		return slices.DeleteFunc(n.index.clientsWhere(c.pattern.matcher()), func(client *Client) bool { return client.authAt(now) != nil })
 	}

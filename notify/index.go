@@ -23,6 +23,7 @@ type index struct {
 	users   map[userRef][]*Client
 
 	subscriptions atomic.Int64
+	guests        atomic.Int64 // keys granted to a guest by a rule that looks at who asks
 }
 
 // stripe holds the topics with one hash.
@@ -71,13 +72,25 @@ func (x *index) add(s *subscription) {
 	s.at = len(stripe.subscribers[s.topic])
 	stripe.subscribers[s.topic] = append(stripe.subscribers[s.topic], s)
 	x.subscriptions.Add(1)
+	x.guests.Add(guestKeys(s.keys))
 }
 
 func (x *index) setKeys(s *subscription, keys []subscriptionKey) {
 	stripe := x.stripe(s.topic)
 	stripe.mu.Lock()
 	defer stripe.mu.Unlock()
+	x.guests.Add(guestKeys(keys) - guestKeys(s.keys))
 	s.keys = keys
+}
+
+// guestKeys counts the keys that are granted to a guest as such.
+func guestKeys(keys []subscriptionKey) (count int64) {
+	for i := range keys {
+		if g := &keys[i].grant; g.forUser && g.user == (userRef{}) {
+			count++
+		}
+	}
+	return count
 }
 
 func (x *index) remove(s *subscription) {
@@ -96,6 +109,7 @@ func (x *index) remove(s *subscription) {
 		stripe.subscribers[s.topic] = all[:last]
 	}
 	x.subscriptions.Add(-1)
+	x.guests.Add(-guestKeys(s.keys))
 }
 
 // clientsOn returns the clients that are subscribed to topic.

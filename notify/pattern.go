@@ -200,6 +200,9 @@ func (p *pattern) topics(values func(name string) set[string]) []string {
 			options = set[string]{"": {}}
 		case s.kind == single, s.kind == rest && s.name != "":
 			options = values(s.name)
+			if s.kind == single {
+				delete(options, "") // which it never stands for
+			}
 		}
 		var longer []string
 		for _, topic := range topics {
