@@ -24,7 +24,8 @@ type channels struct {
 	app      core.App
 	notifier *notify.Notifier
 
-	mu sync.Mutex // held while the channels are loaded, so that the last to do so is the last
+	mu  sync.Mutex // held while the channels are loaded, so that the last to do so is the last
+	off bool       // there are none, and the log says so
 }
 
 // bindChannels binds to the collection by the id that the migration gave it.
@@ -35,9 +36,6 @@ func bindChannels(app core.App, notifier *notify.Notifier) {
 	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
 		Id: "heraldChannels",
 		Func: func(e *core.ServeEvent) error {
-			if reason := channelsMissing(e.App); reason != "" {
-				e.App.Logger().Warn("Herald's channels are off: " + reason)
-			}
 			c.load()
 			return e.Next()
 		},
@@ -92,7 +90,11 @@ func channelsMissing(app core.App) string {
 func (c *channels) load() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if channelsMissing(c.app) != "" {
+	reason := channelsMissing(c.app)
+	if reason != "" && !c.off {
+		c.app.Logger().Warn("Herald's channels are off: " + reason)
+	}
+	if c.off = reason != ""; c.off {
 		c.notifier.SetChannels(nil)
 		return 0
 	}

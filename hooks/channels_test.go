@@ -409,8 +409,10 @@ func TestOwnCollection(t *testing.T) {
 	if err := app.RunAllMigrations(); err != nil {
 		t.Fatal(err)
 	}
+	app.Settings().Logs.MaxDays = 1
 	register(app)
 	server := pbtest.Serve(t, app)
+	waitForLog(t, app, `channels are off: the application has a collection "notify_channels" of its own`)
 	if collection := mustFind(t, app, "notify_channels"); collection.Id == pb_migrations.ChannelsCollectionID || len(collection.Fields) != 2 {
 		t.Errorf("the application's collection was changed: %v", collection)
 	}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tests"
 
@@ -291,14 +292,7 @@ func TestInboxMigration(t *testing.T) {
 		if status, _ := server.Do(t, "GET", "/api/health", "", nil); status != http.StatusOK {
 			t.Errorf("status %d", status)
 		}
-		pbtest.WaitFor(t, "the log tells "+reason, func() bool {
-			var count int
-			err := app.AuxDB().NewQuery("SELECT COUNT(*) FROM _logs WHERE message LIKE '%inbox is off%" + reason + "%'").Row(&count)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return count == 1
-		})
+		waitForLog(t, app, "inbox is off%"+reason)
 	}
 
 	t.Run("an application's own collection", func(t *testing.T) {
@@ -346,5 +340,20 @@ func TestInboxMigration(t *testing.T) {
 			t.Fatal(err)
 		}
 		startsWithout(t, app, "was removed")
+	})
+}
+
+// waitForLog waits for a log line that contains the pattern of SQL's LIKE. The
+// application has to keep its logs for a day at least.
+func waitForLog(t testing.TB, app core.App, pattern string) {
+	t.Helper()
+	pbtest.WaitFor(t, "the log tells "+pattern, func() bool {
+		var count int
+		err := app.AuxDB().NewQuery("SELECT COUNT(*) FROM _logs WHERE message LIKE {:pattern}").
+			Bind(dbx.Params{"pattern": "%" + pattern + "%"}).Row(&count)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return count == 1
 	})
 }
