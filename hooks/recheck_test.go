@@ -403,9 +403,18 @@ func TestOnlyAffectedAreChecked(t *testing.T) {
 // TestNoLeak changes memberships while others send without a pause: no message
 // that was sent after a change was committed reaches one who lost a right by it.
 func TestNoLeak(t *testing.T) {
+	t.Run("HTTP/1.1", func(t *testing.T) { testNoLeak(t, pbtest.Serve, false) })
+	t.Run("HTTP/2", func(t *testing.T) { testNoLeak(t, pbtest.ServeHTTP2, false) })
+	t.Run("with handlers of each message", func(t *testing.T) { testNoLeak(t, pbtest.Serve, true) })
+}
+
+func testNoLeak(t *testing.T, serve func(testing.TB, core.App) *pbtest.Server, hooked bool) {
 	const clients, rounds, senders = 6, 12, 3
 	w := newRooms(t)
-	server := pbtest.Serve(t, w)
+	server := serve(t, w)
+	if hooked {
+		w.OnRealtimeMessageSend().BindFunc(func(e *core.RealtimeMessageEvent) error { return e.Next() })
+	}
 	n := notify.New(w, notify.Config{})
 
 	var next atomic.Int64 // number of the next message

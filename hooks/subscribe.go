@@ -128,7 +128,7 @@ func (c connections) signOut(e *core.RequestEvent) error {
 	}
 	client, ok := found.(*notify.Client)
 	if ip, _ := found.Get(apis.RealtimeClientIPKey).(string); ok && ip == e.RealIP() && client.Get(apis.RealtimeClientAuthKey) != nil {
-		client.Unset(apis.RealtimeClientAuthKey)
+		return client.SignOut(e.Next)
 	}
 	return e.Next()
 }

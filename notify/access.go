@@ -1,5 +1,5 @@
 // Who may listen: what becomes of a request to subscribe, and what a
-// subscription was granted for. Called by hooks/connections.go and recheck.go.
+// subscription was granted for. Called by hooks/subscribe.go and recheck.go.
 
 package notify
 

@@ -81,6 +81,7 @@ type Client struct {
 	version     int              // counts Resubscribes, and the checks that ended something
 	resubscribe bool             // an Unsubscribe is about to be followed by a Subscribe
 	unchecked   bool             // the rules should have been asked again meanwhile
+	signingOut  int              // SignOuts under way
 	unlisted    bool             // keeps out of the index, for good
 }
 
@@ -154,6 +155,24 @@ func (c *Client) Resubscribe(a *Admission, replace func() error) error {
 	err := replace()
 	finished = err == nil
 	return err
+}
+
+// SignOut makes the client a guest's and calls next, which may subscribe as that.
+// What it had as a user it does not get from then on; what the guest may not have
+// of it ends afterwards.
+func (c *Client) SignOut(next func() error) error {
+	count := func(by int) {
+		c.subsMu.Lock()
+		defer c.subsMu.Unlock()
+		c.signingOut += by
+	}
+	count(+1)
+	c.Unset(apis.RealtimeClientAuthKey)
+	defer func() {
+		count(-1)
+		c.authChanged()
+	}()
+	return next()
 }
 
 func (c *Client) currentVersion() int {

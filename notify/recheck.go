@@ -368,7 +368,7 @@ func (c *Client) authChanged() {
 			concerned = concerned || key.grant.forUser
 		}
 	}
-	concerned = concerned && !c.resubscribe && !c.unlisted
+	concerned = concerned && !c.resubscribe && !c.unlisted && c.signingOut == 0
 	c.subsMu.Unlock()
 	if concerned {
 		c.notifier.beginChange(func() []*Client { return []*Client{c} }).End(true)
