@@ -4,6 +4,7 @@
 package hooks
 
 import (
+	"fmt"
 	"log/slog"
 	"sync"
 
@@ -136,16 +137,30 @@ func (c *channels) check(e *core.RecordEvent) error {
 	return errs.Filter()
 }
 
+// stored returns the record as the database has it before the change. Its Original
+// is what it was when it was loaded: empty for one that the same code has created,
+// and old for one that it has saved since.
+func stored(e *core.RecordEvent) *core.Record {
+	record, err := e.App.FindRecordById(e.Record.Collection(), fmt.Sprint(e.Record.LastSavedPK()))
+	if err != nil {
+		return e.Record.Original()
+	}
+	return record
+}
+
 // change tells the engine of a change of a record before and after it is committed.
 func (c *channels) change(e *core.RecordEvent) error {
+	isChannel := e.Record.Collection().Id == pb_migrations.ChannelsCollectionID
+	if !isChannel && !c.notifier.DependsOn(e.Record.Collection()) {
+		return e.Next()
+	}
 	var before, after *core.Record
 	if e.Type != core.ModelEventTypeCreate {
-		before = e.Record.Original()
+		before = stored(e)
 	}
 	if e.Type != core.ModelEventTypeDelete {
 		after = e.Record
 	}
-	isChannel := e.Record.Collection().Id == pb_migrations.ChannelsCollectionID
 	var change *notify.Change
 	if isChannel {
 		change = c.notifier.ChangeOfChannel(before, after)

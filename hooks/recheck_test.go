@@ -400,6 +400,44 @@ func TestOnlyAffectedAreChecked(t *testing.T) {
 	}
 }
 
+// TestChangeOfFreshRecord: records that the same code has created, or changed
+// before, lead to those whom they concern, too.
+func TestChangeOfFreshRecord(t *testing.T) {
+	w := newWorld(t)
+	addMembers(t, w)
+	channel := addChannel(t, w, map[string]any{"pattern": "chat/{room}", "subscribeRule": memberRule})
+	server := pbtest.Serve(t, w)
+	member := addMember(t, w, "1", w.ann)
+	check := func(what, topic string, change func() error) {
+		t.Helper()
+		ann := server.Subscribe(t, w.ann, topic, "@denied", "fence")
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		mustSend(t, w, topic, what)
+		ann.Expect(t, "@denied", denied(topic))
+		mustSend(t, w, "fence", what)
+		ann.Expect(t, "fence", fmt.Sprintf("%q", what))
+		ann.Close(t)
+	}
+	moveTo := func(room string) func() error {
+		return func() error {
+			member.Set("room", room)
+			return w.Save(member)
+		}
+	}
+	check("moved", "chat/1", moveTo("2"))
+	check("moved again", "chat/2", moveTo("3"))
+	check("deleted", "chat/3", func() error { return w.Delete(member) })
+
+	addMember(t, w, "4", w.ann)
+	check("another pattern", "chat/4", func() error {
+		channel.Set("pattern", "{any}/{room}")
+		channel.Set("subscribeRule", "")
+		return w.Save(channel)
+	})
+}
+
 // TestNoLeak changes memberships while others send without a pause: no message
 // that was sent after a change was committed reaches one who lost a right by it.
 func TestNoLeak(t *testing.T) {

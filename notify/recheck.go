@@ -164,6 +164,13 @@ func (n *Notifier) admitted(client *Client, a *Admission, stale bool) {
 	}
 }
 
+// DependsOn reports whether a subscription may hang on records of collection, so
+// that [Notifier.ChangeOfRecord] has to be told of their changes.
+func (n *Notifier) DependsOn(collection *core.Collection) bool {
+	set := n.channels.Load()
+	return collection.IsAuth() && len(set.authFields) > 0 || set.collections[collection.Id] != nil
+}
+
 // ChangeOfRecord begins the change of a record, from before (nil for a new one)
 // to after (nil for one that is deleted). It has to be called before the change
 // is committed. The result is nil where no subscription can hang on it.
