@@ -65,6 +65,9 @@ func fieldsError(message string, err error) *router.ApiError {
 	if errors.Is(err, notify.ErrShutdown) {
 		return router.NewApiError(http.StatusServiceUnavailable, message+" The server is shutting down.", nil)
 	}
+	if errors.Is(err, notify.ErrHistory) {
+		return router.NewApiError(http.StatusServiceUnavailable, message+" The history is not available.", err)
+	}
 	var fieldErrs notify.Errors
 	if !errors.As(err, &fieldErrs) {
 		return router.NewInternalServerError(message, err)

@@ -106,6 +106,7 @@ func Register(app core.App, config Config) error {
 	bindChannels(app, notifier)
 	bindRoutes(app, notifier)
 	bindPublish(app, notifier)
+	bindHistory(app, notifier)
 	bindStats(app, notifier, config.MetricsToken)
 	bindServer(app, notifier)
 	bindInbox(app, notifier)

@@ -99,6 +99,8 @@ type publishBody struct {
 type published struct {
 	ID    string `json:"id"`
 	Topic string `json:"topic"`
+	Epoch string `json:"epoch,omitzero"`
+	Seq   int64  `json:"seq,omitzero"`
 }
 
 // publish handles POST /api/notify/publish.
@@ -115,7 +117,7 @@ func (p publish) publish(e *core.RequestEvent) error {
 	if err := body.Data.Compact(); err != nil && len(body.Data) > 0 { // as it is sent, and measured
 		return e.BadRequestError(sendFailed, err)
 	}
-	publisher := notify.Publisher{Auth: e.Auth, IP: e.RealIP(), Headers: ruleHeaders(e.Request.Header)}
+	publisher := publisherOf(e)
 
 	channel, err := p.notifier.MayPublish(publisher, body.Topic, len(body.Data))
 	if err != nil {
@@ -135,12 +137,17 @@ func (p publish) publish(e *core.RequestEvent) error {
 		if e.HasSuperuserAuth() {
 			return e.JSON(http.StatusOK, report)
 		}
-		return e.JSON(http.StatusOK, published{report.ID, report.Topic})
+		return e.JSON(http.StatusOK, published{report.ID, report.Topic, report.Epoch, report.Seq})
 	}
 	if p.hook.Length() == 0 {
 		return send()
 	}
 	return p.triggerHook(e, channel, &msg, send)
+}
+
+// publisherOf returns who makes the request.
+func publisherOf(e *core.RequestEvent) notify.Publisher {
+	return notify.Publisher{Auth: e.Auth, IP: e.RealIP(), Headers: ruleHeaders(e.Request.Header)}
 }
 
 // ruleHeaders returns headers as rules see them: see initRequestInfo in
@@ -201,11 +208,13 @@ func (p publish) exceptions(e *core.RequestEvent, publisher notify.Publisher, bo
 	return except, nil
 }
 
+func isForbidden(err error) bool { return errors.Is(err, notify.ErrForbidden) }
+
 // publishError turns an error of [notify.Notifier.MayPublish] into an answer.
 func publishError(e *core.RequestEvent, err error, began time.Time) error {
 	var tooMany *notify.TooManyError
 	switch {
-	case errors.Is(err, notify.ErrForbidden):
+	case isForbidden(err):
 		delayDenial(e, began)
 		return e.ForbiddenError("You are not allowed to publish to this topic.", nil)
 	case errors.As(err, &tooMany):

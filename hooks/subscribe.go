@@ -6,6 +6,7 @@ package hooks
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -50,7 +51,7 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 		return e.Next()
 	})
 	if err == nil {
-		client.AnnounceDenied(admission.Denied)
+		client.AnnounceDenied(admission.Denied...)
 	}
 	return err
 }
@@ -90,22 +91,25 @@ func delayDenial(e *core.RequestEvent, began time.Time) {
 	}
 }
 
-// deniedError answers a request of which every new topic is denied.
-func deniedError(e *core.RealtimeSubscribeRequestEvent, denied []string) error {
+// deniedError answers a request of which every new topic is denied, or asked for
+// with options that are wrong.
+func deniedError(e *core.RealtimeSubscribeRequestEvent, denied []notify.Denial) error {
 	data := validation.Errors{}
-	var topics []string
-	for i, key := range e.Subscriptions {
-		for _, other := range denied {
-			if key == other {
-				topic, _, _ := strings.Cut(key, "?")
-				topics = append(topics, fmt.Sprintf("%q", topic))
-				data[fmt.Sprint(i)] = validation.NewError("validation_topic_forbidden", notify.DeniedMessage)
-				break
-			}
+	var forbidden []string
+	for _, d := range denied {
+		code := "validation_invalid_position"
+		if d.Status == http.StatusForbidden {
+			code = "validation_topic_forbidden"
+			topic, _, _ := strings.Cut(d.Key, "?")
+			forbidden = append(forbidden, fmt.Sprintf("%q", topic))
 		}
+		data[fmt.Sprint(slices.Index(e.Subscriptions, d.Key))] = validation.NewError(code, d.Message)
 	}
-	return e.ForbiddenError("You are not allowed to listen to "+strings.Join(topics, ", ")+".",
-		validation.Errors{"subscriptions": data})
+	data = validation.Errors{"subscriptions": data}
+	if len(forbidden) == 0 {
+		return e.BadRequestError("The options of the subscription are wrong.", data)
+	}
+	return e.ForbiddenError("You are not allowed to listen to "+strings.Join(forbidden, ", ")+".", data)
 }
 
 // signOut makes a guest's request for the client of a user sign the client out,

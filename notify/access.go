@@ -5,7 +5,9 @@ package notify
 
 import (
 	"log/slog"
+	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
@@ -24,12 +26,26 @@ type grant struct {
 	user    userRef // the zero userRef being a guest
 }
 
+// Denial is a subscription that a client does not get.
+type Denial struct {
+	Key string
+	// Status is 403, or 400 where its options are wrong.
+	Status  int
+	Message string
+}
+
+// DeniedMessage is the same for every reason to forbid: whether a topic exists is
+// nobody's business.
+const DeniedMessage = "You are not allowed to listen to this topic."
+
+func forbidden(key string) Denial { return Denial{key, http.StatusForbidden, DeniedMessage} }
+
 // Admission is what a request to subscribe comes to.
 type Admission struct {
 	// Keys are those of the subscription keys that are allowed, in order.
 	Keys []string
 	// Denied are the others.
-	Denied []string
+	Denied []Denial
 	// Refused: all that is newly asked for is denied. Then the request is to
 	// have no effect.
 	Refused bool
@@ -65,8 +81,14 @@ func (n *Notifier) Admit(client subscriptions.Client, auth *core.Record, keys []
 			asked++
 		}
 		if !ok {
-			a.Denied = append(a.Denied, key)
+			a.Denied = append(a.Denied, forbidden(key))
 			continue
+		}
+		if strings.Contains(key, "?") {
+			if _, err := parseStart(optionsOf(key)); err != nil {
+				a.Denied = append(a.Denied, Denial{key, http.StatusBadRequest, err.Error()})
+				continue
+			}
 		}
 		if !has {
 			granted++
@@ -178,10 +200,10 @@ func (n *Notifier) passes(c *channel, r *rule, values map[string]string, auth *c
 }
 
 // wantsEnvelope reports whether the options of a subscription key ask for the
-// envelope.
+// envelope, or for history, which always comes in it.
 func wantsEnvelope(options subscriptions.SubscriptionOptions) bool {
 	wants, _ := strconv.ParseBool(options.Query["envelope"])
-	return wants
+	return wants || options.Query["since"] != "" || options.Query["rewind"] != ""
 }
 
 // optionsOf reads the options of a subscription key, as PocketBase does.
@@ -199,7 +221,8 @@ func (c *Client) standing(key string, auth *core.Record) (grant, bool) {
 	}
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
-	g := c.grantOf(key)
+	known, _ := c.keyOf(key)
+	g := known.grant
 	return g, g.byRule && isSameUser(auth, c.authAt(time.Now()))
 }
 

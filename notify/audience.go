@@ -66,16 +66,29 @@ type audience struct {
 	exceptUsers   set[userRef]
 	exceptClients set[string]
 
+	source audienceSource // what it was compiled from
+
 	looksAtAuth bool // false: it is the same who the client is
 
 	filter  []collectionFilter // see filter.go; nil without a filter
 	allowed set[userRef]       // whom the filter lets in; filled in for each send
 }
 
+// audienceSource is an audience as it is stored with a message.
+type audienceSource struct {
+	To     Audience `json:"to"`
+	Except Except   `json:"except"`
+}
+
+// narrows reports whether not every subscriber belongs to the audience.
+func (a *audience) narrows() bool {
+	return a.looksAtAuth || a.clients != nil || a.exceptClients != nil
+}
+
 // compile checks to and except against the application's collections.
 func (n *Notifier) compile(to Audience, except Except) (*audience, Errors) {
 	var errs Errors
-	a := &audience{auth: to.Auth, clients: toSet(to.Clients), exceptClients: toSet(except.Clients)}
+	a := &audience{source: audienceSource{to, except}, auth: to.Auth, clients: toSet(to.Clients), exceptClients: toSet(except.Clients)}
 
 	if a.auth == "" {
 		a.auth = AuthAny

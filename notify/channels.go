@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"time"
 
 	"github.com/pocketbase/pocketbase/core"
 )
@@ -19,6 +20,8 @@ const (
 	channelPresenceRule  = "presenceRule"
 	channelRateLimit     = "rateLimit"
 	channelMaxSize       = "maxSize"
+	channelHistory       = "history"
+	channelHistoryTTL    = "historyTTL"
 )
 
 // channel gives the topics that match its pattern their rules. It is not changed
@@ -30,6 +33,7 @@ type channel struct {
 	publish   *rule
 	rateLimit float64 // publishes a second of one client; 0: no limit
 	maxSize   int     // of a publish's data, in bytes
+	history   retention
 }
 
 // newChannel compiles a channel's record. Where a rule does not compile the
@@ -67,6 +71,10 @@ func newChannel(app core.App, record *core.Record) (*channel, Errors) {
 		publish:   compile(channelPublishRule),
 		rateLimit: record.GetFloat(channelRateLimit),
 		maxSize:   record.GetInt(channelMaxSize),
+		history: retention{
+			count: int64(record.GetInt(channelHistory)),
+			ttl:   time.Duration(record.GetInt(channelHistoryTTL)) * time.Second,
+		},
 	}
 	compile(channelPresenceRule)
 	if c.maxSize <= 0 {
@@ -99,6 +107,8 @@ type channels struct {
 	root node
 	all  []*channel
 
+	hasHistory bool // one of them
+
 	// what their subscribe rules look at, all taken together
 	authFields  set[string]
 	collections map[string]set[string] // fields by collection id
@@ -124,6 +134,7 @@ func (n *Notifier) SetChannels(records []*core.Record) {
 			continue
 		}
 		next.all = append(next.all, c)
+		next.hasHistory = next.hasHistory || c.history.count > 0
 		maps.Copy(next.authFields, c.subscribe.authFields)
 		if c.subscribe.looksAtAuth() {
 			next.authFields[core.FieldNameTokenKey] = struct{}{} // a change revokes all tokens
@@ -135,7 +146,64 @@ func (n *Notifier) SetChannels(records []*core.Record) {
 			maps.Copy(next.collections[id], d.fields)
 		}
 	}
+	n.activate(next)
+}
+
+// activate makes the channels count from now on.
+func (n *Notifier) activate(next *channels) {
+	before := n.channels.Load()
+	if !next.hasHistory || before == unknownChannels {
+		n.channels.Store(next)
+		return
+	}
+	hadHistory := map[string]bool{}
+	for _, c := range before.all {
+		hadHistory[c.pattern.text] = c.history.count > 0
+	}
+	regains := len(next.all) != len(before.all) // another pattern may take a topic
+	for _, c := range next.all {
+		regains = regains || c.history.count > 0 && !hadHistory[c.pattern.text]
+	}
+	if !regains {
+		n.channels.Store(next)
+		return
+	}
+	n.sending.Lock() // nobody sends meanwhile
+	defer n.sending.Unlock()
 	n.channels.Store(next)
+	if n.stopped {
+		return
+	}
+	err := n.history.resume(func(topic string) bool {
+		return before.historyOf(topic).count == 0 && next.historyOf(topic).count > 0
+	})
+	if err != nil {
+		n.app.Logger().Error("Failed to note what topics have missed while they had no history", slog.String("error", err.Error()))
+	}
+}
+
+// unknownChannels are those before any were set: what topics had then nobody
+// knows.
+var unknownChannels = &channels{}
+
+// historyOf returns what is kept of topic, which is not a reserved one.
+func (set *channels) historyOf(topic string) retention {
+	if !set.hasHistory {
+		return retention{}
+	}
+	if c, _ := set.root.match("/"+topic, nil); c != nil {
+		return c.history
+	}
+	return retention{}
+}
+
+// historyOf returns what is kept of topic.
+func (n *Notifier) historyOf(topic string) retention {
+	keep := n.channels.Load().historyOf(topic)
+	if keep.count > 0 && n.reserved(topic) != "" {
+		return retention{}
+	}
+	return keep
 }
 
 // isRestricted reports whether not everyone may listen to topic.

@@ -77,6 +77,8 @@ type Client struct {
 	// subsMu guards what follows and is taken before the lock of any stripe.
 	subsMu      sync.Mutex
 	subs        []*subscription
+	replays     []pendingReplay  // are to be run
+	replaying   bool             // a goroutine does so
 	admitted    map[string]grant // by key, of the Subscribe that is to come
 	version     int              // counts Resubscribes, and the checks that ended something
 	resubscribe bool             // an Unsubscribe is about to be followed by a Subscribe
@@ -103,6 +105,7 @@ func (c *Client) Subscribe(keys ...string) {
 	defer c.subsMu.Unlock()
 	c.Client.Subscribe(keys...)
 	c.reindex(c.admitted)
+	c.startReplays()
 }
 
 // Unsubscribe implements [subscriptions.Client]; no keys are all keys.
@@ -151,6 +154,9 @@ func (c *Client) Resubscribe(a *Admission, replace func() error) error {
 		c.unchecked = false
 		c.subsMu.Unlock()
 		c.notifier.admitted(c, a, stale)
+		c.subsMu.Lock()
+		c.startReplays()
+		c.subsMu.Unlock()
 	}()
 	err := replace()
 	finished = err == nil
@@ -188,11 +194,18 @@ func (c *Client) reindex(grants map[string]grant) {
 	if !c.unlisted {
 		for name, options := range c.Client.Subscriptions() {
 			if safeKey(name) {
-				key := subscriptionKey{name: name, envelope: wantsEnvelope(options), grant: c.grantOf(name)}
+				topic := topicOf(name)
+				key, known := c.keyOf(name)
+				if !known {
+					key = subscriptionKey{name: name, envelope: wantsEnvelope(options)}
+					if from, err := parseStart(options); err == nil && !from.isZero() {
+						key.replay = &replay{from: from}
+						c.replays = append(c.replays, pendingReplay{topic, name, key.replay})
+					}
+				}
 				if granted, ok := grants[name]; ok {
 					key.grant = granted
 				}
-				topic := topicOf(name)
 				wanted[topic] = append(wanted[topic], key)
 			}
 		}
@@ -234,16 +247,16 @@ func sortKeys(keys []subscriptionKey) {
 	slices.SortFunc(keys, func(a, b subscriptionKey) int { return strings.Compare(a.name, b.name) })
 }
 
-// grantOf returns the grant of a key that the client has. subsMu is held.
-func (c *Client) grantOf(name string) grant {
+// keyOf returns a key that the client has. subsMu is held.
+func (c *Client) keyOf(name string) (subscriptionKey, bool) {
 	for _, s := range c.subs {
 		for _, key := range s.keys {
 			if key.name == name {
-				return key.grant
+				return key, true
 			}
 		}
 	}
-	return grant{}
+	return subscriptionKey{}, false
 }
 
 // namesOf returns the keys of s as the client knows them.

@@ -22,6 +22,8 @@ var (
 	ErrInvalidFilter   error = &kind{"validation_invalid_filter", "invalid filter"}
 	ErrInvalidClient   error = &kind{"validation_invalid_client", "invalid client id"}
 	ErrInvalidPattern  error = &kind{"validation_invalid_pattern", "invalid pattern"}
+	ErrInvalidStart    error = &kind{"validation_invalid_position", "invalid position"}
+	ErrOutOfRange      error = &kind{"validation_out_of_range", "out of range"}
 	ErrInvalidRule     error = &kind{"validation_invalid_rule", "invalid rule"}
 )
 

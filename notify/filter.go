@@ -102,12 +102,18 @@ func (n *Notifier) authCollections() ([]*core.Collection, error) {
 // resolveFilter fills in pub.to.allowed: of the users who are connected and
 // subscribed, those the filter lets in. It is one query, over their ids.
 func (n *Notifier) resolveFilter(ctx context.Context, pub *publication) error {
-	pub.to.allowed = set[userRef]{}
+	allowed, err := n.filterUsers(ctx, pub.to.filter, n.filterCandidates(pub))
+	pub.to.allowed = allowed
+	return err
+}
 
-	candidates := n.filterCandidates(pub)
-	query, err := n.filterQuery(ctx, pub.to.filter, candidates)
+// filterUsers returns which of the candidates, ids by collection id, the filter
+// lets in. The query has a deadline by ctx only.
+func (n *Notifier) filterUsers(ctx context.Context, filters []collectionFilter, candidates map[string]set[string]) (set[userRef], error) {
+	allowed := set[userRef]{}
+	query, err := n.filterQuery(ctx, filters, candidates)
 	if query == nil || err != nil {
-		return err
+		return allowed, err
 	}
 
 	var rows []struct {
@@ -115,12 +121,12 @@ func (n *Notifier) resolveFilter(ctx context.Context, pub *publication) error {
 		ID         string `db:"id"`
 	}
 	if err := query.All(&rows); err != nil {
-		return err
+		return allowed, err
 	}
 	for _, row := range rows {
-		pub.to.allowed[userRef{row.Collection, row.ID}] = struct{}{}
+		allowed[userRef{row.Collection, row.ID}] = struct{}{}
 	}
-	return nil
+	return allowed, nil
 }
 
 // filterCandidates returns the ids, by collection id, of the users that the

@@ -52,6 +52,7 @@ type subscriptionKey struct {
 	name     string // the topic itself, or with options
 	envelope bool   // the subscriber wants the message with its envelope
 	grant    grant
+	replay   *replay // nil: it asked for no history
 }
 
 func newIndex() *index {

@@ -51,6 +51,11 @@ type Report struct {
 	// Dropped is how many could not: their queue was full, and they were
 	// disconnected for it.
 	Dropped int `json:"dropped"`
+	// Epoch and Seq are the message's place in the topic's history; empty where the
+	// topic has none. Of a message that was stored before the process began, and is
+	// not sent again, the rest is not known.
+	Epoch string `json:"epoch,omitzero"`
+	Seq   int64  `json:"seq,omitzero"`
 }
 
 // publication is a checked message, ready for the fan-out.
@@ -61,6 +66,12 @@ type publication struct {
 	from  string // the auth record that published it, "users:ID"; empty: the server, or a guest
 	data  []byte // compact JSON, shared by all recipients; never written to
 	to    *audience
+
+	// of a topic with history
+	epoch  string
+	seq    int64
+	key    string // the message's ID, as that of its sender; empty without one
+	stored []byte // the audience of a message that was read: JSON; nil: everybody
 }
 
 // envelope is a message with what is known of it, for who asks for it.
@@ -72,11 +83,13 @@ type envelope struct {
 	Time  types.DateTime `json:"time"`
 	From  *string        `json:"from"`
 	Data  jsontext.Value `json:"data"`
+	Gap   bool           `json:"gap,omitzero"`
 }
 
-// envelope returns the message as JSON in its envelope.
-func (p *publication) envelope() ([]byte, error) {
-	e := envelope{ID: p.id, Topic: p.topic, Data: p.data}
+// envelope returns the message as JSON in its envelope. gap: messages before it
+// may be missing.
+func (p *publication) envelope(gap bool) ([]byte, error) {
+	e := envelope{ID: p.id, Topic: p.topic, Epoch: p.epoch, Seq: p.seq, Data: p.data, Gap: gap}
 	if p.from != "" {
 		e.From = &p.from
 	}

@@ -7,6 +7,7 @@
 //
 //	Send (send.go)  →  validate and encode once (message.go, topic.go, frame.go)
 //	                →  who may get it (audience.go, filter.go, index.go)
+//	                →  store, where the topic has history (history.go, store.go)
 //	                →  fan-out in the topic's order (send.go)
 //	                →  the connection's bounded queue (queue.go; outbox.go)
 //	                →  one write for all that waits (writers.go, socket.go; stream.go)
@@ -61,6 +62,11 @@ type Config struct {
 	// server's own code. Without it anyone may listen to them.
 	Strict bool
 
+	// HistoryPath is the file of the database with the history of topics. It is made
+	// when the first channel has history. Defaults to "notify_history.db" in the
+	// application's data directory.
+	HistoryPath string
+
 	// IDWindow is for how long the id of a message is remembered, so that a
 	// retry with the same id is not sent twice. Defaults to 5 minutes.
 	IDWindow time.Duration
@@ -110,6 +116,10 @@ type Notifier struct {
 	channels atomic.Pointer[channels]
 	changes  changes
 	buckets  buckets
+
+	history     *history
+	replaying   sync.WaitGroup // goroutines of replays
+	replaySlots chan struct{}  // held while a page is read for a subscription
 }
 
 // storeKey is where an application keeps its Notifier: in [core.App.Store],
@@ -131,9 +141,11 @@ func New(app core.App, config Config) *Notifier {
 		n.stats.disconnects = map[string]int64{}
 		n.outboxes = outboxes{limit: config.QueueSize, byClient: map[string]*outbox{}, evict: n.evict}
 		n.recent = recent{window: config.IDWindow, byID: map[string]*result{}}
-		n.channels.Store(&channels{})
+		n.channels.Store(unknownChannels)
+		n.history = newHistory(n)
 		n.changes.pending = set[*Change]{}
 		n.changes.waiting = map[*Client]int{}
+		n.replaySlots = make(chan struct{}, maxReads)
 		n.buckets.byClient = map[bucketKey]*bucket{}
 		return n
 	}).(*Notifier)

@@ -24,6 +24,7 @@ type queue struct {
 	busy      bool          // what was taken off the queue is being written to the socket
 	blocked   bool          // the socket takes no more for now; a goroutine waits until it does
 	held      int           // how many want nothing to be written for now, see hold
+	room      chan struct{} // closed when there is room for a page of a replay; nil: nobody waits
 	wake      chan struct{} // tells the stream or channel reader that something waits; nil for a socket
 	closing   string        // not empty: end for this reason as soon as all is written
 	ended     bool
@@ -120,6 +121,7 @@ func (c *Client) removeQueued(match func(*frame) bool) {
 		c.bytes -= len(f.wire)
 		return true
 	})
+	c.tellRoomLocked()
 	c.endIfDoneLocked()
 }
 
@@ -162,6 +164,22 @@ func (c *Client) dropLocked(count int) {
 	c.frames = c.frames[:left]
 	if left == 0 && cap(c.frames) > 4*len(c.inline) {
 		c.frames = c.inline[:0] // an idle connection is to be small
+	}
+	c.tellRoomLocked()
+}
+
+// hasRoomForPage reports whether a page of a replay may be queued: a part of the
+// queue is for what is sent meanwhile. mu is held.
+func (c *Client) hasRoomForPage() bool {
+	config := &c.notifier.config
+	return len(c.frames) <= config.QueueSize/replayShare && c.bytes <= config.QueueBytes/replayShare
+}
+
+// tellRoomLocked wakes the replay that waits for room, or for the end.
+func (c *Client) tellRoomLocked() {
+	if c.room != nil && (c.ended || c.closing != "" || c.hasRoomForPage()) {
+		close(c.room)
+		c.room = nil
 	}
 }
 
@@ -208,6 +226,7 @@ func (c *Client) Finish(reason string) {
 		return
 	}
 	c.closing = reason
+	c.tellRoomLocked()
 	c.endIfDoneLocked()
 	c.wakeLocked()
 }
@@ -245,6 +264,7 @@ func (c *Client) endLocked(reason string) {
 	c.ended = true
 	c.frames, c.bytes = nil, 0
 	clear(c.inline[:])
+	c.tellRoomLocked()
 	if c.counted {
 		// before the broker forgets it, see Notifier.foreign
 		c.counted = false

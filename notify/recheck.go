@@ -10,7 +10,6 @@ package notify
 
 import (
 	"encoding/json/v2"
-	"net/http"
 	"sync"
 	"time"
 
@@ -27,6 +26,14 @@ type changes struct {
 	checking   bool            // a goroutine does so
 
 	checks sync.WaitGroup // that goroutine
+}
+
+// quietSince reports whether nobody's rights have changed since generation, and
+// no change is under way.
+func (c *changes) quietSince(generation uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.generation == generation && len(c.pending) == 0
 }
 
 func (c *changes) current() uint64 {
@@ -362,7 +369,11 @@ func (c *Client) setGrants(version int, grants map[string]grant, denied []string
 	// out of the index: nothing comes after this
 	gone := toSet(denied)
 	c.removeQueued(func(f *frame) bool { return !f.comment && gone.has(f.message.Name) })
-	c.AnnounceDenied(denied)
+	denials := make([]Denial, len(denied))
+	for i, key := range denied {
+		denials[i] = forbidden(key)
+	}
+	c.AnnounceDenied(denials...)
 	return true
 }
 
@@ -389,25 +400,21 @@ type denial struct {
 	Message string `json:"message"`
 }
 
-// DeniedMessage is the same for every reason: whether a topic exists is nobody's
-// business.
-const DeniedMessage = "You are not allowed to listen to this topic."
-
-// AnnounceDenied tells the client of the topics of keys, if it listens to
+// AnnounceDenied tells the client of the topics of denials, if it listens to
 // [DeniedTopic].
-func (c *Client) AnnounceDenied(keys []string) {
+func (c *Client) AnnounceDenied(denials ...Denial) {
 	s := c.subscriptionTo(DeniedTopic)
 	if s == nil {
 		return
 	}
-	told := set[string]{}
-	for _, key := range keys {
-		topic := topicOf(key)
-		if told.has(topic) {
+	told := set[denial]{}
+	for _, d := range denials {
+		announced := denial{topicOf(d.Key), d.Status, d.Message}
+		if told.has(announced) {
 			continue
 		}
-		told[topic] = struct{}{}
-		data, err := json.Marshal(denial{topic, http.StatusForbidden, DeniedMessage})
+		told[announced] = struct{}{}
+		data, err := json.Marshal(announced)
 		if err != nil {
 			continue // the topic is no UTF-8, which no message has
 		}

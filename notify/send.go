@@ -44,6 +44,9 @@ func (n *Notifier) sendOnce(ctx context.Context, msg Message, sender string, pre
 		if err != nil {
 			return Report{}, err
 		}
+		if msg.ID != "" {
+			pub.key = sender + msg.ID
+		}
 		return n.publish(ctx, pub)
 	}
 	if msg.ID == "" {
@@ -71,16 +74,24 @@ func (n *Notifier) publish(ctx context.Context, pub *publication) (Report, error
 	if n.stopped {
 		return Report{}, ErrShutdown
 	}
+	if n.historyOf(pub.topic).count > 0 {
+		return n.history.send(ctx, pub)
+	}
+	return n.deliver(pub), nil
+}
+
+// deliver takes pub to its recipients and counts it.
+func (n *Notifier) deliver(pub *publication) Report {
 	start := time.Now()
 	report := n.fanOut(pub)
 	n.stats.sent(report, time.Since(start))
-	return report, nil
+	return report
 }
 
 // fanOut puts pub into the queue of every recipient.
 func (n *Notifier) fanOut(pub *publication) Report {
 	f := fanOut{notifier: n, pub: pub, now: time.Now(), clock: n.clock.Load(), hooked: n.hooked()}
-	f.report = Report{ID: pub.id, Topic: pub.topic}
+	f.report = Report{ID: pub.id, Topic: pub.topic, Epoch: pub.epoch, Seq: pub.seq}
 	f.private = pub.to.looksAtAuth || n.isRestricted(pub.topic)
 	named, isNamed := n.namedSubscriptions(pub)
 	foreign := n.foreignClients()
@@ -184,13 +195,23 @@ func (f *fanOut) frame(name string, envelope bool) *frame {
 	return made
 }
 
+// frameAfterGap is frame for a subscriber whose first message it is, and who has
+// missed some before it.
+func (f *fanOut) frameAfterGap(name string) *frame {
+	enveloped, err := f.pub.envelope(true)
+	if err != nil {
+		return f.frame(name, true)
+	}
+	return newFrame(subscriptions.Message{Name: name, Data: enveloped}, f.private)
+}
+
 // message returns the message under a key.
 func (f *fanOut) message(name string, envelope bool) subscriptions.Message {
 	if !envelope {
 		return subscriptions.Message{Name: name, Data: f.pub.data}
 	}
 	if f.enveloped == nil {
-		enveloped, err := f.pub.envelope()
+		enveloped, err := f.pub.envelope(false)
 		if err != nil { // of a checked message there is none
 			f.notifier.app.Logger().Error("Failed to encode an envelope", slog.String("error", err.Error()))
 		}
@@ -215,7 +236,17 @@ func (f *fanOut) deliver(s *subscription) {
 		if key.grant.forUser && !key.grant.holds(client.authAt(f.now)) {
 			continue
 		}
-		if outcome = client.enqueue(f.frame(key.name, key.envelope)); outcome == ready {
+		var made *frame
+		switch key.replay.takes(f.pub) {
+		case replayed:
+			outcome = queued // it comes, or has come, from the history
+			continue
+		case afterGap:
+			made = f.frameAfterGap(key.name)
+		default:
+			made = f.frame(key.name, key.envelope)
+		}
+		if outcome = client.enqueue(made); outcome == ready {
 			if f.readyCount == len(f.ready) {
 				f.handOver()
 			}

@@ -169,4 +169,6 @@ func (n *Notifier) Shutdown(timeout time.Duration) {
 	n.outboxes.wait(deadline)
 	n.changes.checks.Wait()
 	n.buckets.stop()
+	n.replaying.Wait()
+	n.history.close()
 }

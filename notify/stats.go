@@ -27,6 +27,11 @@ type Stats struct {
 	Dropped    int64 `json:"dropped"`    // deliveries lost so far, to connections that were ended
 	Bytes      int64 `json:"bytes"`      // written to connections so far
 
+	Stored        int64 `json:"stored"`        // messages of topics with history, so far
+	StoreGroups   int64 `json:"storeGroups"`   // transactions that these took
+	StoreFailures int64 `json:"storeFailures"` // that failed
+	Replayed      int64 `json:"replayed"`      // deliveries from history so far
+
 	Disconnects map[string]int64 `json:"disconnects"` // so far, by reason
 
 	FanOut Histogram `json:"fanOut"` // how long it took to queue a message for all recipients
@@ -53,7 +58,7 @@ var fanOutSteps = [...]time.Duration{
 
 // stats counts for [Notifier.Stats].
 type stats struct {
-	messages, deliveries, dropped, bytes atomic.Int64
+	messages, deliveries, dropped, bytes, replayed atomic.Int64
 
 	fanOut      [len(fanOutSteps) + 1]atomic.Int64 // the last: longer than all steps
 	fanOutNanos atomic.Int64
@@ -92,6 +97,10 @@ func (n *Notifier) Stats() Stats {
 		Deliveries:    s.deliveries.Load(),
 		Dropped:       s.dropped.Load(),
 		Bytes:         s.bytes.Load(),
+		Stored:        n.history.stored.Load(),
+		StoreGroups:   n.history.groups.Load(),
+		StoreFailures: n.history.failures.Load(),
+		Replayed:      s.replayed.Load(),
 	}
 	n.index.usersMu.RLock()
 	result.Users = len(n.index.users)

@@ -1,0 +1,87 @@
+// Missed messages: the route by which clients get them, and the history's part in
+// backups.
+
+package hooks
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	validation "github.com/pocketbase/ozzo-validation/v4"
+	"github.com/pocketbase/pocketbase/apis"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
+
+	"herald/notify"
+)
+
+// defaultHistoryPage is how many messages one request gets unless it says.
+const defaultHistoryPage = 100
+
+type history struct{ notifier *notify.Notifier }
+
+func bindHistory(app core.App, notifier *notify.Notifier) {
+	h := history{notifier}
+	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
+		Id: "heraldHistory",
+		Func: func(e *core.ServeEvent) error {
+			e.Router.GET("/api/notify/history", h.page).Bind(apis.SkipSuccessActivityLog())
+			return e.Next()
+		},
+	})
+	app.OnBackupCreate().Bind(&hook.Handler[*core.BackupEvent]{
+		Id:   "heraldHistory",
+		Func: h.backup,
+	})
+}
+
+// page handles GET /api/notify/history.
+func (h history) page(e *core.RequestEvent) error {
+	began := time.Now()
+	const failed = "Failed to load the history."
+	query := e.Request.URL.Query()
+	errs := validation.Errors{}
+	var since *notify.Position
+	if text := query.Get("since"); text != "" {
+		position, err := notify.ParsePosition(text)
+		if err != nil {
+			errs["since"] = validation.NewError("validation_invalid_position", err.Error())
+		}
+		since = &position
+	}
+	limit := intParam(e, "limit", defaultHistoryPage, errs)
+	if len(errs) > 0 {
+		return e.BadRequestError(failed, errs)
+	}
+	page, err := h.notifier.History(e.Request.Context(), publisherOf(e), query.Get("topic"), since, min(limit, notify.MaxHistoryPage))
+	if err != nil {
+		if isForbidden(err) {
+			delayDenial(e, began)
+			return e.ForbiddenError(notify.DeniedMessage, nil)
+		}
+		return fieldsError(failed, err)
+	}
+	e.Response.Header().Set("Cache-Control", "no-store")
+	return e.JSON(http.StatusOK, page)
+}
+
+// backup puts a copy of the history's database into the backup, in the place of
+// the files that are being written.
+func (h history) backup(e *core.BackupEvent) error {
+	path, snapshot, err := h.notifier.SnapshotHistory(e.Context)
+	if err != nil {
+		return err
+	}
+	if snapshot == "" {
+		return e.Next()
+	}
+	defer os.Remove(snapshot)
+	if within, err := filepath.Rel(e.App.DataDir(), path); err == nil {
+		for _, suffix := range []string{"", "-wal", "-shm"} {
+			e.Exclude = append(e.Exclude, within+suffix)
+		}
+	}
+	return e.Next()
+}

@@ -1,0 +1,796 @@
+package hooks_test
+
+import (
+	"archive/zip"
+	"encoding/json/v2"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tests"
+
+	"herald/hooks"
+	"herald/internal/pbtest"
+	"herald/notify"
+)
+
+// withQuery returns the subscription key of topic with a query, as the SDK makes it.
+func withQuery(topic, name, value string) string {
+	return topic + "?options=" + url.QueryEscape(fmt.Sprintf(`{"query":{%q:%q}}`, name, value))
+}
+
+// envelope is a message as subscribers with history get it.
+type envelope struct {
+	ID    string `json:"id"`
+	Topic string `json:"topic"`
+	Epoch string `json:"epoch"`
+	Seq   int64  `json:"seq"`
+	Time  string `json:"time"`
+	From  string `json:"from"`
+	Data  any    `json:"data"`
+	Gap   bool   `json:"gap"`
+}
+
+func (e envelope) String() string {
+	gap := ""
+	if e.Gap {
+		gap = " gap"
+	}
+	return fmt.Sprintf("%d:%v%s", e.Seq, e.Data, gap)
+}
+
+func decodeEnvelope(t testing.TB, text string) envelope {
+	t.Helper()
+	var e envelope
+	if err := json.Unmarshal([]byte(text), &e); err != nil {
+		t.Fatalf("%v in %s", err, text)
+	}
+	return e
+}
+
+// expectEnvelopes waits for the next messages under key and compares "seq:data".
+func expectEnvelopes(t testing.TB, client *pbtest.Subscriber, key string, want ...string) (last envelope) {
+	t.Helper()
+	for _, w := range want {
+		event := client.Next(t)
+		if event.Type != key {
+			t.Fatalf("got event %q with %s, want %q with %s", event.Type, event.Data, key, w)
+		}
+		if last = decodeEnvelope(t, event.Data); last.String() != w {
+			t.Fatalf("got %s, want %s", last, w)
+		}
+	}
+	return last
+}
+
+func mustSendAll(t *testing.T, app core.App, topic string, data ...any) (last notify.Report) {
+	t.Helper()
+	for _, d := range data {
+		last = send(t, app, notify.Message{Topic: topic, Data: d})
+	}
+	return last
+}
+
+// addLog adds a channel log/{name} with the last messages kept, open to all.
+func addLog(t testing.TB, app core.App, history int) *core.Record {
+	t.Helper()
+	return addChannel(t, app, map[string]any{"pattern": "log/{name}", "subscribeRule": "*", "publishRule": "*", "history": history})
+}
+
+func TestReplay(t *testing.T) {
+	w := newWorld(t)
+	addLog(t, w, 5)
+	server := pbtest.Serve(t, w)
+	epoch := mustSendAll(t, w, "log/first", 1).Epoch
+	if epoch == "" {
+		t.Fatal("the report has no epoch")
+	}
+	all := []string{"3:c", "4:d", "5:e", "6:f", "7:g"}
+	allAfterGap := append([]string{"3:c gap"}, all[1:]...)
+	for i, test := range []struct {
+		name, option, value string
+		want                []string
+		live                string // the first message after these
+	}{
+		{"since", "since", epoch + ":4", all[2:], "8:live"},
+		{"since the oldest that is kept", "since", epoch + ":2", all, "8:live"},
+		{"since one that is not kept", "since", epoch + ":1", allAfterGap, "8:live"},
+		{"since the last", "since", epoch + ":7", nil, "8:live"},
+		{"since one that was never sent", "since", epoch + ":8", allAfterGap, "8:live"},
+		{"since another epoch", "since", "other:7", allAfterGap, "8:live"},
+		{"rewind", "rewind", "2", all[3:], "8:live"},
+		{"rewind more than is kept", "rewind", "50", all, "8:live"},
+		{"rewind a minute", "rewind", "1m", all, "8:live"},
+		{"rewind no time", "rewind", "0s", nil, "8:live"},
+		{"rewind nothing", "rewind", "0", nil, "8:live"},
+		{"a topic without messages: rewind", "rewind", "2", nil, "1:live"},
+		{"a topic without messages: since", "since", epoch + ":3", nil, "1:live gap"},
+		{"no history", "since", epoch + ":3", nil, "0:live"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			topic := fmt.Sprint("log/", i)
+			switch {
+			case test.name == "no history":
+				topic = "other"
+			case !strings.Contains(test.name, "without messages"):
+				mustSendAll(t, w, topic, "a", "b", "c", "d", "e", "f", "g")
+			}
+			key := withQuery(topic, test.option, test.value)
+			client := server.Subscribe(t, nil, key)
+			expectEnvelopes(t, client, key, test.want...)
+			report := send(t, w, notify.Message{Topic: topic, Data: "live"})
+			if report.Matched != 1 || report.Queued != 1 {
+				t.Errorf("report %+v", report)
+			}
+			expectEnvelopes(t, client, key, test.live)
+			// what it has is not replayed again when it adds a topic
+			client.Set(t, nil, key, "fence")
+			mustSend(t, w, "fence", 1)
+			client.Expect(t, "fence", "1")
+		})
+	}
+}
+
+// TestReplayKeys: one connection with several keys of a topic, each with its own
+// replay, in one order.
+func TestReplayKeys(t *testing.T) {
+	w := newWorld(t)
+	addLog(t, w, 1000)
+	server := pbtest.Serve(t, w)
+	for i := range 300 { // several pages
+		mustSend(t, w, "log/a", i)
+	}
+	keys := []string{"log/a", withQuery("log/a", "rewind", "1000"), withQuery("log/a", "rewind", "3"), withQuery("log/a", "envelope", "true")}
+	client := server.Subscribe(t, nil, keys...)
+	got := map[string][]string{}
+	for i := range 300 + 3 + 4 {
+		if i == 300+3 {
+			mustSend(t, w, "log/a", "live")
+		}
+		event := client.Next(t)
+		if event.Type == keys[0] {
+			got[event.Type] = append(got[event.Type], event.Data)
+			continue
+		}
+		got[event.Type] = append(got[event.Type], decodeEnvelope(t, event.Data).String())
+	}
+	all := make([]string, 301)
+	for i := range all {
+		all[i] = fmt.Sprintf("%d:%d", i+1, i)
+	}
+	all[300] = "301:live"
+	for i, want := range [][]string{{`"live"`}, all, all[297:], all[300:]} {
+		if !slices.Equal(got[keys[i]], want) {
+			t.Errorf("%s: got %v", keys[i], got[keys[i]])
+		}
+	}
+}
+
+func TestReplayOptions(t *testing.T) {
+	w := newWorld(t)
+	addLog(t, w, 10)
+	addChannel(t, w, map[string]any{"pattern": "secret", "history": 10})
+	server := pbtest.Serve(t, w)
+	mustSend(t, w, "log/a", 1)
+	for value, message := range map[string]string{
+		withQuery("log/a", "since", "7"):                       `since: "7" must be of the form EPOCH:SEQ`,
+		withQuery("log/a", "since", "x:-1"):                    `since: "x:-1" must be of the form EPOCH:SEQ`,
+		withQuery("log/a", "rewind", "soon"):                   `rewind: "soon" must be a number of messages such as 50 or a duration such as 2m`,
+		withQuery("log/a", "rewind", "-5"):                     `rewind: "-5" must be a number of messages such as 50 or a duration such as 2m`,
+		withQuery("log/a", "rewind", "-5s"):                    `rewind: "-5s" must be a number of messages such as 50 or a duration such as 2m`,
+		`log/a?options={"query":{"since":"e:1","rewind":"5"}}`: "since and rewind exclude each other",
+	} {
+		client := server.Subscribe(t, nil, "@denied", "log/b")
+		status, answer := client.Try(t, nil, "@denied", "log/b", value)
+		fields, _ := answer.(map[string]any)
+		subscriptions, _ := fields["data"].(map[string]any)["subscriptions"].(map[string]any)
+		if status != http.StatusBadRequest || !strings.Contains(fmt.Sprint(subscriptions["2"]), "validation_invalid_position") {
+			t.Errorf("%s: %d %v", value, status, answer)
+		}
+		// among others it is left out
+		client.Set(t, nil, "@denied", "log/b", "log/c", value)
+		want, err := json.Marshal(map[string]any{"topic": "log/a", "status": 400, "message": message}, json.Deterministic(true))
+		if err != nil {
+			t.Fatal(err)
+		}
+		event := client.Next(t)
+		var got any
+		if err := json.Unmarshal([]byte(event.Data), &got); err != nil {
+			t.Fatal(err)
+		}
+		again, err := json.Marshal(got, json.Deterministic(true))
+		if err != nil || string(again) != string(want) {
+			t.Errorf("announced %s, want %s", again, want)
+		}
+		mustSend(t, w, "log/c", "fine")
+		client.Expect(t, "log/c", `"fine"`)
+	}
+
+	// a denied topic is not read
+	stats := engine(w).Stats().Replayed
+	if status, answer := server.Connect(t).Try(t, w.ann, withQuery("secret", "rewind", "5")); status != http.StatusForbidden {
+		t.Errorf("denied: %d %v", status, answer)
+	}
+	if now := engine(w).Stats().Replayed; now != stats {
+		t.Errorf("%d messages were replayed", now-stats)
+	}
+}
+
+// TestHistoryAudience: who gets a message later is who would have got it then.
+func TestHistoryAudience(t *testing.T) {
+	w := newWorld(t)
+	pbtest.AddField(t, w, "users", &core.TextField{Name: "plan"})
+	ann, err := w.FindRecordById("users", w.ann.Id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ann.Set("plan", "pro")
+	save(t, w, ann)
+	addLog(t, w, 100)
+	server := pbtest.Serve(t, w)
+	phone := server.Connect(t)
+	users := func(records ...*core.Record) (refs []string) {
+		for _, record := range records {
+			refs = append(refs, pbtest.Ref(record))
+		}
+		return refs
+	}
+	for _, msg := range []notify.Message{
+		{Data: "all"},
+		{Data: "ann", To: notify.Audience{Users: users(w.ann)}},
+		{Data: "not ann", Except: notify.Except{Users: users(w.ann)}},
+		{Data: "guests", To: notify.Audience{Auth: notify.AuthGuest}},
+		{Data: "users", To: notify.Audience{Auth: notify.AuthUser}},
+		{Data: "superusers", To: notify.Audience{Auth: notify.AuthSuperuser}},
+		{Data: "pro", To: notify.Audience{Filter: "plan = 'pro'"}},
+		{Data: "pro again", To: notify.Audience{Filter: "plan = 'pro'"}},
+		{Data: "nobody", To: notify.Audience{Users: []string{}}},
+		{Data: "a phone", To: notify.Audience{Clients: []string{phone.ID}}},
+		{Data: "not the phone", Except: notify.Except{Clients: []string{phone.ID}}},
+		{Data: "collection", To: notify.Audience{Collections: []string{"users"}}},
+		{Data: "last"},
+	} {
+		msg.Topic = "log/a"
+		send(t, w, msg)
+	}
+	key := withQuery("log/a", "rewind", "100")
+	for _, test := range []struct {
+		name string
+		who  *core.Record
+		want []string
+	}{
+		{"guest", nil, []string{"1:all", "3:not ann", "4:guests", "11:not the phone", "13:last"}},
+		{"ann", w.ann, []string{"1:all", "2:ann", "5:users", "7:pro", "8:pro again", "11:not the phone", "12:collection", "13:last"}},
+		{"bob", w.bob, []string{"1:all", "3:not ann", "5:users", "11:not the phone", "12:collection", "13:last"}},
+		{"superuser", w.root, []string{"1:all", "3:not ann", "6:superusers", "11:not the phone", "13:last"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			expectEnvelopes(t, server.Subscribe(t, test.who, key), key, test.want...)
+			if got := historyOf(t, server, test.who, "log/a", "", 100).list(); !slices.Equal(got, test.want) {
+				t.Errorf("over HTTP: %v", got)
+			}
+		})
+	}
+	t.Run("a connection by its id", func(t *testing.T) {
+		phone.Set(t, nil, key)
+		expectEnvelopes(t, phone, key, "1:all", "3:not ann", "4:guests", "10:a phone", "13:last")
+	})
+	t.Run("a filter that nobody can read any more", func(t *testing.T) {
+		collection := mustFind(t, w, "users")
+		collection.Fields.RemoveByName("plan")
+		if err := w.Save(collection); err != nil {
+			t.Fatal(err)
+		}
+		want := []string{"1:all", "2:ann", "5:users", "11:not the phone", "12:collection", "13:last"}
+		if got := historyOf(t, server, w.ann, "log/a", "", 100).list(); !slices.Equal(got, want) {
+			t.Errorf("got %v", got)
+		}
+	})
+}
+
+// page is the answer of GET /api/notify/history.
+type page struct {
+	Items    []envelope `json:"items"`
+	Epoch    string     `json:"epoch"`
+	Head     int64      `json:"head"`
+	Complete bool       `json:"complete"`
+	Next     string     `json:"next"`
+}
+
+func (p page) list() (list []string) {
+	for _, item := range p.Items {
+		list = append(list, item.String())
+	}
+	return list
+}
+
+func historyPath(topic, since string, limit int) string {
+	query := url.Values{"topic": {topic}}
+	if since != "" {
+		query.Set("since", since)
+	}
+	if limit != 0 {
+		query.Set("limit", strconv.Itoa(limit))
+	}
+	return "/api/notify/history?" + query.Encode()
+}
+
+func historyOf(t testing.TB, server *pbtest.Server, who *core.Record, topic, since string, limit int) page {
+	t.Helper()
+	status, text := server.DoText(t, "GET", historyPath(topic, since, limit), pbtest.Token(t, who), nil)
+	if status != http.StatusOK {
+		t.Fatalf("history: %d %s", status, text)
+	}
+	var p page
+	if err := json.Unmarshal([]byte(text), &p); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestHistoryRoute(t *testing.T) {
+	w := newWorld(t)
+	addMembers(t, w)
+	addMember(t, w, "42", w.ann)
+	addLog(t, w, 10)
+	addChannel(t, w, map[string]any{"pattern": "chat/{room}", "subscribeRule": memberRule, "history": 10})
+	addChannel(t, w, map[string]any{"pattern": "admin", "history": 10})
+	addChannel(t, w, map[string]any{"pattern": "vip", "subscribeRule": `@request.headers.x_vip = "yes"`, "history": 10})
+	addChannel(t, w, map[string]any{"pattern": "live", "subscribeRule": "*"})
+	server := pbtest.Serve(t, w)
+	last := mustSendAll(t, w, "log/a", "a", "b", "c", "d", "e")
+	for _, topic := range []string{"chat/42", "admin", "vip"} {
+		mustSend(t, w, topic, 1)
+	}
+
+	t.Run("pages", func(t *testing.T) {
+		var got []string
+		pages, since := 0, ""
+		for {
+			p := historyOf(t, server, nil, "log/a", since, 2)
+			got = append(got, p.list()...)
+			if p.Epoch != last.Epoch || p.Head != 5 || !p.Complete {
+				t.Fatalf("page %+v", p)
+			}
+			pages++
+			if since = p.Next; since == fmt.Sprintf("%s:%d", p.Epoch, p.Head) {
+				break
+			}
+		}
+		if pages != 3 || !slices.Equal(got, []string{"1:a", "2:b", "3:c", "4:d", "5:e"}) {
+			t.Errorf("%d pages: %v", pages, got)
+		}
+	})
+	t.Run("an envelope", func(t *testing.T) {
+		p := historyOf(t, server, nil, "log/a", last.Epoch+":4", 0)
+		if len(p.Items) != 1 {
+			t.Fatalf("page %+v", p)
+		}
+		item := p.Items[0]
+		sent, err := time.Parse("2006-01-02 15:04:05.000Z", item.Time)
+		if err != nil || time.Since(sent).Abs() > time.Minute {
+			t.Errorf("time %q", item.Time)
+		}
+		if item.ID != last.ID || item.Topic != "log/a" || item.Epoch != last.Epoch || item.From != "" {
+			t.Errorf("envelope %+v", item)
+		}
+	})
+	t.Run("incomplete", func(t *testing.T) {
+		for _, since := range []string{"other:3", last.Epoch + ":6"} {
+			if p := historyOf(t, server, nil, "log/a", since, 0); p.Complete || len(p.Items) != 5 {
+				t.Errorf("since %s: %+v", since, p)
+			}
+		}
+	})
+	t.Run("without history", func(t *testing.T) {
+		for topic, complete := range map[string]string{"live": "", "no/channel": ""} {
+			if p := historyOf(t, server, nil, topic, complete, 0); p.Epoch != "" || p.Head != 0 || len(p.Items) != 0 || !p.Complete || p.Next != "" {
+				t.Errorf("%s: %+v", topic, p)
+			}
+			if p := historyOf(t, server, nil, topic, "e:1", 0); p.Complete {
+				t.Errorf("%s since a position: %+v", topic, p)
+			}
+		}
+	})
+
+	for _, test := range []struct {
+		name   string
+		who    *core.Record
+		path   string
+		status int
+		want   string
+	}{
+		{"a member", w.ann, historyPath("chat/42", "", 0), 200, `"seq":1`},
+		{"no member", w.bob, historyPath("chat/42", "", 0), 403, "not allowed to listen"},
+		{"a guest", nil, historyPath("chat/42", "", 0), 403, "not allowed to listen"},
+		{"no room", w.bob, historyPath("chat/43", "", 0), 403, "not allowed to listen"},
+		{"a superuser", w.root, historyPath("admin", "", 0), 200, `"seq":1`},
+		{"no superuser", w.ann, historyPath("admin", "", 0), 403, "not allowed to listen"},
+		{"headers", w.ann, historyPath("vip", "", 0), 403, "not allowed to listen"},
+		{"a system topic", w.ann, historyPath("@inbox", "", 0), 403, "not allowed to listen"},
+		{"a system topic, superuser", w.root, historyPath("@inbox", "", 0), 400, "validation_reserved_topic"},
+		{"record events", w.ann, historyPath("users", "", 0), 403, "not allowed to listen"},
+		{"no topic", w.ann, "/api/notify/history", 400, "validation_required"},
+		{"a bad topic", w.ann, historyPath("a?b", "", 0), 400, "validation_invalid_topic"},
+		{"a bad position", w.ann, historyPath("log/a", "7", 0), 400, "validation_invalid_position"},
+		{"a bad limit", w.ann, "/api/notify/history?topic=log/a&limit=many", 400, "validation_invalid_number"},
+		{"a large limit", w.ann, historyPath("log/a", "", 1_000_000), 200, `"head":5`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			status, text := server.DoText(t, "GET", test.path, pbtest.Token(t, test.who), nil)
+			if status != test.status || !strings.Contains(text, test.want) {
+				t.Errorf("%d %s", status, text)
+			}
+		})
+	}
+	t.Run("the headers of the request", func(t *testing.T) {
+		request, err := http.NewRequestWithContext(t.Context(), "GET", server.URL+historyPath("vip", "", 0), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("X-VIP", "yes")
+		response, err := server.Client().Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		if response.StatusCode != http.StatusOK || response.Header.Get("Cache-Control") != "no-store" {
+			t.Errorf("%d %v", response.StatusCode, response.Header)
+		}
+	})
+	t.Run("strict", func(t *testing.T) {
+		app := pbtest.NewApp(t, func(app core.App) {
+			hooks.MustRegister(app, hooks.Config{Notify: notify.Config{Strict: true}})
+		})
+		if status, text := pbtest.Serve(t, app).DoText(t, "GET", historyPath("any", "", 0), "", nil); status != http.StatusForbidden {
+			t.Errorf("%d %s", status, text)
+		}
+	})
+}
+
+// TestHistoryReports: what senders are told.
+func TestHistoryReports(t *testing.T) {
+	w := newWorld(t)
+	addLog(t, w, 10)
+	server := pbtest.Serve(t, w)
+	root := pbtest.Token(t, w.root)
+	_, answer := server.Do(t, "POST", "/api/notify", root, `{"topic":"log/a","data":1,"id":"m1"}`)
+	first := answer.(map[string]any)
+	if first["seq"] != 1.0 || first["epoch"] == "" {
+		t.Fatalf("answer %v", answer)
+	}
+	_, text := server.DoText(t, "POST", publishPath, pbtest.Token(t, w.ann), `{"topic":"log/a","data":2,"id":"m1"}`)
+	if want := fmt.Sprintf(`{"id":"m1","topic":"log/a","epoch":%q,"seq":2}`, first["epoch"]); strings.TrimSpace(text) != want {
+		t.Errorf("published: %s, want %s", text, want)
+	}
+	if _, text := server.DoText(t, "POST", "/api/notify", root, `{"topic":"other","data":1}`); strings.Contains(text, "seq") || strings.Contains(text, "epoch") {
+		t.Errorf("without history: %s", text)
+	}
+	p := historyOf(t, server, nil, "log/a", "", 0)
+	if len(p.Items) != 2 || p.Items[0].From != "" || p.Items[1].From != pbtest.Ref(w.ann) {
+		t.Errorf("history %+v", p)
+	}
+}
+
+// TestHistoryHandOver: many send while subscribers come, replay, and go: each of
+// them gets each message once, in order, from where it began.
+func TestHistoryHandOver(t *testing.T) {
+	const senders, subscribers, rounds, topics = 4, 8, 10, 2
+	w := newWorld(t)
+	addLog(t, w, 100_000)
+	server := pbtest.Serve(t, w)
+	n := engine(w)
+	epoch := mustSendAll(t, w, "log/0", 0).Epoch
+	mustSendAll(t, w, "log/1", 0)
+
+	stop := make(chan struct{})
+	var sending, listening sync.WaitGroup
+	var heads [topics]atomic.Int64
+	for sender := range senders {
+		sending.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Duration(100+sender*37) * time.Microsecond): // the pace; nothing waits for it
+				}
+				topic := i % topics
+				report, err := n.Send(t.Context(), notify.Message{Topic: fmt.Sprint("log/", topic), Data: i})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for head := heads[topic].Load(); head < report.Seq && !heads[topic].CompareAndSwap(head, report.Seq); head = heads[topic].Load() {
+				}
+			}
+		})
+	}
+	for subscriber := range subscribers {
+		listening.Go(func() {
+			topic := subscriber % topics
+			seen := int64(0)
+			for round := range rounds {
+				key := withQuery(fmt.Sprint("log/", topic), "since", fmt.Sprintf("%s:%d", epoch, seen))
+				client := server.Subscribe(t, nil, key)
+				until := heads[topic].Load() + int64(20+10*(round%3))
+				for seen < until {
+					e := decodeEnvelope(t, client.Next(t).Data)
+					if e.Seq != seen+1 || e.Gap {
+						t.Errorf("got %v after %d", e, seen)
+						return
+					}
+					seen = e.Seq
+				}
+				client.Close(t)
+			}
+		})
+	}
+	listening.Wait()
+	close(stop)
+	sending.Wait()
+}
+
+// TestReplayToStalled: a client that does not read its replay keeps a part of its
+// queue for it and no more, and nobody else waits.
+func TestReplayToStalled(t *testing.T) {
+	w := newWorld(t)
+	addLog(t, w, 10_000)
+	server := pbtest.Serve(t, w)
+	large := strings.Repeat("x", 50_000)
+	const count = 200 // 10 MB: more than the sockets' buffers hold
+	for range count {
+		mustSend(t, w, "log/a", large)
+	}
+	stalled, lines := open(t, server)
+	status, answer := server.Do(t, http.MethodPost, "/api/realtime", "",
+		map[string]any{"clientId": stalled, "subscriptions": []string{withQuery("log/a", "rewind", "10000")}})
+	if status != http.StatusNoContent {
+		t.Fatalf("subscribe: %d %v", status, answer)
+	}
+	healthy := server.Subscribe(t, nil, "log/b")
+	n := engine(w)
+	pbtest.WaitFor(t, "the queue is filled as far as it may", func() bool { return n.Stats().QueuedBytes > 256<<10 })
+	for i := range 100 {
+		mustSend(t, w, "log/b", i)
+		healthy.Expect(t, "log/b", fmt.Sprint(i))
+	}
+	stats := n.Stats()
+	if stats.QueuedBytes > 700_000 || stats.Disconnects[notify.ReasonQueueFull] != 0 {
+		t.Errorf("stats %+v", stats)
+	}
+	if _, err := w.SubscriptionsBroker().ClientById(stalled); err != nil {
+		t.Fatal("the stalled client was disconnected")
+	}
+	// it reads at last
+	seq := int64(0)
+	for seq < count && lines.Scan() {
+		data, ok := strings.CutPrefix(lines.Text(), "data:")
+		if !ok || strings.Contains(data, "clientId") {
+			continue
+		}
+		if seq++; decodeEnvelope(t, data).Seq != seq {
+			t.Fatalf("got %.100s, want %d", data, seq)
+		}
+	}
+	if seq < count {
+		t.Fatalf("ended after %d: %v", seq, lines.Err())
+	}
+}
+
+// TestReplayThrownOut: who loses the right in the middle of a replay, or asks for
+// the history, gets nothing that was sent after it.
+func TestReplayThrownOut(t *testing.T) {
+	const rounds = 30
+	w := newWorld(t)
+	addMembers(t, w)
+	addChannel(t, w, map[string]any{"pattern": "chat/{room}", "subscribeRule": memberRule, "history": 50})
+	server := pbtest.Serve(t, w)
+	n := engine(w)
+	var head atomic.Int64
+	stop := make(chan struct{})
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			report, err := n.Send(t.Context(), notify.Message{Topic: "chat/42", Data: 1})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			head.Store(report.Seq)
+		}
+	})
+	defer sending.Wait()
+	defer close(stop)
+	key := withQuery("chat/42", "rewind", "50")
+	for round := range rounds {
+		member := addMember(t, w, "42", w.bob)
+		client := server.Connect(t)
+		var both sync.WaitGroup
+		var answer string
+		both.Go(func() { client.Try(t, w.bob, "fence", key) })
+		both.Go(func() {
+			_, answer = server.DoText(t, "GET", historyPath("chat/42", "", 50), pbtest.Token(t, w.bob), nil)
+		})
+		both.Go(func() {
+			if err := w.Delete(member); err != nil {
+				t.Error(err)
+			}
+		})
+		both.Wait()
+		last := head.Load() + 1 // one may be on its way since before the change
+		pbtest.WaitFor(t, "more messages", func() bool { return head.Load() > last+20 })
+		mustSend(t, w, "fence", round)
+		for {
+			event := client.Next(t)
+			if event.Type == "fence" {
+				break
+			}
+			if e := decodeEnvelope(t, event.Data); e.Seq > last {
+				t.Fatalf("round %d: replayed %d, the last one before the change was %d", round, e.Seq, last)
+			}
+		}
+		var p page
+		if err := json.Unmarshal([]byte(answer), &p); err == nil && len(p.Items) > 0 && p.Items[len(p.Items)-1].Seq > last {
+			t.Fatalf("round %d: the history had %v, the last one before the change was %d", round, p.Items[len(p.Items)-1], last)
+		}
+	}
+}
+
+// TestHistoryPaused: a topic that had no history for a while says so to those who
+// come back.
+func TestHistoryPaused(t *testing.T) {
+	w := newWorld(t)
+	channel := addLog(t, w, 10)
+	server := pbtest.Serve(t, w)
+	last := mustSendAll(t, w, "log/a", "a", "b")
+	live := server.Subscribe(t, nil, "log/a"+withEnvelope)
+	set := func(history int) {
+		t.Helper()
+		channel.Set("history", history)
+		save(t, w, channel)
+	}
+	set(0)
+	mustSend(t, w, "log/a", "unstored")
+	if e := decodeEnvelope(t, live.Next(t).Data); e.Epoch != "" || e.Seq != 0 || e.Data != "unstored" {
+		t.Errorf("envelope %+v", e)
+	}
+	if p := historyOf(t, server, nil, "log/a", "", 0); len(p.Items) != 0 {
+		t.Errorf("without history: %+v", p)
+	}
+	set(10)
+	key := withQuery("log/a", "since", last.Epoch+":2")
+	client := server.Subscribe(t, nil, key)
+	mustSendAll(t, w, "log/a", "c", "d")
+	expectEnvelopes(t, client, key, "3:c gap", "4:d")
+	if p := historyOf(t, server, nil, "log/a", last.Epoch+":2", 0); p.Complete || !slices.Equal(p.list(), []string{"3:c", "4:d"}) {
+		t.Errorf("since before: %+v", p)
+	}
+	if p := historyOf(t, server, nil, "log/a", last.Epoch+":3", 0); !p.Complete || !slices.Equal(p.list(), []string{"4:d"}) {
+		t.Errorf("since after: %+v", p)
+	}
+}
+
+// TestHistoryRestart: an application that is started again goes on with the same
+// numbers and knows the ids of messages it had before.
+func TestHistoryRestart(t *testing.T) {
+	dir := t.TempDir()
+	run := func(f func(app *tests.TestApp)) {
+		app, err := tests.NewTestApp(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir = app.DataDir() // a copy of what was in dir
+		register(app)
+		f(app)
+	}
+	var first notify.Report
+	app := pbtest.NewApp(t, register)
+	addLog(t, app, 10)
+	pbtest.Serve(t, app)
+	first = send(t, app, notify.Message{Topic: "log/a", Data: "a", ID: "m1"})
+	engine(app).Shutdown(time.Second)
+	dir = app.DataDir()
+	run(func(app *tests.TestApp) {
+		t.Cleanup(app.Cleanup)
+		pbtest.Serve(t, app)
+		again := send(t, app, notify.Message{Topic: "log/a", Data: "a", ID: "m1"})
+		if again.Seq != first.Seq || again.ID != "m1" {
+			t.Errorf("sent again: %+v, first %+v", again, first)
+		}
+		// the test kit has copied the folder, which makes it another log
+		second := send(t, app, notify.Message{Topic: "log/a", Data: "b", ID: "m2"})
+		if second.Seq != 2 || second.Epoch == first.Epoch {
+			t.Errorf("second: %+v, first %+v", second, first)
+		}
+	})
+}
+
+// TestHistoryBackup: a backup has a copy of the history that knows it is one, and
+// is made while messages go on.
+func TestHistoryBackup(t *testing.T) {
+	w := newWorld(t)
+	if err := w.CreateBackup(t.Context(), "without.zip"); err != nil {
+		t.Fatal(err)
+	}
+	addLog(t, w, 1000)
+	server := pbtest.Serve(t, w)
+	mustSendAll(t, w, "log/a", "a", "b", "c")
+	stop := make(chan struct{})
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				mustSend(t, w, "log/b", 1)
+			}
+		}
+	})
+	err := w.CreateBackup(t.Context(), "with.zip")
+	close(stop)
+	sending.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(w.DataDir(), "*.backup")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	for name, want := range map[string][]string{"without.zip": nil, "with.zip": {"notify_history.db.backup"}} {
+		archive, err := zip.OpenReader(filepath.Join(w.DataDir(), core.LocalBackupsDirName, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, file := range archive.File {
+			if strings.HasPrefix(file.Name, "notify_history") {
+				got = append(got, file.Name)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s has %v", name, got)
+		}
+		archive.Close()
+	}
+
+	// restored
+	restored := t.TempDir()
+	if err := unzip(filepath.Join(w.DataDir(), core.LocalBackupsDirName, "with.zip"), restored); err != nil {
+		t.Fatal(err)
+	}
+	before := historyOf(t, server, nil, "log/a", "", 0)
+	app, err := tests.NewTestApp(restored)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(app.Cleanup)
+	register(app)
+	after := historyOf(t, pbtest.Serve(t, app), nil, "log/a", "", 0)
+	if !slices.Equal(after.list(), before.list()) || after.Epoch == before.Epoch || after.Epoch == "" {
+		t.Errorf("restored %+v, before %+v", after, before)
+	}
+}
+
+func unzip(archive, dir string) error {
+	reader, err := zip.OpenReader(archive)
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+	return os.CopyFS(dir, reader)
+}

@@ -1,0 +1,495 @@
+package notify
+
+import (
+	"context"
+	"encoding/json/v2"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pocketbase/pocketbase/tests"
+)
+
+// testLog is a history without the rest of the engine, with a clock of its own.
+type testLog struct {
+	*history
+	clock time.Time
+
+	mu        sync.Mutex
+	keeps     map[string]retention
+	delivered map[string][]int64 // numbers by topic, in the order of delivery
+}
+
+func newTestLog(t testing.TB) *testLog {
+	t.Helper()
+	app, err := tests.NewTestApp(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(app.Cleanup)
+	l := &testLog{clock: time.UnixMilli(1_800_000_000_000), keeps: map[string]retention{}, delivered: map[string][]int64{}}
+	l.history = &history{app: app, path: filepath.Join(t.TempDir(), "history.db")}
+	l.restart()
+	t.Cleanup(func() { l.close() })
+	return l
+}
+
+// restart closes the log and opens it again.
+func (l *testLog) restart() {
+	if l.topics != nil {
+		l.close()
+	}
+	l.history = &history{
+		app: l.app, path: l.path, idWindow: 5 * time.Minute, topics: map[string]*topicState{},
+		now: func() time.Time { return l.clock },
+		keep: func(topic string) retention {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			return l.keeps[topic]
+		},
+		deliver: func(pub *publication) Report {
+			l.delivered[pub.topic] = append(l.delivered[pub.topic], pub.seq)
+			return Report{ID: pub.id, Topic: pub.topic, Epoch: pub.epoch, Seq: pub.seq}
+		},
+	}
+}
+
+func (l *testLog) setKeep(topic string, keep retention) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.keeps[topic] = keep
+}
+
+// add sends a message with an id, unless that is empty.
+func (l *testLog) add(topic, id string, data []byte) (Report, error) {
+	pub := &publication{id: id, topic: topic, key: id, data: data, to: &audience{}}
+	return l.send(context.Background(), pub)
+}
+
+// model is what a topic's log has to do, in the simplest way.
+type model struct {
+	sent []modelMessage // number i + 1 at i
+	keep retention
+	lost int64
+	ids  map[string]int64
+}
+
+type modelMessage struct {
+	at   time.Time
+	data string
+}
+
+func (m *model) kept(now time.Time) (first int64) {
+	first = max(1, int64(len(m.sent))-m.keep.count+1, m.lost+1)
+	for m.keep.ttl > 0 && first <= int64(len(m.sent)) && m.sent[first-1].at.Before(now.Add(-m.keep.ttl)) {
+		first++
+	}
+	return first
+}
+
+// TestLogAgainstModel runs thousands of random histories against the model.
+func TestLogAgainstModel(t *testing.T) {
+	seed := time.Now().UnixNano()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(uint64(seed), 0))
+	const topics, steps = 2000, 8000
+	l := newTestLog(t)
+	models := make([]*model, topics)
+	name := func(i int) string { return fmt.Sprintf("topic/%d", i) }
+	randomKeep := func() retention {
+		keep := retention{count: []int64{1, 2, 5, 20, 100}[random.IntN(5)]}
+		if random.IntN(3) == 0 {
+			keep.ttl = time.Duration(1+random.IntN(600)) * time.Second
+		}
+		return keep
+	}
+	for i := range models {
+		models[i] = &model{keep: randomKeep(), lost: -1, ids: map[string]int64{}}
+		l.setKeep(name(i), models[i].keep)
+	}
+	epoch := ""
+
+	add := func(i int, id string) {
+		m, data := models[i], fmt.Sprintf(`"%d"`, random.Uint64())
+		report, err := l.add(name(i), id, []byte(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if epoch == "" {
+			epoch = report.Epoch
+		}
+		if known := m.ids[id]; known > 0 {
+			if report.Seq != known {
+				t.Fatalf("%s: id %q got %d again, want %d", name(i), id, report.Seq, known)
+			}
+			return
+		}
+		m.sent = append(m.sent, modelMessage{l.clock, data})
+		if report.Seq != int64(len(m.sent)) || report.Epoch != epoch {
+			t.Fatalf("%s: got %d of %s, want %d of %s", name(i), report.Seq, report.Epoch, len(m.sent), epoch)
+		}
+		if id != "" {
+			m.ids[id] = report.Seq
+		}
+	}
+	read := func(i int) {
+		m := models[i]
+		head, first := int64(len(m.sent)), m.kept(l.clock)
+		limit := 1 + random.IntN(120)
+		var from start
+		want, complete := first, true
+		switch random.IntN(4) {
+		case 0: // all that is kept
+		case 1:
+			since := Position{epoch, random.Int64N(head + 1)}
+			from.since = &since
+			complete = since.Seq+1 >= first && since.Seq > m.lost
+			want = max(first, since.Seq+1)
+		case 2:
+			from.count = 1 + random.Int64N(50)
+			want = max(first, head-from.count+1)
+		case 3:
+			from.lasted = time.Duration(1+random.IntN(400)) * time.Second
+			for want <= head && m.sent[want-1].at.Before(l.clock.Add(-from.lasted)) {
+				want++
+			}
+		}
+		page, err := l.read(name(i), from, limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got, expected []string
+		for _, pub := range page.items {
+			got = append(got, fmt.Sprintf("%d %s %s", pub.seq, pub.data, pub.time.Format(time.TimeOnly)))
+		}
+		for seq := want; seq <= min(head, want+int64(limit)-1); seq++ {
+			s := m.sent[seq-1]
+			expected = append(expected, fmt.Sprintf("%d %s %s", seq, s.data, s.at.UTC().Format(time.TimeOnly)))
+		}
+		if !slices.Equal(got, expected) || page.complete != complete || page.head != head {
+			t.Fatalf("%s, %+v, from %+v (head %d, kept from %d):\ngot  %v complete %v head %d\nwant %v complete %v",
+				name(i), m.keep, from, head, first, got, page.complete, page.head, expected, complete)
+		}
+	}
+
+	ids := 0
+	for range steps {
+		i := random.IntN(topics)
+		m := models[i]
+		switch n := random.IntN(1000); {
+		case n < 500:
+			for range 1 + random.IntN(4) {
+				add(i, "")
+			}
+		case n < 560:
+			ids++
+			id := fmt.Sprint("id", ids)
+			add(i, id)
+			if random.IntN(2) == 0 {
+				add(i, "")
+				l.clock = l.clock.Add(time.Duration(random.IntN(60)) * time.Second)
+				add(i, id) // within its window
+			}
+		case n < 900:
+			read(i)
+		case n < 950:
+			l.clock = l.clock.Add(time.Duration(random.IntN(20_000)) * time.Millisecond)
+		case n < 980:
+			// Another number and age. What was not kept may be kept again where it
+			// was not deleted yet, which the model does not know: so never more.
+			keep := randomKeep()
+			if keep.count > m.keep.count || m.keep.ttl > 0 && (keep.ttl == 0 || keep.ttl > m.keep.ttl) {
+				break
+			}
+			m.keep = keep
+			l.setKeep(name(i), keep)
+		case n < 990:
+			// no history for a while
+			l.setKeep(name(i), retention{})
+			if random.IntN(2) == 0 {
+				if err := l.sweep(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if page, err := l.read(name(i), start{}, 10); err != nil || len(page.items) > 0 || page.epoch != "" {
+				t.Fatalf("without a history there is %v %v", page, err)
+			}
+			if err := l.resume(func(topic string) bool { return topic == name(i) }); err != nil {
+				t.Fatal(err)
+			}
+			l.setKeep(name(i), m.keep)
+			if len(m.sent) > 0 {
+				m.lost = int64(len(m.sent))
+			}
+		case n < 999:
+			if err := l.sweep(); err != nil {
+				t.Fatal(err)
+			}
+		default:
+			l.restart()
+		}
+	}
+	l.restart()
+	for i := range models {
+		read(i)
+		add(i, "")
+		read(i)
+	}
+	for i := range models {
+		if got := l.delivered[name(i)]; len(got) != len(models[i].sent) || !slices.IsSorted(got) {
+			t.Fatalf("%s: delivered %v", name(i), got)
+		}
+	}
+
+	// what nobody sees any more is deleted
+	l.clock = l.clock.Add(time.Hour)
+	for range topics/sweepTopics + 5 {
+		if err := l.sweep(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var messages, kept, left int64
+	for _, m := range models {
+		kept += int64(len(m.sent)) - m.kept(l.clock) + 1
+	}
+	s := l.history.store.Load()
+	if err := s.read.QueryRow("SELECT (SELECT count(*) FROM messages), (SELECT count(*) FROM ids WHERE NOT EXISTS "+
+		"(SELECT 1 FROM messages WHERE topic = ids.topic AND seq = ids.seq))").Scan(&messages, &left); err != nil {
+		t.Fatal(err)
+	}
+	if messages != kept || left != 0 {
+		t.Errorf("%d messages are stored of %d that are kept; %d ids are left", messages, kept, left)
+	}
+	for i := range models {
+		read(i)
+	}
+}
+
+// TestLogGroups: many send at once; each topic has numbers without holes, stored
+// and delivered in that order.
+func TestLogGroups(t *testing.T) {
+	const senders, each, topics = 64, 50, 3
+	l := newTestLog(t)
+	for i := range topics {
+		l.setKeep(fmt.Sprint("topic", i), retention{count: 10_000})
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	got := map[string][]int64{}
+	for sender := range senders {
+		wg.Go(func() {
+			for i := range each {
+				topic := fmt.Sprint("topic", (sender+i)%topics)
+				report, err := l.add(topic, "", fmt.Appendf(nil, `"%d/%d"`, sender, i))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				got[topic] = append(got[topic], report.Seq)
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	for topic, seqs := range got {
+		slices.Sort(seqs)
+		for i, seq := range seqs {
+			if seq != int64(i+1) || l.delivered[topic][i] != seq {
+				t.Fatalf("%s: number %d at %d, delivered %d", topic, seq, i, l.delivered[topic][i])
+			}
+		}
+	}
+	if groups := l.groups.Load(); groups > senders*each/2 {
+		t.Errorf("%d transactions for %d messages", groups, senders*each)
+	}
+}
+
+// TestLogWithdraw: who gives up while it waits in line sends nothing.
+func TestLogWithdraw(t *testing.T) {
+	l := newTestLog(t)
+	l.setKeep("topic", retention{count: 10})
+	inside, goOn := make(chan struct{}), make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		_ = l.exclusive(func(*store) error {
+			close(inside)
+			<-goOn
+			return nil
+		})
+	})
+	<-inside
+	ctx, cancel := context.WithCancel(t.Context())
+	failed := make(chan error)
+	go func() {
+		_, err := l.send(ctx, &publication{topic: "topic", data: []byte("1"), to: &audience{}})
+		failed <- err
+	}()
+	cancel()
+	if err := <-failed; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	close(goOn)
+	wg.Wait()
+	if report, err := l.add("topic", "", []byte("2")); err != nil || report.Seq != 1 {
+		t.Errorf("got %v %v", report, err)
+	}
+}
+
+// TestLogFull: where nothing can be written the sender is told, what is stored
+// can be read, and it goes on when there is room.
+func TestLogFull(t *testing.T) {
+	l := newTestLog(t)
+	l.setKeep("topic", retention{count: 1000})
+	if _, err := l.add("topic", "", []byte("1")); err != nil {
+		t.Fatal(err)
+	}
+	large, err := json.Marshal(strings.Repeat("x", 100_000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := l.history.store.Load()
+	for _, state := range []struct{ broken, mended string }{
+		{"PRAGMA max_page_count = 1", "PRAGMA max_page_count = 1000000"}, // SQLITE_FULL
+		{"PRAGMA query_only = 1", "PRAGMA query_only = 0"},               // SQLITE_READONLY
+	} {
+		before, err := l.read("topic", start{}, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.write.ExecContext(t.Context(), state.broken); err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() {
+				if _, err := l.add("topic", state.broken, large); !errors.Is(err, ErrHistory) {
+					t.Errorf("%s: got %v", state.broken, err)
+				}
+			})
+		}
+		wg.Wait()
+		page, err := l.read("topic", start{}, 100)
+		if err != nil || page.head != before.head || len(page.items) != len(before.items) {
+			t.Errorf("%s: read %v %v", state.broken, page, err)
+		}
+		if _, err := s.write.ExecContext(t.Context(), state.mended); err != nil {
+			t.Fatal(err)
+		}
+		report, err := l.add("topic", state.broken, large)
+		if err != nil || report.Seq != before.head+1 {
+			t.Errorf("%s: got %v %v", state.mended, report, err)
+		}
+	}
+}
+
+// TestLogCannotOpen: a database that cannot be opened is tried again.
+func TestLogCannotOpen(t *testing.T) {
+	l := newTestLog(t)
+	l.setKeep("topic", retention{count: 1000})
+	path := l.path
+	l.path = filepath.Join(path, "no", "folder")
+	l.history.path = l.path
+	if _, err := l.add("topic", "", []byte("1")); !errors.Is(err, ErrHistory) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := l.read("topic", start{}, 100); !errors.Is(err, ErrHistory) {
+		t.Errorf("got %v", err)
+	}
+	l.history.path = path
+	l.tried = time.Now().Add(-2 * reopenEvery)
+	if report, err := l.add("topic", "", []byte("1")); err != nil || report.Seq != 1 {
+		t.Errorf("got %v %v", report, err)
+	}
+}
+
+// TestLogEpoch: the epoch stays over a restart, and is another one where the
+// database is lost, was copied or comes from a backup.
+func TestLogEpoch(t *testing.T) {
+	l := newTestLog(t)
+	l.setKeep("topic", retention{count: 1000})
+	add := func() Report {
+		t.Helper()
+		report, err := l.add("topic", "", []byte("1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return report
+	}
+	first := add()
+	l.restart()
+	if second := add(); second.Epoch != first.Epoch || second.Seq != 2 {
+		t.Fatalf("after a restart: %v, before %v", second, first)
+	}
+
+	snapshot, err := l.history.store.Load().snapshot(t.Context(), l.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add() // is not in it
+	l.close()
+	original := l.path
+	l.path = filepath.Join(t.TempDir(), "restored.db")
+	mustRename(t, snapshot, l.path+snapshotSuffix)
+	l.restart()
+	restored := add()
+	if restored.Epoch == first.Epoch || restored.Seq != 3 {
+		t.Fatalf("from a backup: %v, before %v", restored, first)
+	}
+	page, err := l.read("topic", start{since: &Position{first.Epoch, 3}}, 10)
+	if err != nil || page.complete || len(page.items) != 3 {
+		t.Errorf("since a number that was given out twice: %v %v", page, err)
+	}
+
+	// moved it is the same, a copy is not
+	l.close()
+	moved := filepath.Join(t.TempDir(), "moved.db")
+	mustRename(t, l.path, moved)
+	l.path = moved
+	l.restart()
+	if again := add(); again.Epoch != restored.Epoch {
+		t.Errorf("moved: %v, before %v", again, restored)
+	}
+	l.close()
+	mustCopy(t, original, moved)
+	l.restart()
+	if copied := add(); copied.Epoch == first.Epoch || copied.Epoch == restored.Epoch || copied.Seq != 4 {
+		t.Errorf("copied: %v", copied)
+	}
+
+	l.close()
+	l.path = filepath.Join(t.TempDir(), "lost.db")
+	l.restart()
+	if lost := add(); lost.Epoch == first.Epoch || lost.Seq != 1 {
+		t.Errorf("lost: %v", lost)
+	}
+}
+
+func mustRename(t testing.TB, from, to string) {
+	t.Helper()
+	if err := os.Rename(from, to); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// mustCopy copies a file into the place of another.
+func mustCopy(t testing.TB, from, to string) {
+	t.Helper()
+	content, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(to); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(to, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}

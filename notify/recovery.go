@@ -1,0 +1,262 @@
+// What a client has missed: pages of a topic's history, of which it gets what is
+// meant for it. Called by replay.go for subscriptions and by hooks/history.go.
+
+package notify
+
+import (
+	"context"
+	"encoding/json/jsontext"
+	"encoding/json/v2"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/pocketbase/pocketbase/core"
+)
+
+const (
+	// MaxHistoryPage is how many messages [Notifier.History] returns at most.
+	MaxHistoryPage = 1000
+	// maxPageBytes is how many bytes of data a page has at most, but for its last
+	// message.
+	maxPageBytes = 256 << 10
+)
+
+// HistoryPage is a part of a topic's history.
+type HistoryPage struct {
+	// Items are messages in their envelopes, oldest first: of those that are kept
+	// the ones that are meant for who asks.
+	Items []jsontext.Value `json:"items"`
+	// Epoch and Head tell the position of the topic's last message. Epoch is empty
+	// where the topic has no history.
+	Epoch string `json:"epoch"`
+	Head  int64  `json:"head"`
+	// Complete is false where messages between the position asked for and the
+	// first item may be missing, since they are not kept any more.
+	Complete bool `json:"complete"`
+	// Next is the position to ask for next. The page reaches the topic's head
+	// when its number is Head.
+	Next string `json:"next"`
+}
+
+// History returns the messages of topic that follow after since and that p may
+// have, up to limit (1 to [MaxHistoryPage]) and 256 KiB of data. A nil since is
+// the beginning of what is kept; of another epoch it is that too, but not
+// complete.
+//
+// The rule is the one for subscribing. The error is of type [Errors], with the
+// fields "topic" and "limit", [ErrForbidden], [ErrHistory] or that of a query.
+func (n *Notifier) History(ctx context.Context, p Publisher, topic string, since *Position, limit int) (*HistoryPage, error) {
+	if err := n.checkTopic(topic, false); err != nil {
+		if errors.Is(err, ErrReservedTopic) && !p.isSuperuser() {
+			return nil, ErrForbidden // which names are the server's, nobody is told
+		}
+		return nil, Errors{err}
+	}
+	if limit < 1 || limit > MaxHistoryPage {
+		return nil, Errors{invalid("limit", ErrOutOfRange, "must be between 1 and %d", MaxHistoryPage)}
+	}
+	generation, err := n.mayListen(p, topic)
+	if err != nil {
+		return nil, err
+	}
+	page, err := n.history.read(topic, start{since: since}, limit)
+	if err != nil {
+		return nil, err
+	}
+	answer := &HistoryPage{Items: []jsontext.Value{}, Epoch: page.epoch, Head: page.head, Complete: page.complete}
+	if page.epoch != "" {
+		answer.Next = page.next().String()
+	}
+	see := n.newViewer(ctx, p.Auth, "")
+	for _, pub := range page.items {
+		ok, err := see.sees(pub)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			continue
+		}
+		item, err := pub.envelope(false)
+		if err != nil {
+			return nil, err
+		}
+		answer.Items = append(answer.Items, item)
+	}
+	// What was read may have been sent after p has lost the right to it. A change
+	// that is under way may be committed already.
+	if n.changes.quietSince(generation) {
+		return answer, nil
+	}
+	p.Auth = n.newMemo().user(p.Auth)
+	_, err = n.mayListen(p, topic)
+	return answer, err
+}
+
+// mayListen asks the subscribe rule of topic for a request. The generation is of
+// changes of rights, as it was before.
+func (n *Notifier) mayListen(p Publisher, topic string) (generation uint64, err error) {
+	generation = n.changes.current()
+	c, values := n.channelOf(topic)
+	if c == nil {
+		if n.config.Strict && !p.isSuperuser() {
+			return 0, ErrForbidden
+		}
+		return generation, nil
+	}
+	allowed, err := n.passes(c, c.subscribe, values, p.Auth, p.Headers)
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("ask the subscribe rule of %q: %w", c.pattern.text, err)
+	case !allowed:
+		return 0, ErrForbidden
+	}
+	return generation, nil
+}
+
+// historyPage is a part of a topic's history, as it is stored.
+type historyPage struct {
+	items []*publication
+	epoch string
+	head  int64 // the topic's last number
+	// last is the number up to which the page reaches: that of its last item, or
+	// else where it began.
+	last int64
+	// complete: what is kept reaches back to where the page was to begin.
+	complete bool
+}
+
+func (p *historyPage) next() Position { return Position{p.epoch, p.last} }
+
+// read returns the page that begins at from, with at most limit messages. Without
+// a history the page is empty.
+func (h *history) read(topic string, from start, limit int) (*historyPage, error) {
+	keep := h.keep(topic)
+	if keep.count == 0 {
+		return &historyPage{complete: from.since == nil || *from.since == Position{}}, nil
+	}
+	s, err := h.opened()
+	if err != nil {
+		return nil, err
+	}
+	page, err := h.readFrom(s, topic, keep, from, limit)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrHistory, err)
+	}
+	return page, nil
+}
+
+func (h *history) readFrom(s *store, topic string, keep retention, from start, limit int) (*historyPage, error) {
+	t, err := s.topic(topic)
+	if err != nil {
+		return nil, err
+	}
+	now := h.now()
+	page := &historyPage{epoch: s.epoch, head: t.head, complete: true}
+
+	// what lies before begins is not kept, though it may not be deleted yet
+	begins := max(t.first, t.lost+1, t.head-keep.count+1)
+	if oldest := keep.oldest(now); oldest > 0 {
+		t := t
+		t.first = begins
+		if begins, err = s.notBefore(t, oldest); err != nil {
+			return nil, err
+		}
+	}
+
+	after := begins - 1
+	switch {
+	case from.since == nil:
+		after = max(after, from.rewind(t))
+		if from.lasted > 0 {
+			t.first = begins
+			first, err := s.notBefore(t, now.Add(-from.lasted).UnixMilli())
+			if err != nil {
+				return nil, err
+			}
+			after = first - 1
+		}
+	case from.since.Epoch != s.epoch || from.since.Seq > t.head:
+		page.complete = false
+	default:
+		page.complete = from.since.Seq >= after && from.since.Seq > t.lost
+		after = max(after, from.since.Seq)
+	}
+
+	page.last = after
+	messages, err := s.messages(t.id, after, limit, maxPageBytes)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range messages {
+		pub := &publication{id: m.id, topic: topic, time: unixMilli(m.time), from: m.sender, data: m.data, epoch: s.epoch, seq: m.seq, stored: m.audience}
+		page.items = append(page.items, pub)
+		page.last = m.seq
+	}
+	if len(messages) > 0 && messages[0].seq > after+1 {
+		page.complete = false // trimmed while it was read
+	}
+	page.head = max(page.head, page.last)
+	return page, nil
+}
+
+// rewind returns the number after which a rewind by a count begins.
+func (s start) rewind(t topicRow) int64 {
+	if s.count == 0 {
+		return 0
+	}
+	return t.head - s.count
+}
+
+// viewer tells which stored messages are meant for somebody. It asks each filter
+// once.
+type viewer struct {
+	n        *Notifier
+	ctx      context.Context
+	auth     *core.Record // nil: a guest
+	clientID string       // empty: not on a realtime connection
+	filters  map[string]bool
+}
+
+func (n *Notifier) newViewer(ctx context.Context, auth *core.Record, clientID string) *viewer {
+	return &viewer{n: n, ctx: ctx, auth: auth, clientID: clientID, filters: map[string]bool{}}
+}
+
+// sees reports whether pub is meant for the viewer, by the auth record as it is
+// now. The error is that of a filter's query.
+func (v *viewer) sees(pub *publication) (bool, error) {
+	if pub.stored == nil {
+		return true, nil
+	}
+	var source audienceSource // in which null is no restriction, [] nobody
+	if err := json.Unmarshal(pub.stored, &source); err != nil {
+		return false, fmt.Errorf("read the audience of message %d of %q: %w", pub.seq, pub.topic, err)
+	}
+	to, errs := v.n.compile(source.To, source.Except)
+	if len(errs) > 0 {
+		// A collection or a field is gone that it names: nobody can be meant.
+		v.n.app.Logger().Debug("A stored message is for nobody any more", slog.String("topic", pub.topic), slog.String("error", errs.Error()))
+		return false, nil
+	}
+	pub.to = to
+	if to.clients != nil && !to.clients.has(v.clientID) || to.exceptClients.has(v.clientID) {
+		return false, nil
+	}
+	if !to.looksAtAuth {
+		return true, nil
+	}
+	if to.filter == nil || v.auth == nil {
+		return to.matchAuth(v.auth), nil
+	}
+	passes, known := v.filters[source.To.Filter]
+	if !known {
+		allowed, err := v.n.filterUsers(v.ctx, to.filter, map[string]set[string]{v.auth.Collection().Id: {v.auth.Id: {}}})
+		if err != nil {
+			return false, fmt.Errorf("resolve the filter of message %d of %q: %w", pub.seq, pub.topic, err)
+		}
+		passes = allowed.has(refOf(v.auth))
+		v.filters[source.To.Filter] = passes
+	}
+	to.filter = nil
+	return passes && to.matchAuth(v.auth), nil
+}

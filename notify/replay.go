@@ -1,0 +1,226 @@
+// Replays: what a subscription with since or rewind gets of a topic's history
+// before it goes on live. Started by client.go; pages come from recovery.go.
+//
+// The hand-over has no gap and no double, and memory for one page:
+//
+//   - From when the subscription is in the index, the fan-out leaves it out, and
+//     notes the number of what it left out (takes). Such a message can be read:
+//     it was stored before it was delivered.
+//   - Pages are read and queued until one reaches the end.
+//   - Then, under the lock of the topic's fan-out, the subscription goes live if
+//     nothing was left out that is not on a page. Otherwise there is one page more.
+//   - What was on a page before it was delivered is left out by its number.
+
+package notify
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
+)
+
+// replay is the state of a subscription key with since or rewind.
+type replay struct {
+	from start
+
+	// guarded by the lock of the topic's stripe
+	live    bool   // it gets what is sent
+	leftOut int64  // until it does: the number of the last message that it did not get
+	epoch   string // what follows belongs to it
+	reached int64  // the number up to which it had pages
+	gap     bool   // messages before the next one may be missing
+}
+
+// verdict is what the fan-out does with a message for a subscription key.
+type verdict int
+
+const (
+	asLive   verdict = iota
+	replayed         // nothing: it is on a page
+	afterGap         // it is the first after some that are missing
+)
+
+// takes decides on pub. The lock of the topic's stripe is held. It may be called
+// on nil.
+func (r *replay) takes(pub *publication) verdict {
+	switch {
+	case r == nil || pub.seq == 0:
+		return asLive
+	case !r.live:
+		r.leftOut = pub.seq
+		return replayed
+	case pub.epoch == r.epoch && pub.seq <= r.reached:
+		return replayed
+	case r.gap:
+		r.gap = false
+		return afterGap
+	}
+	return asLive
+}
+
+// pendingReplay is a replay that is to be run.
+type pendingReplay struct {
+	topic, name string // of the subscription key
+	replay      *replay
+}
+
+// startReplays runs the replays of new subscriptions, one after another, on
+// another goroutine. While a request to subscribe is under way they wait. subsMu
+// is held.
+func (c *Client) startReplays() {
+	if len(c.replays) > 0 && !c.replaying && !c.resubscribe {
+		c.replaying = true
+		c.notifier.replaying.Go(c.runReplays)
+	}
+}
+
+func (c *Client) runReplays() {
+	defer c.recoverPanic() // which ends the connection
+	for {
+		c.subsMu.Lock()
+		if c.replaying = len(c.replays) > 0 && !c.resubscribe; !c.replaying {
+			c.subsMu.Unlock()
+			return
+		}
+		next := c.replays[0]
+		c.replays = c.replays[1:]
+		c.subsMu.Unlock()
+		c.runReplay(next)
+	}
+}
+
+// runReplay queues pages, as fast as the connection takes them, until the
+// subscription is live or over.
+func (c *Client) runReplay(p pendingReplay) {
+	n := c.notifier
+	from, gap := p.replay.from, false
+	for c.awaitRoom() {
+		n.replaySlots <- struct{}{}
+		page, err := n.history.read(p.topic, from, max(1, n.config.QueueSize/replayShare))
+		<-n.replaySlots
+		if err != nil {
+			n.app.Logger().Error("Failed to replay the history of a topic", slog.String("topic", p.topic), slog.String("error", err.Error()))
+			page = &historyPage{}
+		}
+		auth := c.authAt(time.Now())
+		frames, gapAfter := c.framesOf(p, page, auth, gap || !page.complete)
+		switch c.queuePage(p, page, frames, auth, gapAfter) {
+		case pageOver:
+			return
+		case pageQueued:
+			next := page.next()
+			from, gap = start{since: &next}, gapAfter
+		}
+	}
+}
+
+// replayShare is the part of a connection's queue that a replay may fill.
+const replayShare = 4
+
+// framesOf returns the messages of page that are meant for auth. gap: some before
+// them are missing; it is returned where no frame could say so.
+func (c *Client) framesOf(p pendingReplay, page *historyPage, auth *core.Record, gap bool) ([]*frame, bool) {
+	n := c.notifier
+	see := n.newViewer(context.Background(), auth, c.Id())
+	restricted := n.isRestricted(p.topic)
+	frames := make([]*frame, 0, len(page.items))
+	for _, pub := range page.items {
+		ok, err := see.sees(pub)
+		if err != nil {
+			n.app.Logger().Error("Failed to replay a message", slog.String("topic", p.topic), slog.String("error", err.Error()))
+			gap = true
+		}
+		if !ok {
+			continue
+		}
+		data, err := pub.envelope(gap)
+		if err != nil {
+			gap = true
+			continue
+		}
+		gap = false
+		private := restricted || pub.to != nil && pub.to.looksAtAuth
+		frames = append(frames, newFrame(subscriptions.Message{Name: p.name, Data: data}, private))
+	}
+	return frames, gap
+}
+
+// pageOutcome is what became of a page.
+type pageOutcome int
+
+const (
+	pageQueued pageOutcome = iota // there are more
+	pageAgain                     // it has to be read again, for somebody else
+	pageOver                      // the replay is
+)
+
+// queuePage queues a page that was made for auth.
+func (c *Client) queuePage(p pendingReplay, page *historyPage, frames []*frame, auth *core.Record, gap bool) pageOutcome {
+	s := c.subscriptionTo(p.topic)
+	if s == nil {
+		return pageOver
+	}
+	stripe := c.notifier.index.stripe(p.topic)
+	stripe.mu.Lock()
+	defer stripe.mu.Unlock()
+	r := p.replay
+	at := slices.IndexFunc(s.keys, func(key subscriptionKey) bool { return key.replay == r })
+	if s.at < 0 || at < 0 {
+		return pageOver // unsubscribed, or denied
+	}
+	goLive := func(missing bool) pageOutcome {
+		r.live, r.epoch, r.reached, r.gap = true, page.epoch, page.last, missing
+		return pageOver
+	}
+	now := c.authAt(time.Now())
+	switch {
+	case !s.keys[at].grant.holds(now):
+		return goLive(true) // it gets nothing, until the rules say otherwise
+	case !isSameUser(auth, now):
+		return pageAgain
+	}
+
+	isReady := false
+	for _, f := range frames {
+		outcome := c.enqueue(f)
+		if outcome < queued {
+			return pageOver
+		}
+		isReady = isReady || outcome == ready
+	}
+	if isReady {
+		c.notifier.writers.add(c)
+	}
+	c.notifier.stats.replayed.Add(int64(len(frames)))
+	switch {
+	case page.epoch == "": // there is no history, or none that can be read
+		return goLive(gap || r.leftOut > 0)
+	case page.last >= page.head && r.leftOut <= page.last:
+		return goLive(gap)
+	}
+	return pageQueued
+}
+
+// awaitRoom waits until a page fits into the queue; false where the connection
+// ends.
+func (c *Client) awaitRoom() bool {
+	for {
+		c.mu.Lock()
+		if c.ended || c.closing != "" {
+			c.mu.Unlock()
+			return false
+		}
+		if c.hasRoomForPage() {
+			c.mu.Unlock()
+			return true
+		}
+		room := make(chan struct{})
+		c.room = room
+		c.mu.Unlock()
+		<-room
+	}
+}

@@ -1,0 +1,426 @@
+// The durable log of the topics with history: an SQLite database of its own, so
+// that a send does not queue behind the application's writes or its logs. Written
+// by history.go, one transaction at a time; read by recovery.go.
+
+package notify
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/pocketbase/pocketbase/core"
+	_ "modernc.org/sqlite" // the driver of PocketBase, which a build of it may leave out
+)
+
+// store is the open database.
+//
+// Its commits are on the disk when they return (synchronous FULL, where
+// PocketBase has NORMAL): after a power cut too no number is given out twice. One
+// sync serves all who send at that moment.
+type store struct {
+	// epoch names this log. It is another one when the log was lost, or is an
+	// older copy of itself: then numbers that clients have seen may be given out
+	// again, for other messages.
+	epoch string
+
+	writeDB *sql.DB
+	write   *sql.Conn // used by whoever leads, see history.go
+	read    *sql.DB   // used by anybody
+
+	insertTopic, insertMessage, insertID *sql.Stmt // on write
+	deleteMessages, deleteIDs            *sql.Stmt
+	saveHead, markLost                   *sql.Stmt
+	begin, commit, rollback              *sql.Stmt
+	selectTopic, selectMessages          *sql.Stmt // on read
+	selectTime, selectID                 *sql.Stmt
+	statements                           []*sql.Stmt // all of these
+}
+
+// The tables. A topic's row stays when its messages are gone: its numbers go on.
+//
+// head is the number of the last message where its row may be gone. Up to lost
+// messages are not to be shown, and may have been sent without being stored: the
+// topic had no history for a while. ids are those of messages that came with one.
+const schema = `
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS topics (
+	id   INTEGER PRIMARY KEY,
+	name TEXT NOT NULL UNIQUE,
+	head INTEGER NOT NULL DEFAULT 0,
+	lost INTEGER NOT NULL DEFAULT -1
+) STRICT;
+CREATE TABLE IF NOT EXISTS messages (
+	topic    INTEGER NOT NULL,
+	seq      INTEGER NOT NULL,
+	time     INTEGER NOT NULL, -- Unix milliseconds, never less than that of the one before
+	id       TEXT NOT NULL,
+	sender   TEXT NOT NULL, -- "users:ID", or empty
+	audience BLOB, -- JSON; NULL: everybody
+	data     BLOB NOT NULL, -- JSON
+	PRIMARY KEY (topic, seq)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS ids (
+	topic INTEGER NOT NULL,
+	key   TEXT NOT NULL,
+	seq   INTEGER NOT NULL,
+	time  INTEGER NOT NULL,
+	PRIMARY KEY (topic, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS ids_seq ON ids (topic, seq);
+`
+
+const (
+	metaEpoch = "epoch"
+	metaFile  = "file" // which file that is, see fileIdentity
+)
+
+// snapshotSuffix is added to the name of the database for the copy that goes into
+// a backup.
+const snapshotSuffix = ".backup"
+
+const pragmas = "?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=journal_size_limit(67108864)" +
+	"&_pragma=synchronous(FULL)&_pragma=temp_store(MEMORY)"
+
+// openStore opens the database at path, or makes it.
+func openStore(path string) (_ *store, err error) {
+	if err := useSnapshot(path); err != nil {
+		return nil, err
+	}
+	s := &store{}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if s.writeDB, err = sql.Open("sqlite", path+pragmas); err != nil {
+		return nil, err
+	}
+	ctx := context.Background()
+	if s.write, err = s.writeDB.Conn(ctx); err != nil {
+		return nil, err
+	}
+	if _, err = s.write.ExecContext(ctx, schema); err != nil {
+		return nil, err
+	}
+	if s.read, err = sql.Open("sqlite", path+pragmas+"&_pragma=query_only(1)"); err != nil {
+		return nil, err
+	}
+	s.read.SetMaxOpenConns(maxReads)
+	s.read.SetMaxIdleConns(2)
+
+	for statement, query := range map[**sql.Stmt]string{
+		&s.begin:          "BEGIN IMMEDIATE",
+		&s.commit:         "COMMIT",
+		&s.rollback:       "ROLLBACK",
+		&s.insertTopic:    "INSERT INTO topics (name) VALUES (?)",
+		&s.insertMessage:  "INSERT INTO messages (topic, seq, time, id, sender, audience, data) VALUES (?, ?, ?, ?, ?, ?, ?)",
+		&s.insertID:       "INSERT OR REPLACE INTO ids (topic, key, seq, time) VALUES (?, ?, ?, ?)",
+		&s.deleteMessages: "DELETE FROM messages WHERE topic = ? AND seq <= ?",
+		&s.deleteIDs:      "DELETE FROM ids WHERE topic = ? AND seq <= ? AND time < ?",
+		&s.saveHead:       "UPDATE topics SET head = max(head, ?) WHERE id = ?",
+		&s.markLost:       "UPDATE topics SET head = max(head, ?1), lost = max(lost, ?1) WHERE id = ?2",
+	} {
+		if *statement, err = s.write.PrepareContext(ctx, query); err != nil {
+			return nil, err
+		}
+		s.statements = append(s.statements, *statement)
+	}
+	for statement, query := range map[**sql.Stmt]string{
+		&s.selectTopic: selectTopics + "WHERE name = ?",
+		&s.selectMessages: "SELECT seq, time, id, sender, audience, data FROM messages " +
+			"WHERE topic = ? AND seq > ? ORDER BY seq LIMIT ?",
+		&s.selectTime: "SELECT time FROM messages WHERE topic = ? AND seq = ?",
+		&s.selectID:   "SELECT seq FROM topics JOIN ids ON topic = topics.id WHERE name = ? AND key = ?",
+	} {
+		if *statement, err = s.read.PrepareContext(ctx, query); err != nil {
+			return nil, err
+		}
+		s.statements = append(s.statements, *statement)
+	}
+	return s, s.readEpoch(path)
+}
+
+// maxReads is how many may read at a time; the others wait.
+const maxReads = 4
+
+// useSnapshot puts the copy that a backup brought in the place of a database that
+// is not there.
+func useSnapshot(path string) error {
+	snapshot := path + snapshotSuffix
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		if err := os.Rename(snapshot, path); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	if err := os.Remove(snapshot); !errors.Is(err, fs.ErrNotExist) {
+		return err // of a backup that was broken off
+	}
+	return nil
+}
+
+// readEpoch sets the epoch, a new one where the database is new, comes from a
+// backup or is a copy.
+func (s *store) readEpoch(path string) error {
+	ctx := context.Background()
+	file := fileIdentity(path)
+	known := map[string]string{}
+	rows, err := s.write.QueryContext(ctx, "SELECT name, value FROM meta")
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var name, value string
+		if err := rows.Scan(&name, &value); err != nil {
+			return err
+		}
+		known[name] = value
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	if s.epoch = known[metaEpoch]; s.epoch != "" && known[metaFile] == file {
+		return nil
+	}
+	s.epoch = core.GenerateDefaultRandomId()[:10]
+	_, err = s.write.ExecContext(ctx, "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?), (?, ?)",
+		metaEpoch, s.epoch, metaFile, file)
+	return err
+}
+
+func (s *store) close() error {
+	var errs []error
+	for _, statement := range s.statements {
+		// the connection would not be closed with one that is open
+		errs = append(errs, statement.Close())
+	}
+	if s.read != nil {
+		errs = append(errs, s.read.Close())
+	}
+	if s.write != nil {
+		errs = append(errs, s.write.Close())
+	}
+	if s.writeDB != nil {
+		errs = append(errs, s.writeDB.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// snapshot writes a copy for a backup and returns where. Who opens it finds that
+// it has no epoch. It may be called while others write.
+func (s *store) snapshot(ctx context.Context, path string) (string, error) {
+	snapshot := path + snapshotSuffix
+	if err := os.Remove(snapshot); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	if err := execIn(ctx, path+pragmas, "VACUUM INTO ?", snapshot); err != nil {
+		return "", err
+	}
+	return snapshot, execIn(ctx, snapshot, "DELETE FROM meta")
+}
+
+// execIn executes one statement in a database that is opened for it.
+func execIn(ctx context.Context, name, query string, args ...any) error {
+	db, err := sql.Open("sqlite", name)
+	if err != nil {
+		return err
+	}
+	_, err = db.ExecContext(ctx, query, args...)
+	return errors.Join(err, db.Close())
+}
+
+// topicRow is a topic as it is stored.
+type topicRow struct {
+	id   int64
+	name string
+	// first to head are the numbers of the messages that are stored; first is
+	// head + 1 where there are none.
+	first, head int64
+	lost        int64 // see schema
+	lastTime    int64 // of the message head, in Unix milliseconds
+	leftIDs     bool  // there are ids of messages that are gone
+}
+
+const selectTopics = `SELECT id, name,
+	(SELECT min(seq) FROM messages WHERE topic = topics.id),
+	max(head, ifnull((SELECT max(seq) FROM messages WHERE topic = topics.id), 0)),
+	lost,
+	ifnull((SELECT time FROM messages WHERE topic = topics.id ORDER BY seq DESC LIMIT 1), 0),
+	EXISTS (SELECT 1 FROM ids WHERE topic = topics.id
+		AND seq < ifnull((SELECT min(seq) FROM messages WHERE topic = topics.id), seq + 1))
+	FROM topics `
+
+func (t *topicRow) scan(row interface{ Scan(...any) error }) error {
+	var first sql.NullInt64
+	if err := row.Scan(&t.id, &t.name, &first, &t.head, &t.lost, &t.lastTime, &t.leftIDs); err != nil {
+		return err
+	}
+	if t.first = first.Int64; !first.Valid {
+		t.first = t.head + 1
+	}
+	return nil
+}
+
+// topic returns the topic with name; one with the id 0 where it has never had a
+// message.
+func (s *store) topic(name string) (topicRow, error) {
+	t := topicRow{name: name, first: 1, lost: -1}
+	err := t.scan(s.selectTopic.QueryRow(name))
+	if errors.Is(err, sql.ErrNoRows) {
+		err = nil
+	}
+	return t, err
+}
+
+// topicsAfter returns some topics, by id.
+func (s *store) topicsAfter(id int64, limit int) ([]topicRow, error) {
+	rows, err := s.read.Query(selectTopics+"WHERE id > ? ORDER BY id LIMIT ?", id, limit)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var topics []topicRow
+	for rows.Next() {
+		var t topicRow
+		if err := t.scan(rows); err != nil {
+			return nil, err
+		}
+		topics = append(topics, t)
+	}
+	return topics, rows.Err()
+}
+
+// stored is a message as it is stored.
+type stored struct {
+	seq      int64
+	time     int64 // Unix milliseconds
+	id       string
+	sender   string
+	audience []byte // nil: everybody
+	data     []byte
+}
+
+// messages returns the messages of a topic that follow after, at most limit and,
+// but for the last one, no more than maxBytes of data.
+func (s *store) messages(topicID, after int64, limit, maxBytes int) ([]stored, error) {
+	rows, err := s.selectMessages.Query(topicID, after, limit)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var messages []stored
+	for size := 0; size < maxBytes && rows.Next(); {
+		var m stored
+		if err := rows.Scan(&m.seq, &m.time, &m.id, &m.sender, &m.audience, &m.data); err != nil {
+			return nil, err
+		}
+		size += len(m.data)
+		messages = append(messages, m)
+	}
+	return messages, rows.Err()
+}
+
+// notBefore returns the number of the first message of t that was sent at the
+// time or later (Unix milliseconds), t.head + 1 where there is none. Numbers have
+// no holes and times do not fall, so that it finds it like a word in a dictionary.
+func (s *store) notBefore(t topicRow, time int64) (int64, error) {
+	low, high := t.first, t.head+1
+	for low < high {
+		middle := low + (high-low)/2
+		var at int64
+		err := s.selectTime.QueryRow(t.id, middle).Scan(&at)
+		switch {
+		case errors.Is(err, sql.ErrNoRows): // trimmed meanwhile
+			low = middle + 1
+		case err != nil:
+			return 0, err
+		case at < time:
+			low = middle + 1
+		default:
+			high = middle
+		}
+	}
+	return low, nil
+}
+
+// findID returns the number of the message of the topic that came with the key,
+// 0 where there is none.
+func (s *store) findID(topic, key string) (seq int64, err error) {
+	err = s.selectID.QueryRow(topic, key).Scan(&seq)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, nil
+	}
+	return seq, err
+}
+
+// transaction calls f within a transaction, which is on the disk when it returns
+// without an error. Only who leads may call it.
+func (s *store) transaction(f func() error) error {
+	_, err := s.begin.Exec()
+	if err == nil {
+		err = f()
+	}
+	if err == nil {
+		_, err = s.commit.Exec()
+	}
+	if err != nil {
+		// SQLite itself has rolled back after some errors, such as a full disk
+		if _, failed := s.rollback.Exec(); failed != nil && !strings.Contains(failed.Error(), "no transaction is active") {
+			err = errors.Join(err, fmt.Errorf("%w: %w", errBroken, failed))
+		}
+	}
+	return err
+}
+
+// errBroken says that the connection cannot be used any more.
+var errBroken = errors.New("the transaction could not be rolled back")
+
+// The rest is for use within a transaction.
+
+func (s *store) addTopic(name string) (id int64, err error) {
+	result, err := s.insertTopic.Exec(name)
+	if err != nil {
+		return 0, err
+	}
+	return result.LastInsertId()
+}
+
+func (s *store) addMessage(topicID int64, m *stored, key string) error {
+	if _, err := s.insertMessage.Exec(topicID, m.seq, m.time, m.id, m.sender, m.audience, m.data); err != nil {
+		return err
+	}
+	if key == "" {
+		return nil
+	}
+	_, err := s.insertID.Exec(topicID, key, m.seq, m.time)
+	return err
+}
+
+// trim deletes the messages of a topic up to the number upTo, and of their ids
+// those that are older than idsBefore (Unix milliseconds).
+func (s *store) trim(topicID, upTo, idsBefore int64) error {
+	if _, err := s.saveHead.Exec(upTo, topicID); err != nil {
+		return err
+	}
+	if _, err := s.deleteMessages.Exec(topicID, upTo); err != nil {
+		return err
+	}
+	_, err := s.deleteIDs.Exec(topicID, upTo, idsBefore)
+	return err
+}
+
+// lose notes that there may be messages after the number head that were not
+// stored.
+func (s *store) lose(topicID, head int64) error {
+	_, err := s.markLost.Exec(head, topicID)
+	return err
+}
+
+func unixMilli(ms int64) time.Time { return time.UnixMilli(ms).UTC() }
