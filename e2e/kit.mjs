@@ -92,9 +92,14 @@ export class Herald {
     this.process = undefined;
   }
 
+  /** Removes the history, as a lost disk would. */
+  async loseHistory() {
+    for (const suffix of ["", "-wal", "-shm"]) await rm(join(this.folder, "pb_data", `notify_history.db${suffix}`), { force: true });
+  }
+
   /** A new SDK client, as another tab or device. */
-  client() {
-    const client = new PocketBase(this.url);
+  client(url = this.url) {
+    const client = new PocketBase(url);
     this.clients.push(client);
     return client;
   }

@@ -43,19 +43,19 @@ func (h history) page(e *core.RequestEvent) error {
 	const failed = "Failed to load the history."
 	query := e.Request.URL.Query()
 	errs := validation.Errors{}
-	var since *notify.Position
-	if text := query.Get("since"); text != "" {
-		position, err := notify.ParsePosition(text)
-		if err != nil {
-			errs["since"] = validation.NewError("validation_invalid_position", err.Error())
+	from, err := notify.ParseStart(query.Get("since"), query.Get("rewind"))
+	if err != nil {
+		field := "since"
+		if query.Get("since") == "" {
+			field = "rewind"
 		}
-		since = &position
+		errs[field] = validation.NewError("validation_invalid_position", err.Error())
 	}
 	limit := intParam(e, "limit", defaultHistoryPage, errs)
 	if len(errs) > 0 {
 		return e.BadRequestError(failed, errs)
 	}
-	page, err := h.notifier.History(e.Request.Context(), publisherOf(e), query.Get("topic"), since, min(limit, notify.MaxHistoryPage))
+	page, err := h.notifier.History(e.Request.Context(), publisherOf(e), query.Get("topic"), from, min(limit, notify.MaxHistoryPage))
 	if err != nil {
 		if isForbidden(err) {
 			delayDenial(e, began)

@@ -423,6 +423,10 @@ func TestHistoryRoute(t *testing.T) {
 		{"no topic", w.ann, "/api/notify/history", 400, "validation_required"},
 		{"a bad topic", w.ann, historyPath("a?b", "", 0), 400, "validation_invalid_topic"},
 		{"a bad position", w.ann, historyPath("log/a", "7", 0), 400, "validation_invalid_position"},
+		{"a bad rewind", w.ann, "/api/notify/history?topic=log/a&rewind=soon", 400, `"rewind":{"code":"validation_invalid_position"`},
+		{"both", w.ann, "/api/notify/history?topic=log/a&rewind=1&since=e:1", 400, "exclude each other"},
+		{"rewind", w.ann, "/api/notify/history?topic=log/a&rewind=2", 200, `"next":"` + last.Epoch + `:5"`},
+		{"rewind nothing", w.ann, "/api/notify/history?topic=log/a&rewind=0", 200, `{"items":[],`},
 		{"a bad limit", w.ann, "/api/notify/history?topic=log/a&limit=many", 400, "validation_invalid_number"},
 		{"a large limit", w.ann, historyPath("log/a", "", 1_000_000), 200, `"head":5`},
 	} {

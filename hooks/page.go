@@ -1,4 +1,5 @@
-// What is served at /: the application's public folder, or Herald's page.
+// What is served at /: the application's public folder, or Herald's page; and the
+// client module beside either.
 
 package hooks
 
@@ -6,6 +7,7 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"strings"
 
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
@@ -22,6 +24,11 @@ func bindPage(app core.App, config Config) {
 	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
 		Id: "heraldPage",
 		Func: func(e *core.ServeEvent) error {
+			for _, name := range moduleFiles {
+				if config.Page != nil && !e.Router.HasRoute(http.MethodGet, "/"+name) {
+					e.Router.GET("/"+name, module(config, name))
+				}
+			}
 			if handler := static(config); handler != nil && !e.Router.HasRoute(http.MethodGet, "/{path...}") {
 				e.Router.GET("/{path...}", handler)
 			}
@@ -29,6 +36,31 @@ func bindPage(app core.App, config Config) {
 		},
 		Priority: 999, // after everybody who may have a route of their own
 	})
+}
+
+// moduleFiles are what applications import of Herald in the browser. They are there
+// beside an application's own public folder too.
+var moduleFiles = []string{"herald.js", "herald.d.ts"}
+
+// module serves one of moduleFiles, or the file of that name in the public folder.
+func module(config Config, name string) func(*core.RequestEvent) error {
+	return func(e *core.RequestEvent) error {
+		e.Response.Header().Set("Cache-Control", "no-cache")
+		if strings.HasSuffix(name, ".ts") { // else it is taken for a video
+			e.Response.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		}
+		if config.PublicDir != "" {
+			if own := os.DirFS(config.PublicDir); isFile(own, name) {
+				return e.FileFS(own, name)
+			}
+		}
+		return e.FileFS(config.Page, name)
+	}
+}
+
+func isFile(files fs.FS, name string) bool {
+	info, err := fs.Stat(files, name)
+	return err == nil && info.Mode().IsRegular()
 }
 
 func static(config Config) func(*core.RequestEvent) error {

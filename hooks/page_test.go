@@ -16,9 +16,14 @@ import (
 )
 
 func TestPage(t *testing.T) {
-	page := fstest.MapFS{"index.html": {Data: []byte("the page")}, "app/main.js": {Data: []byte("script")}}
+	page := fstest.MapFS{"index.html": {Data: []byte("the page")}, "app/main.js": {Data: []byte("script")},
+		"herald.js": {Data: []byte("the module")}, "herald.d.ts": {Data: []byte("its types")}}
 	folder := t.TempDir()
 	if err := os.WriteFile(filepath.Join(folder, "index.html"), []byte("the application"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	withOwn := t.TempDir()
+	if err := os.WriteFile(filepath.Join(withOwn, "herald.js"), []byte("another module"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	missing := filepath.Join(folder, "missing")
@@ -30,15 +35,20 @@ func TestPage(t *testing.T) {
 		body   string
 		csp    bool
 	}{
-		"page":                  {hooks.Config{Page: page, PublicDir: missing, IndexFallback: true}, "/", 200, "the page", true},
-		"page's script":         {hooks.Config{Page: page, PublicDir: missing}, "/app/main.js", 200, "script", true},
-		"page's missing script": {hooks.Config{Page: page, PublicDir: missing, IndexFallback: true}, "/app/no.js", 404, "", true},
-		"folder":                {hooks.Config{Page: page, PublicDir: folder}, "/", 200, "the application", false},
-		"folder, missing":       {hooks.Config{Page: page, PublicDir: folder}, "/x", 404, "", false},
-		"folder, fallback":      {hooks.Config{Page: page, PublicDir: folder, IndexFallback: true}, "/x", 200, "the application", false},
-		"folder that must be":   {hooks.Config{Page: page, PublicDir: missing, RequirePublicDir: true}, "/", 404, "", false},
-		"no page":               {hooks.Config{}, "/", 404, "", false},
-		"the api goes on":       {hooks.Config{Page: page}, "/api/health", 200, "API is healthy", false},
+		"page":                   {hooks.Config{Page: page, PublicDir: missing, IndexFallback: true}, "/", 200, "the page", true},
+		"page's script":          {hooks.Config{Page: page, PublicDir: missing}, "/app/main.js", 200, "script", true},
+		"page's missing script":  {hooks.Config{Page: page, PublicDir: missing, IndexFallback: true}, "/app/no.js", 404, "", true},
+		"folder":                 {hooks.Config{Page: page, PublicDir: folder}, "/", 200, "the application", false},
+		"folder, missing":        {hooks.Config{Page: page, PublicDir: folder}, "/x", 404, "", false},
+		"folder, fallback":       {hooks.Config{Page: page, PublicDir: folder, IndexFallback: true}, "/x", 200, "the application", false},
+		"folder that must be":    {hooks.Config{Page: page, PublicDir: missing, RequirePublicDir: true}, "/", 404, "", false},
+		"no page":                {hooks.Config{}, "/", 404, "", false},
+		"module":                 {hooks.Config{Page: page}, "/herald.js", 200, "the module", false},
+		"module beside a folder": {hooks.Config{Page: page, PublicDir: folder, IndexFallback: true}, "/herald.js", 200, "the module", false},
+		"types beside a folder":  {hooks.Config{Page: page, PublicDir: folder}, "/herald.d.ts", 200, "its types", false},
+		"module of the folder":   {hooks.Config{Page: page, PublicDir: withOwn}, "/herald.js", 200, "another module", false},
+		"no module":              {hooks.Config{PublicDir: folder}, "/herald.js", 404, "", false},
+		"the api goes on":        {hooks.Config{Page: page}, "/api/health", 200, "API is healthy", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			app := pbtest.NewApp(t, func(app core.App) { hooks.MustRegister(app, test.config) })

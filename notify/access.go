@@ -85,7 +85,7 @@ func (n *Notifier) Admit(client subscriptions.Client, auth *core.Record, keys []
 			continue
 		}
 		if strings.Contains(key, "?") {
-			if _, err := parseStart(optionsOf(key)); err != nil {
+			if _, err := startOf(optionsOf(key)); err != nil {
 				a.Denied = append(a.Denied, Denial{key, http.StatusBadRequest, err.Error()})
 				continue
 			}

@@ -198,7 +198,7 @@ func (c *Client) reindex(grants map[string]grant) {
 				key, known := c.keyOf(name)
 				if !known {
 					key = subscriptionKey{name: name, envelope: wantsEnvelope(options)}
-					if from, err := parseStart(options); err == nil && !from.isZero() {
+					if from, err := startOf(options); err == nil && from != (Start{}) {
 						key.replay = &replay{from: from}
 						c.replays = append(c.replays, pendingReplay{topic, name, key.replay})
 					}

@@ -143,21 +143,23 @@ func TestLogAgainstModel(t *testing.T) {
 		m := models[i]
 		head, first := int64(len(m.sent)), m.kept(l.clock)
 		limit := 1 + random.IntN(120)
-		var from start
+		var from Start
 		want, complete := first, true
 		switch random.IntN(4) {
 		case 0: // all that is kept
 		case 1:
 			since := Position{epoch, random.Int64N(head + 1)}
-			from.since = &since
+			from.Since = &since
 			complete = since.Seq+1 >= first && since.Seq > m.lost
 			want = max(first, since.Seq+1)
 		case 2:
-			from.count = 1 + random.Int64N(50)
-			want = max(first, head-from.count+1)
+			from.Rewind = true
+			from.Count = 1 + random.Int64N(50)
+			want = max(first, head-from.Count+1)
 		case 3:
-			from.lasted = time.Duration(1+random.IntN(400)) * time.Second
-			for want <= head && m.sent[want-1].at.Before(l.clock.Add(-from.lasted)) {
+			from.Rewind = true
+			from.Lasted = time.Duration(1+random.IntN(400)) * time.Second
+			for want <= head && m.sent[want-1].at.Before(l.clock.Add(-from.Lasted)) {
 				want++
 			}
 		}
@@ -218,7 +220,7 @@ func TestLogAgainstModel(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if page, err := l.read(name(i), start{}, 10); err != nil || len(page.items) > 0 || page.epoch != "" {
+			if page, err := l.read(name(i), Start{}, 10); err != nil || len(page.items) > 0 || page.epoch != "" {
 				t.Fatalf("without a history there is %v %v", page, err)
 			}
 			if err := l.resume(func(topic string) bool { return topic == name(i) }); err != nil {
@@ -360,7 +362,7 @@ func TestLogFull(t *testing.T) {
 		{"PRAGMA max_page_count = 1", "PRAGMA max_page_count = 1000000"}, // SQLITE_FULL
 		{"PRAGMA query_only = 1", "PRAGMA query_only = 0"},               // SQLITE_READONLY
 	} {
-		before, err := l.read("topic", start{}, 100)
+		before, err := l.read("topic", Start{}, 100)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -376,7 +378,7 @@ func TestLogFull(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		page, err := l.read("topic", start{}, 100)
+		page, err := l.read("topic", Start{}, 100)
 		if err != nil || page.head != before.head || len(page.items) != len(before.items) {
 			t.Errorf("%s: read %v %v", state.broken, page, err)
 		}
@@ -400,7 +402,7 @@ func TestLogCannotOpen(t *testing.T) {
 	if _, err := l.add("topic", "", []byte("1")); !errors.Is(err, ErrHistory) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := l.read("topic", start{}, 100); !errors.Is(err, ErrHistory) {
+	if _, err := l.read("topic", Start{}, 100); !errors.Is(err, ErrHistory) {
 		t.Errorf("got %v", err)
 	}
 	l.history.path = path
@@ -443,7 +445,7 @@ func TestLogEpoch(t *testing.T) {
 	if restored.Epoch == first.Epoch || restored.Seq != 3 {
 		t.Fatalf("from a backup: %v, before %v", restored, first)
 	}
-	page, err := l.read("topic", start{since: &Position{first.Epoch, 3}}, 10)
+	page, err := l.read("topic", Start{Since: &Position{first.Epoch, 3}}, 10)
 	if err != nil || page.complete || len(page.items) != 3 {
 		t.Errorf("since a number that was given out twice: %v %v", page, err)
 	}

@@ -33,36 +33,42 @@ func ParsePosition(text string) (Position, error) {
 	return Position{epoch, seq}, nil
 }
 
-// start is where a replay is to begin: after a position, or with the last ones.
-// The zero value is no replay.
-type start struct {
-	since  *Position
-	count  int64
-	lasted time.Duration
+// Start is where in a topic's history to begin: after a position, or with the last
+// messages. The zero value is the oldest message that is kept.
+type Start struct {
+	Since *Position
+	// Rewind: the last Count, or where Lasted is not 0 those that are no older.
+	Rewind bool
+	Count  int64
+	Lasted time.Duration
 }
 
-func (s start) isZero() bool { return s == start{} }
-
-// parseStart reads the options "since" and "rewind" of a subscription.
-func parseStart(options subscriptions.SubscriptionOptions) (start, error) {
-	since, rewind := options.Query["since"], options.Query["rewind"]
+// ParseStart reads the options "since" and "rewind" of a subscription or a request,
+// of which one at least is empty: "EPOCH:SEQ"; "50" or "2m".
+func ParseStart(since, rewind string) (Start, error) {
 	switch {
 	case since != "" && rewind != "":
-		return start{}, errors.New("since and rewind exclude each other")
+		return Start{}, errors.New("since and rewind exclude each other")
 	case since != "":
 		position, err := ParsePosition(since)
 		if err != nil {
-			return start{}, fmt.Errorf("since: %w", err)
+			return Start{}, fmt.Errorf("since: %w", err)
 		}
-		return start{since: &position}, nil
+		return Start{Since: &position}, nil
 	case rewind != "":
 		if count, err := strconv.ParseInt(rewind, 10, 64); err == nil && count >= 0 {
-			return start{count: count}, nil
+			return Start{Rewind: true, Count: count}, nil
 		}
 		if d, err := time.ParseDuration(rewind); err == nil && d >= 0 {
-			return start{lasted: d}, nil
+			return Start{Rewind: true, Lasted: d}, nil
 		}
-		return start{}, fmt.Errorf("rewind: %q must be a number of messages such as 50 or a duration such as 2m", rewind)
+		return Start{}, fmt.Errorf("rewind: %q must be a number of messages such as 50 or a duration such as 2m", rewind)
 	}
-	return start{}, nil
+	return Start{}, nil
+}
+
+// startOf reads where a subscription with options is to begin; the zero Start is
+// with what is sent from now on.
+func startOf(options subscriptions.SubscriptionOptions) (Start, error) {
+	return ParseStart(options.Query["since"], options.Query["rewind"])
 }

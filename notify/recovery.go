@@ -39,14 +39,13 @@ type HistoryPage struct {
 	Next string `json:"next"`
 }
 
-// History returns the messages of topic that follow after since and that p may
-// have, up to limit (1 to [MaxHistoryPage]) and 256 KiB of data. A nil since is
-// the beginning of what is kept; of another epoch it is that too, but not
-// complete.
+// History returns messages of topic, from a start on, that p may have: up to limit
+// (1 to [MaxHistoryPage]) and 256 KiB of data. A position of another epoch is the
+// oldest message that is kept, but not complete.
 //
 // The rule is the one for subscribing. The error is of type [Errors], with the
 // fields "topic" and "limit", [ErrForbidden], [ErrHistory] or that of a query.
-func (n *Notifier) History(ctx context.Context, p Publisher, topic string, since *Position, limit int) (*HistoryPage, error) {
+func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from Start, limit int) (*HistoryPage, error) {
 	if err := n.checkTopic(topic, false); err != nil {
 		if errors.Is(err, ErrReservedTopic) && !p.isSuperuser() {
 			return nil, ErrForbidden // which names are the server's, nobody is told
@@ -60,7 +59,7 @@ func (n *Notifier) History(ctx context.Context, p Publisher, topic string, since
 	if err != nil {
 		return nil, err
 	}
-	page, err := n.history.read(topic, start{since: since}, limit)
+	page, err := n.history.read(topic, from, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -130,10 +129,10 @@ func (p *historyPage) next() Position { return Position{p.epoch, p.last} }
 
 // read returns the page that begins at from, with at most limit messages. Without
 // a history the page is empty.
-func (h *history) read(topic string, from start, limit int) (*historyPage, error) {
+func (h *history) read(topic string, from Start, limit int) (*historyPage, error) {
 	keep := h.keep(topic)
 	if keep.count == 0 {
-		return &historyPage{complete: from.since == nil || *from.since == Position{}}, nil
+		return &historyPage{complete: from.Since == nil || *from.Since == Position{}}, nil
 	}
 	s, err := h.opened()
 	if err != nil {
@@ -146,7 +145,7 @@ func (h *history) read(topic string, from start, limit int) (*historyPage, error
 	return page, nil
 }
 
-func (h *history) readFrom(s *store, topic string, keep retention, from start, limit int) (*historyPage, error) {
+func (h *history) readFrom(s *store, topic string, keep retention, from Start, limit int) (*historyPage, error) {
 	t, err := s.topic(topic)
 	if err != nil {
 		return nil, err
@@ -166,21 +165,22 @@ func (h *history) readFrom(s *store, topic string, keep retention, from start, l
 
 	after := begins - 1
 	switch {
-	case from.since == nil:
-		after = max(after, from.rewind(t))
-		if from.lasted > 0 {
-			t.first = begins
-			first, err := s.notBefore(t, now.Add(-from.lasted).UnixMilli())
-			if err != nil {
-				return nil, err
-			}
-			after = first - 1
+	case from.Rewind && from.Lasted > 0:
+		t := t
+		t.first = begins
+		first, err := s.notBefore(t, now.Add(-from.Lasted).UnixMilli())
+		if err != nil {
+			return nil, err
 		}
-	case from.since.Epoch != s.epoch || from.since.Seq > t.head:
+		after = first - 1
+	case from.Rewind:
+		after = max(after, t.head-from.Count)
+	case from.Since == nil:
+	case from.Since.Epoch != s.epoch || from.Since.Seq > t.head:
 		page.complete = false
 	default:
-		page.complete = from.since.Seq >= after && from.since.Seq > t.lost
-		after = max(after, from.since.Seq)
+		page.complete = from.Since.Seq >= after && from.Since.Seq > t.lost
+		after = max(after, from.Since.Seq)
 	}
 
 	page.last = after
@@ -198,14 +198,6 @@ func (h *history) readFrom(s *store, topic string, keep retention, from start, l
 	}
 	page.head = max(page.head, page.last)
 	return page, nil
-}
-
-// rewind returns the number after which a rewind by a count begins.
-func (s start) rewind(t topicRow) int64 {
-	if s.count == 0 {
-		return 0
-	}
-	return t.head - s.count
 }
 
 // viewer tells which stored messages are meant for somebody. It asks each filter

@@ -25,7 +25,7 @@ import (
 
 // replay is the state of a subscription key with since or rewind.
 type replay struct {
-	from start
+	from Start
 
 	// guarded by the lock of the topic's stripe
 	live    bool   // it gets what is sent
@@ -113,7 +113,7 @@ func (c *Client) runReplay(p pendingReplay) {
 			return
 		case pageQueued:
 			next := page.next()
-			from, gap = start{since: &next}, gapAfter
+			from, gap = Start{Since: &next}, gapAfter
 		}
 	}
 }

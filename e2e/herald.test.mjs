@@ -1,0 +1,337 @@
+// The client module herald.js over the stock SDK, in Node: what it promises, on a
+// network that fails in every way.
+
+import assert from "node:assert/strict";
+import { setMaxListeners } from "node:events";
+import { afterEach, test } from "node:test";
+
+import { subscribe } from "../pb_public/herald.js";
+import { addUser, Herald, launchBrowser, send, until } from "./kit.mjs";
+import { FaultyProxy } from "./proxy.mjs";
+
+// as in a browser
+const window = new EventTarget();
+setMaxListeners(0, window);
+globalThis.addEventListener = window.addEventListener.bind(window);
+globalThis.removeEventListener = window.removeEventListener.bind(window);
+
+const logs = [];
+afterEach(() => Promise.all(logs.splice(0).map((log) => log.stop().catch(() => {})))); // or they try for ever
+
+/** What a subscription of herald.js tells. */
+class Log {
+  messages = [];
+  gaps = [];
+  states = [];
+
+  static async on(pb, topic, options = {}) {
+    const log = new Log();
+    log.stop = await subscribe(pb, topic, (message) => log.messages.push(message), {
+      ...options,
+      onGap: (gap) => log.gaps.push(gap),
+      onState: (state, position) => log.states.push({ state, position }),
+    });
+    logs.push(log);
+    return log;
+  }
+
+  get state() {
+    return this.states.at(-1)?.state;
+  }
+
+  get data() {
+    return this.messages.map(({ data }) => data);
+  }
+
+  live() {
+    return until("it is live", () => this.state === "live");
+  }
+
+  /** Waits until as many messages have come. */
+  async count(count) {
+    await until(`${count} messages of ${this.messages.length}`, () => this.messages.length >= count);
+    return this;
+  }
+}
+
+const restart = async (herald, f) => {
+  await herald.stop("SIGKILL");
+  await f?.();
+  await herald.start();
+};
+
+async function install(t) {
+  const herald = await (await Herald.install(t)).start();
+  const root = await herald.superuser();
+  const channels = root.collection("notify_channels");
+  const channel = await channels.create({ pattern: "log/{name}", subscribeRule: "*", history: 100 });
+  await channels.create({ pattern: "me/{id}", subscribeRule: "@request.query.id = @request.auth.id", history: 100 });
+  await channels.create({ pattern: "members/{room}", subscribeRule: '@request.auth.id != "" && @request.auth.name = "member"', history: 100 });
+  return { herald, root, channels, channel };
+}
+
+test("herald.js", async (t) => {
+  const { herald, root, channels, channel } = await install(t);
+  const say = (topic, ...data) => data.reduce((before, d) => before.then(() => send(root, { topic, data: d })), Promise.resolve());
+
+  await t.test("begins now, with since, and with rewind", async () => {
+    await say("log/begin", 1, 2, 3);
+    const pb = herald.client();
+    const now = await Log.on(pb, "log/begin");
+    const rewound = await Log.on(pb, "log/begin", { rewind: 2 });
+    const all = await Log.on(pb, "log/begin", { rewind: "1h" });
+    await now.live();
+    const { position } = now.states.at(-1);
+    assert.match(position, /^[a-z0-9]+:3$/);
+    const since = await Log.on(herald.client(), "log/begin", { since: position.replace(":3", ":1") });
+    await say("log/begin", 4);
+    assert.deepEqual((await now.count(1)).data, [4]);
+    assert.deepEqual((await rewound.count(3)).data, [2, 3, 4]);
+    assert.deepEqual((await all.count(4)).data, [1, 2, 3, 4]);
+    assert.deepEqual((await since.count(3)).data, [2, 3, 4]);
+    assert.deepEqual(rewound.messages.map(({ seq, replayed }) => [seq, replayed]), [[2, true], [3, true], [4, false]]);
+    const last = now.messages[0];
+    assert.equal(last.position, position.replace(":3", ":4"));
+    assert.deepEqual(Object.keys(last).sort(), ["data", "epoch", "from", "id", "position", "replayed", "seq", "time", "topic"]);
+    assert.deepEqual([now.gaps, rewound.gaps, since.gaps], [[], [], []]);
+
+    // a cold start, with a position that the application has kept
+    await now.stop();
+    assert.equal(now.state, "closed");
+    await say("log/begin", 5);
+    const again = await Log.on(herald.client(), "log/begin", { since: last.position });
+    assert.deepEqual((await again.count(1)).data, [5]);
+    assert.equal(now.messages.length, 1);
+  });
+
+  await t.test("restarts of the server", async () => {
+    const logs = await Promise.all([1, 2, 3].map(() => Log.on(herald.client(), "log/restart")));
+    const one = logs[0];
+    for (let n = 0; n < 3; n++) {
+      await Promise.all(logs.map((log) => log.live()));
+      await say("log/restart", n * 10);
+      await restart(herald);
+      await say("log/restart", n * 10 + 1, n * 10 + 2); // before the clients are back
+    }
+    const want = [0, 1, 2, 10, 11, 12, 20, 21, 22];
+    for (const log of logs) assert.deepEqual((await log.count(want.length)).data, want);
+    assert.deepEqual(one.gaps, []);
+    assert.ok(one.messages.some(({ replayed }) => replayed) && one.messages.some(({ replayed }) => !replayed));
+  });
+
+  await t.test("a gap, and a history that was lost", async () => {
+    const log = await Log.on(herald.client(), "log/gap");
+    await log.live();
+    await say("log/gap", "seen");
+    await log.count(1);
+    await herald.stop();
+    const stopped = log.states.at(-1);
+    await herald.start();
+    // more than are kept, before the client asks
+    await channels.update(channel.id, { history: 3 });
+    const proxyless = log.messages.length;
+    await log.live();
+    assert.equal(proxyless, 1);
+    await log.stop();
+    await say("log/gap", "a", "b", "c", "d", "e");
+    const late = await Log.on(herald.client(), "log/gap", { since: log.messages[0].position });
+    assert.deepEqual((await late.count(3)).data, ["c", "d", "e"]);
+    assert.equal(late.gaps.length, 1);
+    assert.deepEqual(late.gaps[0], { topic: "log/gap", since: log.messages[0].position, epoch: log.messages[0].epoch, first: 4, head: 6 });
+    assert.ok(stopped);
+    await channels.update(channel.id, { history: 100 });
+
+    await late.live();
+    await herald.stop();
+    await herald.loseHistory();
+    await herald.start();
+    await say("log/gap", "new");
+    assert.deepEqual((await late.count(4)).data.at(-1), "new");
+    const lost = late.gaps.at(-1);
+    assert.notEqual(lost.epoch, log.messages[0].epoch);
+    assert.deepEqual([lost.since, lost.first, lost.head], [`${log.messages[0].epoch}:6`, 1, 1]);
+  });
+
+  await t.test("a denied topic", async () => {
+    const pb = herald.client();
+    const user = await addUser(root, "denied@example.com");
+    const other = await Log.on(pb, "log/other");
+    await assert.rejects(Log.on(pb, "members/1"), (error) => error.status === 403);
+    await pb.collection("users").authWithPassword("denied@example.com", "1234567890");
+    await assert.rejects(Log.on(pb, "members/1"), (error) => error.status === 403);
+
+    // let in, thrown out, and let in again
+    await root.collection("users").update(user.id, { name: "member" });
+    const log = await Log.on(pb, "members/1");
+    await log.live();
+    await say("members/1", 1);
+    await log.count(1);
+    await root.collection("users").update(user.id, { name: "stranger" });
+    await until("it is denied", () => log.state === "denied");
+    await say("members/1", 2);
+    await say("log/other", "goes on");
+    assert.deepEqual((await other.count(1)).data, ["goes on"]);
+    assert.deepEqual(log.data, [1]);
+    await root.collection("users").update(user.id, { name: "member" });
+    await pb.collection("users").authRefresh();
+    assert.deepEqual((await log.count(2)).data, [1, 2]);
+    await log.live();
+    await say("members/1", 3);
+    assert.deepEqual((await log.count(3)).data, [1, 2, 3]);
+    assert.deepEqual(log.gaps, []);
+  });
+
+  await t.test("sign-out, sign-in, and another user", async () => {
+    const [ann, bob] = [await addUser(root, "ann@example.com", { name: "member" }), await addUser(root, "bob@example.com", { name: "member" })];
+    const pb = await herald.signIn("ann@example.com");
+    const mine = await Log.on(pb, `me/${ann.id}`);
+    const room = await Log.on(pb, "members/2");
+    await Promise.all([mine.live(), room.live()]);
+    await say("members/2", 1);
+    await room.count(1);
+    pb.authStore.clear();
+    await until("both are denied", () => mine.state === "denied" && room.state === "denied");
+    await say("members/2", 2);
+    await say(`me/${ann.id}`, "private");
+    await pb.collection("users").authWithPassword("bob@example.com", "1234567890");
+    assert.deepEqual((await room.count(2)).data, [1, 2]);
+    await room.live();
+    await until("Ann's is denied", () => mine.state === "denied");
+    assert.deepEqual(mine.data, []);
+
+    // from one user to another without a sign-out
+    const anns = await herald.signIn("ann@example.com");
+    pb.authStore.save(anns.authStore.token, anns.authStore.record);
+    assert.deepEqual((await mine.count(1)).data, ["private"]);
+    await mine.live();
+    await room.live();
+    await say("members/2", 3);
+    assert.deepEqual((await room.count(3)).data, [1, 2, 3]);
+    assert.ok(bob);
+  });
+
+  await t.test("an expired token", async () => {
+    const users = await root.collections.getOne("users");
+    await root.collections.update(users.id, { authToken: { duration: 10 } });
+    t.after(() => root.collections.update(users.id, { authToken: { duration: 604800 } }).catch(() => {}));
+    await addUser(root, "short@example.com", { name: "member" });
+    const pb = await herald.signIn("short@example.com");
+    const log = await Log.on(pb, "members/3");
+    await log.live();
+    await say("members/3", 1);
+    await log.count(1);
+    await until("it has expired", () => log.state === "denied");
+    await say("members/3", 2);
+    assert.deepEqual(log.data, [1]);
+    await root.collections.update(users.id, { authToken: { duration: 604800 } });
+    await pb.collection("users").authWithPassword("short@example.com", "1234567890");
+    assert.deepEqual((await log.count(2)).data, [1, 2]);
+    await log.live();
+    assert.deepEqual(log.gaps, []);
+  });
+
+  await t.test("a topic without history", async () => {
+    const log = await Log.on(herald.client(), "plain");
+    await log.live();
+    await say("plain", 1);
+    assert.deepEqual((await log.count(1)).messages[0].position, "");
+    await restart(herald);
+    await until("it is live again", () => log.states.filter(({ state }) => state === "live").length === 2);
+    await say("plain", 2);
+    assert.deepEqual((await log.count(2)).data, [1, 2]);
+  });
+
+  await t.test("a callback that throws, and one that unsubscribes", async () => {
+    const pb = herald.client();
+    const seen = [];
+    const complaints = t.mock.method(console, "error", () => {});
+    const stop = await subscribe(pb, "log/throws", ({ data }) => {
+      seen.push(data);
+      if (data === 1) throw new Error("the application's own");
+      if (data === 2) stop();
+    });
+    await say("log/throws", 1, 2, 3);
+    const fence = await Log.on(pb, "log/throws", { rewind: 1 });
+    await fence.count(1);
+    assert.deepEqual(seen, [1, 2]);
+    assert.equal(complaints.mock.callCount(), 1);
+    complaints.mock.restore();
+  });
+
+  await t.test("a connection that is dead without knowing", async (t) => {
+    const proxy = await FaultyProxy.to(herald.port);
+    t.after(() => proxy.close());
+    const pb = herald.client(proxy.url);
+    const log = await Log.on(pb, "log/sleep");
+    await log.live();
+    const { clientId } = pb.realtime;
+    proxy.freeze(); // as while a phone sleeps: nothing arrives, nobody is told
+    await say("log/sleep", 1, 2);
+    proxy.thaw({ old: false }); // the network is back, without the old connections
+    assert.equal(log.messages.length, 0);
+    window.dispatchEvent(new Event("online"));
+    assert.deepEqual((await log.count(2)).data, [1, 2]);
+    await until("there is another connection", () => pb.realtime.clientId && pb.realtime.clientId !== clientId);
+    await log.live();
+    await say("log/sleep", 3);
+    assert.deepEqual((await log.count(3)).messages.map(({ data, replayed }) => [data, replayed]), [[1, true], [2, true], [3, false]]);
+  });
+});
+
+/** A subscription of herald.js in a tab of its own. */
+async function openTab(browser, url, topic) {
+  const tab = await (await browser.newContext()).newPage(); // each context has connections of its own
+  await tab.goto(url);
+  await tab.evaluate(async (topic) => {
+    const [{ default: PocketBase }, { subscribe }] = await Promise.all([import("/lib/pocketbase.es.mjs"), import("/herald.js")]);
+    const pb = new PocketBase(location.origin);
+    window.log = { messages: [], gaps: [], state: "" };
+    await subscribe(pb, topic, (message) => window.log.messages.push(message), {
+      onGap: (gap) => window.log.gaps.push(gap),
+      onState: (state) => (window.log.state = state),
+    });
+  }, topic);
+  return tab;
+}
+
+test("a network that fails at random", async (t) => {
+  const clients = 50, tabs = 5; // 45 in Node, 5 in Chromium
+  const seconds = Number(process.env.CHAOS_SECONDS || 120);
+  const { herald, root, channel, channels } = await install(t);
+  await channels.update(channel.id, { history: 100_000 });
+  const proxy = await FaultyProxy.to(herald.port);
+  t.after(() => proxy.close());
+  const seed = Number(process.env.CHAOS_SEED || Date.now() % 1_000_000);
+  t.diagnostic(`seed ${seed}`);
+
+  const browser = await launchBrowser(t);
+  const logs = await Promise.all(Array.from({ length: clients - tabs }, (_, i) => Log.on(herald.client(proxy.url), `log/${i % 5}`)));
+  const opened = await Promise.all(Array.from({ length: tabs }, (_, i) => openTab(browser, proxy.url, `log/${i % 5}`)));
+  await Promise.all(logs.map((log) => log.live()));
+  await Promise.all(opened.map((tab) => tab.waitForFunction(() => window.log.state === "live")));
+  proxy.fail(seed);
+  const sent = [0, 0, 0, 0, 0];
+  for (const end = Date.now() + seconds * 1000; Date.now() < end; ) {
+    await Promise.all(sent.map(async (count, i) => {
+      await send(root, { topic: `log/${i}`, data: count });
+      sent[i]++;
+    }));
+    await new Promise((resolve) => setTimeout(resolve, 50)); // the pace of the senders; nothing depends on it
+  }
+  proxy.heal();
+  for (const [i, log] of logs.entries()) {
+    await log.count(sent[i % 5]);
+    await log.live();
+  }
+  for (const [i, tab] of opened.entries()) {
+    await tab.waitForFunction((count) => window.log.messages.length >= count && window.log.state === "live", sent[i % 5]);
+    logs.push(await tab.evaluate(() => window.log));
+  }
+  for (const [i, log] of logs.entries()) {
+    assert.deepEqual(log.messages.map(({ data, seq }) => [data, seq]), Array.from({ length: sent[i % 5] }, (_, n) => [n, n + 1]), `client ${i}`);
+    assert.deepEqual(log.gaps, []);
+  }
+  const replayed = logs.reduce((sum, log) => sum + log.messages.filter((message) => message.replayed).length, 0);
+  t.diagnostic(`${sent[0] * 5} messages, ${proxy.count} connections failed, ${replayed} of ${logs.reduce((sum, log) => sum + log.messages.length, 0)} deliveries were recovered`);
+  assert.ok(proxy.count > clients / 5, "the network did not fail");
+});

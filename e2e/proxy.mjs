@@ -1,0 +1,135 @@
+// A TCP proxy that does to connections what networks do: it drops, stalls and cuts
+// them.
+
+import { connect, createServer } from "node:net";
+
+export class FaultyProxy {
+  #pairs = new Set();
+  #timers = new Set();
+  #port;
+  #server;
+  #random = Math.random;
+  #failing = false;
+  #frozen = false;
+  /** How many connections have failed by its fault. */
+  count = 0;
+
+  static async to(port) {
+    const proxy = new FaultyProxy();
+    proxy.#port = port;
+    proxy.#server = createServer((client) => proxy.#accept(client));
+    await new Promise((resolve) => proxy.#server.listen(0, "127.0.0.1", resolve));
+    proxy.url = `http://127.0.0.1:${proxy.#server.address().port}`;
+    return proxy;
+  }
+
+  async close() {
+    this.heal();
+    for (const pair of this.#pairs) this.#end(pair);
+    await new Promise((resolve) => this.#server.close(resolve));
+  }
+
+  #accept(client) {
+    if (this.#failing && this.#random() < 0.15) {
+      this.count++;
+      client.resetAndDestroy();
+      return;
+    }
+    const pair = { client, server: connect(this.#port, "127.0.0.1") };
+    this.#pairs.add(pair);
+    for (const [from, to] of [[client, pair.server], [pair.server, client]]) {
+      from.on("data", (data) => {
+        if (!to.write(data)) from.pause();
+      });
+      to.on("drain", () => pair.stalled || from.resume());
+      from.on("end", () => to.end());
+      from.on("error", () => this.#end(pair));
+      from.on("close", () => this.#end(pair));
+    }
+    if (this.#frozen) this.#stall(pair);
+    if (this.#failing) this.#plan(pair);
+  }
+
+  #end(pair) {
+    this.#pairs.delete(pair);
+    pair.client.destroy();
+    pair.server.destroy();
+  }
+
+  #stall(pair) {
+    pair.stalled = true;
+    pair.client.pause();
+    pair.server.pause();
+  }
+
+  #resume(pair) {
+    pair.stalled = false;
+    pair.client.resume();
+    pair.server.resume();
+  }
+
+  #later(ms, f) {
+    const timer = setTimeout(() => {
+      this.#timers.delete(timer);
+      f();
+    }, ms);
+    this.#timers.add(timer);
+  }
+
+  /** Decides what becomes of a connection, and when. */
+  #plan(pair) {
+    this.#later(200 + this.#random() * 8000, () => {
+      if (!this.#pairs.has(pair)) return;
+      this.count++;
+      const fate = this.#random();
+      if (fate < 0.35) { // cut
+        pair.client.resetAndDestroy();
+        this.#end(pair);
+      } else if (fate < 0.55) { // closed, as by a proxy that restarts
+        pair.client.end();
+        pair.server.end();
+      } else { // stalls, and goes on or is dropped
+        this.#stall(pair);
+        this.#later(this.#random() * 4000, () => {
+          if (fate < 0.75) this.#resume(pair);
+          else this.#end(pair);
+          if (this.#pairs.has(pair)) this.#plan(pair);
+        });
+      }
+    });
+  }
+
+  /** Lets connections fail from now on; the same seed gives the same faults, as far
+   * as the connections come in the same order. */
+  fail(seed) {
+    let state = seed >>> 0;
+    this.#random = () => { // mulberry32
+      state = (state + 0x6d2b79f5) | 0;
+      let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
+      mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+      return ((mixed ^ (mixed >>> 14)) >>> 0) / 4294967296;
+    };
+    this.#failing = true;
+    for (const pair of this.#pairs) this.#plan(pair);
+  }
+
+  /** Ends all faults. Connections that stall are dropped. */
+  heal() {
+    this.#failing = false;
+    for (const timer of this.#timers) clearTimeout(timer);
+    this.#timers.clear();
+    for (const pair of this.#pairs) if (pair.stalled) this.#end(pair);
+  }
+
+  /** Nothing passes any more, and nobody is told. */
+  freeze() {
+    this.#frozen = true;
+    for (const pair of this.#pairs) this.#stall(pair);
+  }
+
+  /** New connections pass again; old: the stalled ones too. */
+  thaw({ old }) {
+    this.#frozen = false;
+    if (old) for (const pair of this.#pairs) this.#resume(pair);
+  }
+}

@@ -1,0 +1,69 @@
+// Types of herald.js. PocketBase's SDK brings its own.
+import type PocketBase from "pocketbase";
+
+/** A message with what is known of it. */
+export interface Message<T = any> {
+  id: string;
+  topic: string;
+  /** Names the history that seq belongs to; empty where the topic has none. */
+  epoch: string;
+  /** The message's number in its topic, from 1. */
+  seq: number;
+  /** When it was sent, in UTC: "2026-11-24 15:23:34.441Z". */
+  time: string;
+  /** Who published it, "users:ID"; null: a guest or the server. */
+  from: string | null;
+  data: T;
+  /** It was fetched, since the connection was not there when it was sent. */
+  replayed: boolean;
+  /** To be given back as `since`, to go on behind this message; empty where the topic
+   * has no history. */
+  position: string;
+}
+
+/** Messages were missed that the server does not keep any more. */
+export interface Gap {
+  topic: string;
+  /** The position from which on they are missing; empty where it is not known. */
+  since: string;
+  /** The history there is now; another one than that of `since` if it was lost, empty
+   * if the topic has none. */
+  epoch: string;
+  /** The number of the next message that follows; null: none yet. */
+  first: number | null;
+  /** The topic's last number. */
+  head: number;
+}
+
+/**
+ * - connecting: there is no connection; the SDK tries
+ * - recovering: what was missed is being fetched
+ * - live: all that was sent is delivered, and what is sent arrives
+ * - denied: the server does not let this user listen; it is tried again when somebody signs in
+ * - closed: unsubscribed
+ */
+export type State = "connecting" | "recovering" | "live" | "denied" | "closed";
+
+export interface Options {
+  /** Go on behind this position. Without since and rewind it begins now. */
+  since?: string;
+  /** Begin with the last messages: a number, or a duration such as "2m". */
+  rewind?: number | string;
+  onGap?: (gap: Gap) => void;
+  /** Is told of each change, with the position at that moment. */
+  onState?: (state: State, position: string) => void;
+}
+
+/**
+ * Subscribes to a topic. Where its channel has history, each message reaches callback
+ * once and in order, over reconnects, restarts of the server and sign-ins.
+ *
+ * Rejects as `pb.realtime.subscribe` does: with status 403 where the topic is denied.
+ * Returns a function that unsubscribes.
+ */
+export function subscribe<T = any>(
+  pb: PocketBase,
+  topic: string,
+  callback: (message: Message<T>) => void,
+  options?: Options,
+): Promise<() => Promise<void>>;
