@@ -58,6 +58,7 @@ func main() {
 		scenario{n: 200, run: stalled, label: "20 of 200 stalled"},
 		scenario{n: 100, run: burst, label: "burst to 100"},
 		scenario{n: 1000, run: everybody, kinds: [2]string{"signed-in", "channels"}, label: "all of 1000, Herald without and with channels"},
+		scenario{n: 1000, run: everybody, kinds: [2]string{"herald", "history"}, label: "all of 1000, Herald without and with history"},
 		scenario{n: 100, run: everybody, http2: true, label: "HTTP/2, all of 100"},
 		scenario{n: 1000, run: everybody, http2: true, label: "HTTP/2, all of 1000"},
 	)

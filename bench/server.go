@@ -93,6 +93,11 @@ func serve(args []string) error {
 				return err
 			}
 		}
+		if kind == "history" {
+			if err := addHistory(e.App); err != nil {
+				return err
+			}
+		}
 		e.Router.GET("/bench/token", func(e *core.RequestEvent) error { return e.String(http.StatusOK, token) })
 		e.Router.GET("/bench/profile", func(e *core.RequestEvent) error { // as net/http/pprof's, ?seconds=5
 			pprof.Profile(e.Response, e.Request)
@@ -158,6 +163,17 @@ func addChannels(app core.App) error {
 		}
 	}
 	return nil
+}
+
+// addHistory gives the topic that is measured a history.
+func addHistory(app core.App) error {
+	channels, err := app.FindCollectionByNameOrId(pb_migrations.ChannelsCollectionID)
+	if err != nil {
+		return err
+	}
+	channel := core.NewRecord(channels)
+	channel.Load(map[string]any{"pattern": "{bench}", "subscribeRule": "*", "history": 1000})
+	return app.Save(channel)
 }
 
 func sendHerald(app core.App, topic string, data jsontext.Value) error {

@@ -381,3 +381,60 @@ test("page with the keyboard alone", async (t) => {
   await messages(tab).first().waitFor();
   assert.deepEqual(await text(messages(tab)), ['example {"text":"Hello"}']);
 });
+
+test("the page catches up on what was missed", async (t) => {
+  const herald = await (await Herald.install(t)).start();
+  const root = await herald.superuser();
+  const channel = await root.collection("notify_channels").create({ pattern: "log", subscribeRule: "*", history: 5 });
+  for (const n of [1, 2, 3]) await send(root, { topic: "log", data: { n } });
+  const browser = await launchBrowser(t);
+  const problems = [];
+  const tab = await openTab(await browser.newContext(), herald.url, problems);
+  await connected(tab);
+  await mkdir(pictures, { recursive: true });
+
+  // options that do not go together
+  const error = tab.locator("#subscribe-error");
+  const box = tab.getByLabel("Catch up on what was missed");
+  await tab.getByText("Options", { exact: true }).click();
+  await tab.getByLabel("Begin with the last messages").fill("2");
+  await tab.getByRole("button", { name: "Subscribe", exact: true }).click();
+  await error.getByText("Only a subscription that catches up").waitFor();
+  await box.check();
+  await subscribe(tab, "log", '{"query": {"envelope": true}}');
+  await error.getByText("takes no query and headers").waitFor();
+
+  // the last two, as replayed
+  await subscribe(tab, "log", "");
+  await tab.locator('#topics li[data-state="live"]').waitFor();
+  assert.deepEqual(await text(messages(tab)), ['log (catching up)#3replayed {"n":3}', 'log (catching up)#2replayed {"n":2}']);
+  await send(root, { topic: "log", data: { n: 4 } });
+  await messages(tab).nth(2).waitFor();
+  assert.equal((await text(messages(tab)))[0], 'log (catching up)#4 {"n":4}');
+
+  // the plug is pulled: nothing is missing afterwards
+  await tab.getByRole("button", { name: "Cut the connection" }).click();
+  await tab.locator('#topics li[data-state="connecting"]').waitFor();
+  await tab.getByRole("button", { name: "Cut, for" }).waitFor();
+  for (const n of [5, 6]) await send(root, { topic: "log", data: { n } });
+  await tab.locator('#topics li[data-state="live"]').waitFor();
+  assert.deepEqual((await text(messages(tab))).slice(0, 3),
+    ['log (catching up)#6replayed {"n":6}', 'log (catching up)#5replayed {"n":5}', 'log (catching up)#4 {"n":4}']);
+  await tab.getByRole("button", { name: "Cut the connection for 5 s" }).waitFor();
+  await send(root, { topic: "log", data: { n: 7 } });
+  await messages(tab).nth(5).waitFor();
+  assert.equal((await text(messages(tab)))[0], 'log (catching up)#7 {"n":7}');
+
+  // more than is kept
+  await root.collection("notify_channels").update(channel.id, { history: 1 });
+  await tab.getByRole("button", { name: "Cut the connection" }).click();
+  await tab.locator('#topics li[data-state="connecting"]').waitFor();
+  for (const n of [8, 9, 10]) await send(root, { topic: "log", data: { n } });
+  await tab.getByText("Messages up to #9 are missing").waitFor();
+  await messages(tab).getByText('{"n":10}').waitFor();
+  await tab.screenshot({ path: join(pictures, "recovery.png"), fullPage: true });
+
+  await tab.getByRole("button", { name: "Unsubscribe from log" }).click();
+  await until("it is unsubscribed", async () => !(await root.send("/api/notify/topics", {})).items.some(({ topic }) => topic === "log"));
+  assert.deepEqual(problems, []);
+});

@@ -13,6 +13,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"herald/internal/pbtest"
+	"herald/notify"
 )
 
 // newMemberships is a world with a channel whose rule joins count memberships, in
@@ -140,4 +141,87 @@ func BenchmarkMembershipChange(b *testing.B) {
 	b.ReportMetric(float64(took[0].Nanoseconds())/float64(b.N), "ns/off")
 	b.ReportMetric(float64(took[1].Nanoseconds())/float64(b.N), "ns/on")
 	b.ReportMetric(float64(took[1])/float64(took[0]), "x-off")
+}
+
+// BenchmarkSendHistory measures sends of concurrent senders to 10 subscribers on a
+// topic with history, and on one without, in turns. x-without is the time of the
+// former divided by that of the latter.
+func BenchmarkSendHistory(b *testing.B) {
+	for _, senders := range []int{1, 8, 64} {
+		b.Run(fmt.Sprint(senders), func(b *testing.B) {
+			w := newWorld(b)
+			addLog(b, w, 1000)
+			server := pbtest.Serve(b, w)
+			topics := []string{"log/a", "other"}
+			for range 10 {
+				client := server.Subscribe(b, nil, topics...)
+				go func() {
+					for range client.Events() {
+					}
+				}()
+			}
+			const each = 256
+			var took [2]time.Duration
+			for b.Loop() {
+				for i, topic := range topics {
+					start := time.Now()
+					var wg sync.WaitGroup
+					for range senders {
+						wg.Go(func() {
+							for range each / senders {
+								if _, err := engine(w).Send(b.Context(), notify.Message{Topic: topic, Data: "about one hundred bytes of data, which is what a chat message or a progress report has, or a little less"}); err != nil {
+									b.Error(err)
+								}
+							}
+						})
+					}
+					wg.Wait()
+					took[i] += time.Since(start)
+				}
+			}
+			count := float64(b.N * each)
+			b.ReportMetric(count/took[0].Seconds(), "with/s")
+			b.ReportMetric(count/took[1].Seconds(), "without/s")
+			b.ReportMetric(float64(took[0])/float64(took[1]), "x-without")
+		})
+	}
+}
+
+// BenchmarkReplay measures how long it takes until a subscriber has 10,000 missed
+// messages, over SSE and as pages of 1,000.
+func BenchmarkReplay(b *testing.B) {
+	const count = 10_000
+	w := newWorld(b)
+	addLog(b, w, count)
+	server := pbtest.Serve(b, w)
+	var wg sync.WaitGroup
+	for range 64 {
+		wg.Go(func() {
+			for range count / 64 {
+				mustSend(b, w, "log/a", "about one hundred bytes of data, which is what a chat message or a progress report has, or a little less")
+			}
+		})
+	}
+	wg.Wait()
+	head := historyOf(b, server, nil, "log/a", "", 1).Head
+	var streamed, paged time.Duration
+	for b.Loop() {
+		start := time.Now()
+		client := server.Subscribe(b, nil, withQuery("log/a", "rewind", fmt.Sprint(count)))
+		for range head {
+			client.Next(b)
+		}
+		streamed += time.Since(start)
+		client.Close(b)
+
+		start = time.Now()
+		for since, got := "", int64(0); got < head; {
+			page := historyOf(b, server, nil, "log/a", since, 1000)
+			got += int64(len(page.Items))
+			since = page.Next
+		}
+		paged += time.Since(start)
+	}
+	b.ReportMetric(float64(streamed.Milliseconds())/float64(b.N), "ms/stream")
+	b.ReportMetric(float64(paged.Milliseconds())/float64(b.N), "ms/pages")
 }

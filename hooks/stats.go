@@ -85,6 +85,10 @@ var (
 	deliveriesMetric     = metric("deliveries_total", "Messages queued for a connection.")
 	droppedMetric        = metric("dropped_total", "Deliveries lost to connections that were ended.")
 	bytesMetric          = metric("written_bytes_total", "Bytes written to connections.")
+	storedMetric         = metric("stored_messages_total", "Messages of topics with history that were stored.")
+	storeGroupsMetric    = metric("store_transactions_total", "Transactions in which messages were stored.")
+	storeFailuresMetric  = metric("store_failures_total", "Transactions of the history that failed.")
+	replayedMetric       = metric("replayed_total", "Messages queued for a connection from history.")
 	disconnectsMetric    = metric("disconnects_total", "Connections that ended.", "reason")
 	fanOutMetric         = metric("fan_out_seconds", "How long it took to queue a message for all recipients.")
 )
@@ -113,6 +117,11 @@ func (c statsCollector) Collect(metrics chan<- prometheus.Metric) {
 		deliveriesMetric: stats.Deliveries,
 		droppedMetric:    stats.Dropped,
 		bytesMetric:      stats.Bytes,
+
+		storedMetric:        stats.Stored,
+		storeGroupsMetric:   stats.StoreGroups,
+		storeFailuresMetric: stats.StoreFailures,
+		replayedMetric:      stats.Replayed,
 	} {
 		metrics <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(value))
 	}

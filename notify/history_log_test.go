@@ -495,3 +495,67 @@ func mustCopy(t testing.TB, from, to string) {
 		t.Fatal(err)
 	}
 }
+
+// TestLogForgets: what is known of a topic leaves the memory when nobody sends on it,
+// and its numbers go on.
+func TestLogForgets(t *testing.T) {
+	const topics = 2000
+	l := newTestLog(t)
+	var wg sync.WaitGroup
+	for i := range topics {
+		topic := fmt.Sprint("topic", i)
+		l.setKeep(topic, retention{count: 10})
+		wg.Go(func() {
+			if _, err := l.add(topic, "", []byte("1")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if known := len(l.topics); known != topics {
+		t.Errorf("%d topics are known", known)
+	}
+	l.clock = l.clock.Add(idleTopic + time.Second)
+	if report, err := l.add("topic1", "", []byte("1")); err != nil || report.Seq != 2 {
+		t.Errorf("report %v %v", report, err)
+	}
+	if err := l.sweep(); err != nil {
+		t.Fatal(err)
+	}
+	if known := len(l.topics); known != 1 {
+		t.Errorf("%d topics are known after a while", known)
+	}
+	if report, err := l.add("topic2", "", []byte("1")); err != nil || report.Seq != 2 {
+		t.Errorf("report %v %v", report, err)
+	}
+}
+
+// TestLogTrimsInSteps: a number that is set lower deletes no more than a few messages
+// with each send, and nobody sees the others.
+func TestLogTrimsInSteps(t *testing.T) {
+	const count = 2000
+	l := newTestLog(t)
+	l.setKeep("topic", retention{count: count})
+	var wg sync.WaitGroup
+	for range count {
+		wg.Go(func() {
+			if _, err := l.add("topic", "", []byte("1")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	l.setKeep("topic", retention{count: 10})
+	for range 3 {
+		before := l.topics["topic"].first
+		if _, err := l.add("topic", "", []byte("1")); err != nil {
+			t.Fatal(err)
+		}
+		if first := l.topics["topic"].first; first != before+maxTrim {
+			t.Errorf("the first was %d and is %d", before, first)
+		}
+		if page, err := l.read("topic", Start{}, 100); err != nil || len(page.items) != 10 {
+			t.Errorf("read %v %v", page, err)
+		}
+	}
+}

@@ -46,7 +46,7 @@ export type State = "connecting" | "recovering" | "live" | "denied" | "closed";
 
 export interface Options {
   /** Go on behind this position. Without since and rewind it begins now. */
-  since?: string;
+  since?: string | null;
   /** Begin with the last messages: a number, or a duration such as "2m". */
   rewind?: number | string;
   onGap?: (gap: Gap) => void;

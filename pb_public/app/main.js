@@ -5,6 +5,7 @@ import { Bell } from "./bell.js";
 import { Connection } from "./connection.js";
 import { bindReceiver } from "./receiver.js";
 import { bindSender } from "./sender.js";
+import { installPlug } from "./plug.js";
 import { bindSession } from "./session.js";
 
 async function start() {
@@ -18,6 +19,7 @@ async function start() {
     return;
   }
 
+  installPlug();
   const pb = new sdk.default(location.origin, new sdk.LocalAuthStore("herald_auth"));
   const connection = new Connection(pb);
   const bell = new Bell(pb, connection);
@@ -32,7 +34,10 @@ async function start() {
     }
   };
 
-  bindReceiver(connection);
+  // herald.js has a connection of its own, which it keeps over sign-ins
+  const recoverer = new sdk.default(location.origin, pb.authStore);
+
+  bindReceiver(connection, recoverer);
   bindSender(pb);
   bindSession(pb, connect);
   await connect();

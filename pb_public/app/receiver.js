@@ -1,10 +1,13 @@
 // Subscriptions and the messages that come.
 
+import { subscribe as recover } from "../herald.js";
 import { byId, describe, element, setText, timeOf } from "./dom.js";
+import { pullPlug } from "./plug.js";
 
 const maxShown = 200;
 
-export function bindReceiver(connection) {
+/** recoverer is the SDK client of the subscriptions that catch up. */
+export function bindReceiver(connection, recoverer) {
   const form = byId("subscribe-form");
   const error = byId("subscribe-error");
   const log = byId("messages");
@@ -15,45 +18,72 @@ export function bindReceiver(connection) {
     byId("clear").hidden = log.childElementCount === 0;
   };
 
-  const add = (name, data) => {
-    const now = new Date();
-    const compact = JSON.stringify(data);
-    log.prepend(element("li", {},
-      element("time", { dateTime: now.toISOString() }, timeOf(now)),
-      element("span", { className: "topic" }, name),
-      element("pre", {}, compact.length <= 72 ? compact : JSON.stringify(data, null, 2)),
-    ));
+  const prepend = (className, time, head, ...rest) => {
+    log.prepend(element("li", { className }, element("time", { dateTime: time.toISOString() }, timeOf(time)), head, ...rest));
     while (log.childElementCount > maxShown) log.lastElementChild.remove();
     count();
   };
+
+  const add = (name, data, time = new Date(), ...marks) => {
+    const compact = JSON.stringify(data);
+    const head = element("span", { className: "topic" }, name, ...marks.map((mark) => element("span", { className: "mark" }, mark)));
+    prepend("", time, head, element("pre", {}, compact.length <= 72 ? compact : JSON.stringify(data, null, 2)));
+  };
+
+  const addGap = (name, { since, first, head }) => {
+    const to = first === null ? head : first - 1;
+    const text = since ? `Messages up to ${to ? `#${to}` : "now"} are missing: the server does not keep them any more.` : "Messages may be missing.";
+    prepend("gap", new Date(), element("span", { className: "topic" }, name, element("span", { className: "mark" }, "gap")), element("span", { className: "rest" }, text));
+  };
+
+  byId("cut").addEventListener("click", ({ target }) => pullPlug(5, (left) => {
+    target.disabled = left > 0;
+    target.textContent = left > 0 ? `Cut, for ${left} s` : "Cut the connection for 5 s";
+  }));
 
   byId("clear").addEventListener("click", () => {
     log.replaceChildren();
     count();
   });
 
-  const chips = new Map(); // by the subscription's name
-  const subscribe = async (topic, options) => {
-    const name = options ? `${topic} ${JSON.stringify(options)}` : topic;
+  const chips = new Map(); // by the subscription's name: {chip, stop}
+  /** Subscribes by herald.js; returns how to end that. */
+  const subscribeRecovering = (name, topic, rewind, chip, onDenied) => recover(recoverer, topic, (message) => {
+    const { data, seq, time, replayed } = message;
+    add(name, data, replayed ? new Date(time) : undefined, ...(seq ? [`#${seq}`] : []), ...(replayed ? ["replayed"] : []));
+  }, {
+    rewind: rewind || undefined,
+    onGap: (gap) => addGap(name, gap),
+    onState: (state) => {
+      chip.dataset.state = state;
+      onDenied(state === "denied");
+    },
+  });
+
+  const subscribe = async (topic, options, rewind) => {
+    const name = rewind !== undefined ? `${topic} (catching up)` : options ? `${topic} ${JSON.stringify(options)}` : topic;
     const old = chips.get(name);
-    if (old && !old.classList.contains("denied")) return;
+    if (old && !old.chip.classList.contains("denied")) return;
     const chip = element("li", {}, element("span", { title: name }, name));
     const onDenied = (denied) => {
       chip.classList.toggle("denied", denied);
       chip.firstChild.title = denied ? `${name}: you are not allowed to listen to it` : name;
       if (denied && chip.isConnected) setText(error, notAllowed(topic));
     };
-    await connection.subscribe(name, topic, options, (data) => add(name, data), onDenied);
+    let stop = () => connection.unsubscribe(name);
+    if (rewind === undefined) await connection.subscribe(name, topic, options, (data) => add(name, data), onDenied);
+    else stop = await subscribeRecovering(name, topic, rewind, chip, onDenied);
+    if (old && rewind !== undefined) old.stop();
     const remove = element("button", { type: "button", ariaLabel: `Unsubscribe from ${name}` }, "×");
     remove.addEventListener("click", () => {
       chip.remove();
       chips.delete(name);
       setText(error, "");
-      connection.unsubscribe(name);
+      stop();
     });
     chip.append(remove);
-    chips.set(name, chip);
-    if (old) old.replaceWith(chip); // allowed at last
+    chips.set(name, { chip, stop });
+    if (old) old.chip.replaceWith(chip); // allowed at last
     else byId("topics").append(chip);
   };
 
@@ -61,7 +91,11 @@ export function bindReceiver(connection) {
     event.preventDefault();
     setText(error, "");
     try {
-      await subscribe(form.elements.topic.value, parseOptions(form.elements.options.value));
+      const { topic, options, recover, rewind } = form.elements;
+      const parsed = parseOptions(options.value);
+      if (parsed && recover.checked) throw new Error("A subscription that catches up takes no query and headers.");
+      if (rewind.value && !recover.checked) throw new Error("Only a subscription that catches up begins with the last messages.");
+      await subscribe(topic.value, parsed, recover.checked ? rewind.value.trim() : undefined);
     } catch (failure) {
       setText(error, failure.status === 403 ? notAllowed(form.elements.topic.value) : describe(failure));
     }
