@@ -84,8 +84,10 @@ const (
 // a backup.
 const snapshotSuffix = ".backup"
 
+// The write-ahead log is moved into the database every 16 MiB (wal_autocheckpoint), not
+// every 4: the page at the end of a topic is written many times until then.
 const pragmas = "?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=journal_size_limit(67108864)" +
-	"&_pragma=synchronous(FULL)&_pragma=temp_store(MEMORY)"
+	"&_pragma=wal_autocheckpoint(4096)&_pragma=synchronous(FULL)&_pragma=temp_store(MEMORY)"
 
 // openStore opens the database at path, or makes it.
 func openStore(path string) (_ *store, err error) {

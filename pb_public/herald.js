@@ -293,7 +293,9 @@ class Hub {
   #opening = null;
   #undo = []; // what close has to undo
   #user;
-  #turn = Promise.resolve(); // changes of who is signed in, one after another
+  #turn = Promise.resolve(); // of subscribeAgain, one after another
+  #queued = 0; // those that have not begun
+  #running = false;
   connection = ""; // the client id under which the SDK has subscribed; empty: it has not
 
   constructor(pb) {
@@ -361,7 +363,7 @@ class Hub {
 
     // The SDK (0.28) stops trying where a connection breaks while it subscribes on it:
     // then it clears the timer of its next try. To subscribe makes it try again.
-    const timer = setInterval(() => this.connection || this.subscribeAgain(), watchEvery);
+    const timer = setInterval(() => this.connection || this.#running || this.subscribeAgain(), watchEvery);
     this.#undo.push(() => clearInterval(timer));
   }
 
@@ -390,7 +392,13 @@ class Hub {
   /** Makes the SDK subscribe to all topics anew, as whoever is signed in now. signOut:
    * the connection is another user's. */
   subscribeAgain(signOut = false, failures = 0) {
-    this.#turn = this.#turn.then(() => this.#subscribeAgain(signOut, failures)).catch(console.error);
+    if (this.#queued > 0 && !signOut) return; // that one will do
+    this.#queued++;
+    this.#turn = this.#turn.then(async () => {
+      this.#queued--;
+      this.#running = true;
+      await this.#subscribeAgain(signOut, failures);
+    }).catch(console.error).finally(() => (this.#running = false));
   }
 
   async #subscribeAgain(signOut, failures) {
