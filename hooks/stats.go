@@ -18,12 +18,12 @@ import (
 )
 
 // bindStats adds GET /api/notify/stats and GET /api/notify/metrics.
-func bindStats(app core.App, notifier *notify.Notifier, metricsToken string) {
+func bindStats(app core.App, notifier *notify.Notifier, triggers *triggers, metricsToken string) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		statsCollector{notifier},
+		statsCollector{notifier, triggers},
 	)
 	metrics := promhttp.HandlerFor(registry, promhttp.HandlerOpts{})
 
@@ -33,7 +33,11 @@ func bindStats(app core.App, notifier *notify.Notifier, metricsToken string) {
 			api := e.Router.Group("/api/notify")
 			api.Bind(apis.SkipSuccessActivityLog())
 			api.GET("/stats", func(e *core.RequestEvent) error {
-				return e.JSON(http.StatusOK, notifier.Stats())
+				return e.JSON(http.StatusOK, struct {
+					notify.Stats
+					TriggerMessages int64 `json:"triggerMessages"` // sent by triggers so far
+					TriggerFailures int64 `json:"triggerFailures"`
+				}{notifier.Stats(), triggers.sent.Load(), triggers.failed.Load()})
 			}).Bind(apis.RequireSuperuserAuth())
 			api.GET("/metrics", apis.WrapStdHandler(metrics)).Bind(requireScraper(metricsToken))
 			return e.Next()
@@ -67,7 +71,10 @@ func bearerToken(e *core.RequestEvent) string {
 }
 
 // statsCollector gives [notify.Stats] to Prometheus.
-type statsCollector struct{ notifier *notify.Notifier }
+type statsCollector struct {
+	notifier *notify.Notifier
+	triggers *triggers
+}
 
 func metric(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("herald_"+name, help, labels, nil)
@@ -89,6 +96,8 @@ var (
 	storeGroupsMetric    = metric("store_transactions_total", "Transactions in which messages were stored.")
 	storeFailuresMetric  = metric("store_failures_total", "Transactions of the history that failed.")
 	replayedMetric       = metric("replayed_total", "Messages queued for a connection from history.")
+	triggerSentMetric    = metric("trigger_messages_total", "Messages sent by triggers.")
+	triggerFailedMetric  = metric("trigger_failures_total", "Failures of triggers.")
 	disconnectsMetric    = metric("disconnects_total", "Connections that ended.", "reason")
 	fanOutMetric         = metric("fan_out_seconds", "How long it took to queue a message for all recipients.")
 )
@@ -122,6 +131,9 @@ func (c statsCollector) Collect(metrics chan<- prometheus.Metric) {
 		storeGroupsMetric:   stats.StoreGroups,
 		storeFailuresMetric: stats.StoreFailures,
 		replayedMetric:      stats.Replayed,
+
+		triggerSentMetric:   c.triggers.sent.Load(),
+		triggerFailedMetric: c.triggers.failed.Load(),
 	} {
 		metrics <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(value))
 	}

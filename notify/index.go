@@ -125,6 +125,14 @@ func (x *index) clientsOn(topic string) []*Client {
 	return clients
 }
 
+// hasSubscribers reports whether any client is subscribed to topic.
+func (x *index) hasSubscribers(topic string) bool {
+	stripe := x.stripe(topic)
+	stripe.mu.Lock()
+	defer stripe.mu.Unlock()
+	return len(stripe.subscribers[topic]) > 0
+}
+
 // clientsWhere returns the clients that are subscribed to topics for which match
 // is true. It looks at all topics.
 func (x *index) clientsWhere(match func(topic string) bool) []*Client {

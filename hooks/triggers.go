@@ -1,0 +1,421 @@
+// Triggers: the records of "notify_triggers" say for which changes of which records
+// a message is sent, where to and to whom.
+//
+// What fires is found out within the transaction of the change, where the filter
+// sees the record as it is just then, and takes a number there: SQLite has one writer
+// at a time, so that the numbers are in the order of the commits. It is sent after the
+// commit, on another goroutine, in that order; after a rollback it is dropped.
+
+package hooks
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pocketbase/dbx"
+	validation "github.com/pocketbase/ozzo-validation/v4"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
+
+	"herald/notify"
+	"herald/pb_migrations"
+)
+
+// maxUndecided is how long a firing may be neither committed nor rolled back while
+// later ones are: a transaction that panics never tells of its end.
+const maxUndecided = 10 * time.Second
+
+// triggers fires the triggers of an application.
+type triggers struct {
+	app      core.App
+	notifier *notify.Notifier
+
+	loading sync.Mutex // held while they are loaded, so that the last to do so is the last
+	off     bool       // there are none, and the log says so; guarded by loading
+	byID    atomic.Pointer[map[string][]*trigger]
+
+	authors sync.Map // *core.Record that a request is changing, to its auth *core.Record
+
+	sent, failed atomic.Int64
+
+	mu      sync.Mutex // guards what follows
+	queue   []*firing  // in the order of the commits
+	sending bool       // a goroutine sends
+	closed  bool
+	idle    *sync.Cond // told when sending ends
+}
+
+// firing is a message of a trigger, on its way.
+type firing struct {
+	trigger *trigger
+	action  string
+	record  *core.Record
+	since   time.Time
+	state   firingState // guarded by triggers.mu
+}
+
+type firingState int
+
+const (
+	undecided firingState = iota
+	committed
+	dropped
+)
+
+// bindTriggers binds to the collection by the id that the migration gave it.
+func bindTriggers(app core.App, notifier *notify.Notifier) *triggers {
+	t := &triggers{app: app, notifier: notifier}
+	t.idle = sync.NewCond(&t.mu)
+	t.byID.Store(&map[string][]*trigger{})
+	const id = pb_migrations.TriggersCollectionID
+
+	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
+		Id: "heraldTriggers",
+		Func: func(e *core.ServeEvent) error {
+			t.load()
+			return e.Next()
+		},
+	})
+	app.OnTerminate().Bind(&hook.Handler[*core.TerminateEvent]{
+		Id: "heraldTriggers",
+		Func: func(e *core.TerminateEvent) error {
+			t.close(flushTimeout)
+			return e.Next()
+		},
+		Priority: -10001, // before heraldShutdown, after which nothing can be sent
+	})
+	app.OnRecordValidate(id).Bind(&hook.Handler[*core.RecordEvent]{Id: "heraldTriggerCheck", Func: t.check})
+
+	reload := func(e *core.RecordEvent) error {
+		t.load()
+		return e.Next()
+	}
+	for _, success := range []*hook.TaggedHook[*core.RecordEvent]{
+		app.OnRecordAfterCreateSuccess(id), app.OnRecordAfterUpdateSuccess(id), app.OnRecordAfterDeleteSuccess(id),
+	} {
+		success.Bind(&hook.Handler[*core.RecordEvent]{Id: "heraldTriggers", Func: reload})
+	}
+	for _, success := range []*hook.TaggedHook[*core.CollectionEvent]{
+		app.OnCollectionAfterCreateSuccess(), app.OnCollectionAfterUpdateSuccess(), app.OnCollectionAfterDeleteSuccess(),
+	} {
+		success.Bind(&hook.Handler[*core.CollectionEvent]{
+			Id: "heraldTriggers",
+			Func: func(e *core.CollectionEvent) error {
+				t.load()
+				return e.Next()
+			},
+		})
+	}
+	for action, execute := range map[string]*hook.TaggedHook[*core.RecordEvent]{
+		"create": app.OnRecordCreateExecute(), "update": app.OnRecordUpdateExecute(), "delete": app.OnRecordDeleteExecute(),
+	} {
+		execute.Bind(&hook.Handler[*core.RecordEvent]{
+			Id:       "heraldTriggers",
+			Func:     func(e *core.RecordEvent) error { return t.change(e, action) },
+			Priority: 9998, // after the handlers of others, who may still change the record
+		})
+	}
+	author := func(e *core.RecordRequestEvent) error {
+		if e.Auth != nil && len(t.of(e.Record.Collection())) > 0 {
+			t.authors.Store(e.Record, e.Auth)
+			defer t.authors.Delete(e.Record)
+		}
+		return e.Next()
+	}
+	for _, request := range []*hook.TaggedHook[*core.RecordRequestEvent]{
+		app.OnRecordCreateRequest(), app.OnRecordUpdateRequest(), app.OnRecordDeleteRequest(),
+	} {
+		request.Bind(&hook.Handler[*core.RecordRequestEvent]{Id: "heraldTriggers", Func: author})
+	}
+	return t
+}
+
+// triggersMissing tells why there are no triggers, or "" when there are.
+func triggersMissing(app core.App) string {
+	if _, err := app.FindCachedCollectionByNameOrId(pb_migrations.TriggersCollectionID); err == nil {
+		return ""
+	}
+	if _, err := app.FindCachedCollectionByNameOrId(pb_migrations.TriggersCollectionName); err == nil {
+		return "the application has a collection \"notify_triggers\" of its own"
+	}
+	return "their collection \"notify_triggers\" was removed"
+}
+
+// of returns the triggers of a collection.
+func (t *triggers) of(collection *core.Collection) []*trigger { return (*t.byID.Load())[collection.Id] }
+
+// load reads the triggers. One that is wrong, since a collection or a field was
+// renamed or removed, is switched off, with the reason in its record and in the log.
+func (t *triggers) load() {
+	t.loading.Lock()
+	defer t.loading.Unlock()
+	reason := triggersMissing(t.app)
+	if reason != "" && !t.off {
+		t.app.Logger().Warn("Herald's triggers are off: " + reason)
+	}
+	next := map[string][]*trigger{}
+	if t.off = reason != ""; t.off {
+		t.byID.Store(&next)
+		return
+	}
+	records := []*core.Record{}
+	if err := t.app.RecordQuery(pb_migrations.TriggersCollectionID).OrderBy("rowid").All(&records); err != nil {
+		t.app.Logger().Error("Failed to load the triggers; those known hold", slog.String("error", err.Error()))
+		return
+	}
+	for _, record := range records {
+		if !record.GetBool("enabled") {
+			continue
+		}
+		compiled, errs := newTrigger(t.app, t.notifier, record)
+		if compiled == nil {
+			t.switchOff(record, errs)
+			continue
+		}
+		next[compiled.collection] = append(next[compiled.collection], compiled)
+	}
+	t.byID.Store(&next)
+}
+
+// switchOff disables a trigger that does not compile any more.
+func (t *triggers) switchOff(record *core.Record, errs validation.Errors) {
+	status := "Switched off: " + errs.Error()
+	t.app.Logger().Error("A trigger was switched off", slog.String("trigger", record.GetString("name")), slog.String("error", errs.Error()))
+	// past the hooks: its record cannot be saved as it is, and load is under way
+	_, err := t.app.NonconcurrentDB().Update(pb_migrations.TriggersCollectionName,
+		map[string]any{"enabled": false, "status": status}, dbx.HashExp{"id": record.Id}).Execute()
+	if err != nil {
+		t.app.Logger().Error("Failed to save why a trigger was switched off", slog.String("error", err.Error()))
+	}
+}
+
+// check refuses the record of a trigger that is wrong, on its fields. One that is
+// disabled may be.
+func (t *triggers) check(e *core.RecordEvent) error {
+	if e.Record.GetBool("enabled") {
+		e.Record.Set("status", "")
+	}
+	err := e.Next()
+	errs, ok := err.(validation.Errors)
+	if err != nil && !ok {
+		return err
+	}
+	if errs == nil {
+		errs = validation.Errors{}
+	}
+	if len(errs) > 0 || !e.Record.GetBool("enabled") {
+		return errs.Filter()
+	}
+	_, errs = newTrigger(e.App, t.notifier, e.Record)
+	return errs.Filter()
+}
+
+// change finds out which triggers fire for a change, around its execution.
+func (t *triggers) change(e *core.RecordEvent, action string) error {
+	var candidates []*trigger
+	for _, trigger := range t.of(e.Record.Collection()) {
+		if slices.Contains(trigger.events, action) && t.isWanted(trigger, e.Record) {
+			candidates = append(candidates, trigger)
+		}
+	}
+	if len(candidates) == 0 {
+		return e.Next()
+	}
+	if e.App.IsTransactional() {
+		return t.execute(e, action, candidates)
+	}
+	// in a transaction, so that the numbers of firings are in the order of commits
+	original := e.App
+	defer func() { e.App = original }()
+	return original.RunInTransaction(func(tx core.App) error {
+		e.App = tx
+		return t.execute(e, action, candidates)
+	})
+}
+
+// isWanted reports whether anybody could get the message, without a query where the
+// topic needs none.
+func (t *triggers) isWanted(trigger *trigger, record *core.Record) bool {
+	if trigger.topic.hasRelations() {
+		return t.notifier.IsPrefixWanted(trigger.topic.prefix())
+	}
+	topic, err := trigger.topic.of(t.app, record)
+	return err != nil || topic != "" && t.notifier.IsWanted(topic)
+}
+
+// execute makes the change, within a transaction, and notes what fires.
+func (t *triggers) execute(e *core.RecordEvent, action string, candidates []*trigger) error {
+	author, _ := t.authors.Load(e.Record)
+	auth, _ := author.(*core.Record)
+
+	fires := func(record *core.Record) (firings []*firing) {
+		for _, trigger := range candidates {
+			passes, err := trigger.passes(e.App, record, auth)
+			if err != nil {
+				t.fail(trigger, err)
+			}
+			if passes {
+				firings = append(firings, &firing{trigger: trigger, action: action, since: time.Now()})
+			}
+		}
+		return firings
+	}
+	var before *core.Record
+	if action == "update" && slices.ContainsFunc(candidates, func(trigger *trigger) bool { return len(trigger.changed) > 0 }) {
+		before = stored(e)
+		candidates = slices.DeleteFunc(candidates, func(trigger *trigger) bool { return !trigger.hasChanged(before, e.Record) })
+	}
+	var firings []*firing
+	var record *core.Record
+	if action == "delete" {
+		record = stored(e) // it is there still
+		firings = fires(record)
+	}
+	if err := e.Next(); err != nil {
+		return err
+	}
+	if action != "delete" {
+		record = e.Record.Fresh() // as it is now: the code that changes it may go on
+		firings = fires(record)
+	}
+	if len(firings) == 0 {
+		return nil
+	}
+	for _, f := range firings {
+		f.record = record
+	}
+	t.mu.Lock()
+	t.queue = append(t.queue, firings...)
+	t.mu.Unlock()
+	e.App.TxInfo().OnComplete(func(txErr error) error {
+		t.decide(firings, txErr == nil)
+		return nil
+	})
+	return nil
+}
+
+// decide says what became of a transaction.
+func (t *triggers) decide(firings []*firing, isCommitted bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, f := range firings {
+		if f.state = dropped; isCommitted {
+			f.state = committed
+		}
+	}
+	if !t.sending && !t.closed {
+		t.sending = true
+		go t.send()
+	}
+}
+
+// send sends what is decided, in order, until nothing is.
+func (t *triggers) send() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for {
+		f := t.next()
+		if f == nil {
+			t.sending = false
+			t.idle.Broadcast()
+			return
+		}
+		t.mu.Unlock()
+		t.fire(f)
+		t.mu.Lock()
+	}
+}
+
+// next takes the next committed firing off the queue; nil where there is none. mu is
+// held. That there is an undecided one before it is the matter of a moment: its
+// transaction is over, as a later one has begun.
+func (t *triggers) next() *firing {
+	for len(t.queue) > 0 {
+		f := t.queue[0]
+		if f.state == undecided {
+			left := maxUndecided - time.Since(f.since)
+			if left > 0 {
+				return t.waitFor(left)
+			}
+			f.state = dropped
+		}
+		t.queue[0] = nil
+		t.queue = t.queue[1:]
+		if f.state == committed {
+			return f
+		}
+	}
+	t.queue = nil
+	return nil
+}
+
+// waitFor sees to it that the queue is looked at again when its head is overdue.
+func (t *triggers) waitFor(left time.Duration) *firing {
+	if slices.ContainsFunc(t.queue, func(f *firing) bool { return f.state == committed }) && !t.closed {
+		time.AfterFunc(left, func() { t.decide(nil, true) })
+	}
+	return nil
+}
+
+// fire sends the message of f.
+func (t *triggers) fire(f *firing) {
+	trigger := f.trigger
+	defer func() {
+		if cause := recover(); cause != nil {
+			t.app.Logger().Error("Panic in a trigger", slog.String("trigger", trigger.name), slog.Any("cause", cause))
+		}
+	}()
+	topic, err := trigger.topic.of(t.app, f.record)
+	if err != nil {
+		t.fail(trigger, err)
+		return
+	}
+	if topic == "" || !t.notifier.IsWanted(topic) {
+		return
+	}
+	data, err := trigger.payloadOf(t.app, f.action, f.record)
+	if err != nil {
+		t.fail(trigger, err)
+		return
+	}
+	to := trigger.to
+	if trigger.toField != "" {
+		relation := f.record.Collection().Fields.GetByName(trigger.toField).(*core.RelationField)
+		to.Users = []string{} // nobody, not everybody
+		for _, id := range f.record.GetStringSlice(trigger.toField) {
+			to.Users = append(to.Users, relation.CollectionId+":"+id)
+		}
+	}
+	if _, err := t.notifier.Send(context.Background(), notify.Message{Topic: topic, Data: data, To: to}); err != nil {
+		t.fail(trigger, err)
+		return
+	}
+	t.sent.Add(1)
+}
+
+// fail notes a failure, which never is one of the save.
+func (t *triggers) fail(trigger *trigger, err error) {
+	t.failed.Add(1)
+	t.app.Logger().Error("A trigger failed", slog.String("trigger", trigger.name), slog.String("error", err.Error()))
+}
+
+// close waits until what is committed is sent, or timeout is over.
+func (t *triggers) close(timeout time.Duration) {
+	expired := time.AfterFunc(timeout, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.closed, t.queue = true, nil
+		t.idle.Broadcast()
+	})
+	defer expired.Stop()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for t.sending {
+		t.idle.Wait()
+	}
+	t.closed, t.queue = true, nil
+}

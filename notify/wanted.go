@@ -1,0 +1,34 @@
+// What other packages ask before they prepare a message. Called by
+// hooks/trigger.go and hooks/triggers.go.
+
+package notify
+
+import "strings"
+
+// CheckTopic reports what makes topic unfit for a custom message; nil where nothing
+// does.
+func (n *Notifier) CheckTopic(topic string) *FieldError { return n.checkTopic(topic, false) }
+
+// CheckAudience reports what is wrong with an audience, as [Errors]; nil where
+// nothing is.
+func (n *Notifier) CheckAudience(to Audience) error {
+	if _, errs := n.compile(to, Except{}); len(errs) > 0 {
+		return errs
+	}
+	return nil
+}
+
+// IsWanted reports whether a message on topic would reach anybody, now or later:
+// somebody listens, or the topic has history. It costs no query.
+func (n *Notifier) IsWanted(topic string) bool {
+	return n.index.hasSubscribers(topic) || n.historyOf(topic).count > 0 || len(n.foreignClients()) > 0
+}
+
+// IsPrefixWanted is [Notifier.IsWanted] for any topic that begins with prefix. It
+// looks at all topics that have subscribers.
+func (n *Notifier) IsPrefixWanted(prefix string) bool {
+	if n.channels.Load().hasHistory || len(n.foreignClients()) > 0 {
+		return true
+	}
+	return len(n.index.clientsWhere(func(topic string) bool { return strings.HasPrefix(topic, prefix) })) > 0
+}
