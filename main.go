@@ -42,7 +42,10 @@ func main() {
 	app.RootCmd.ParseFlags(os.Args[1:])
 	config.RequirePublicDir = flags.Changed("publicDir")
 
+	hooks.MustRegister(app, config)
+
 	jsConfig.MigrationsDir = migrations.Dir
+	jsConfig.OnInit = hooks.BindJS(app)
 	jsvm.MustRegister(hooks.JSApp{PocketBase: app}, jsConfig)
 
 	// Under "go run" whoever changes a collection in the dashboard works on the
@@ -56,8 +59,6 @@ func main() {
 		}
 	}
 	migratecmd.MustRegister(app, app.RootCmd, migrations)
-
-	hooks.MustRegister(app, config)
 
 	if err := app.Start(); err != nil {
 		log.Fatal(err)

@@ -54,6 +54,10 @@ type messageBody struct {
 	ID     string          `json:"id"`
 }
 
+func (b *messageBody) message() notify.Message {
+	return notify.Message{Topic: b.Topic, Data: b.Data, To: b.To, Except: b.Except, ID: b.ID}
+}
+
 // send handles POST /api/notify.
 func (r routes) send(e *core.RequestEvent) error {
 	body, err := readBody(e)
@@ -118,9 +122,7 @@ func (r routes) sendRaw(e *core.RequestEvent, raw []byte) (notify.Report, error)
 	if err := decode(raw, &body); err != nil {
 		return notify.Report{}, err
 	}
-	report, err := r.notifier.Send(e.Request.Context(), notify.Message{
-		Topic: body.Topic, Data: body.Data, To: body.To, Except: body.Except, ID: body.ID,
-	})
+	report, err := r.notifier.Send(e.Request.Context(), body.message())
 	if err != nil {
 		return notify.Report{}, fieldsError(sendFailed, err)
 	}
@@ -169,11 +171,15 @@ func (r routes) clients(e *core.RequestEvent) error {
 	if err != nil {
 		return fieldsError("Failed to list the clients.", err)
 	}
+	return respondPage(e, clientViews(connections))
+}
+
+func clientViews(connections []notify.Connection) []clientView {
 	views := make([]clientView, len(connections))
 	for i, connection := range connections {
 		views[i] = newClientView(connection)
 	}
-	return respondPage(e, views)
+	return views
 }
 
 // disconnect handles DELETE /api/notify/clients/{id}.

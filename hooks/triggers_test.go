@@ -476,7 +476,6 @@ func TestTriggerRecords(t *testing.T) {
 	}
 }
 
-
 // TestTriggerSwitchedOff: where what a trigger names is renamed or removed it is
 // switched off, and tells why; saves go on.
 func TestTriggerSwitchedOff(t *testing.T) {

@@ -1,0 +1,170 @@
+// $notify: the engine in pb_hooks and JavaScript migrations. Bound by main.go to each
+// JavaScript runtime.
+
+package hooks
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json/v2"
+	"errors"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/dop251/goja"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
+	"github.com/pocketbase/pocketbase/tools/router"
+
+	"herald/notify"
+)
+
+// jsTypes are the types of what Herald adds to pb_hooks, for editors.
+//
+//go:embed herald_hooks.d.ts
+var jsTypes []byte
+
+// jsTypesName is the file that they are written to, beside PocketBase's own types.d.ts.
+const jsTypesName = "herald.d.ts"
+
+// BindJS returns what gives a JavaScript runtime $notify; it is for the OnInit of
+// PocketBase's jsvm plugin. Call [Register] before that plugin is registered. The
+// types are written into the data directory when the server starts.
+func BindJS(app core.App) func(vm *goja.Runtime) {
+	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
+		Id: "heraldTypes",
+		Func: func(e *core.ServeEvent) error {
+			if err := os.WriteFile(filepath.Join(e.App.DataDir(), jsTypesName), jsTypes, 0o644); err != nil {
+				e.App.Logger().Warn("Failed to write the types of $notify", slog.String("error", err.Error()))
+			}
+			return e.Next()
+		},
+	})
+	return func(vm *goja.Runtime) {
+		_ = vm.Set("$notify", jsNotify{app, vm}.object()) // into a new runtime
+	}
+}
+
+// jsNotify is $notify in one runtime.
+type jsNotify struct {
+	app core.App
+	vm  *goja.Runtime
+}
+
+func (j jsNotify) notifier() *notify.Notifier { return notify.New(j.app, notify.Config{}) }
+
+func (j jsNotify) object() map[string]func(goja.FunctionCall) goja.Value {
+	return map[string]func(goja.FunctionCall) goja.Value{
+		"send": func(call goja.FunctionCall) goja.Value {
+			var body messageBody
+			j.decode(call.Argument(0), &body)
+			report, err := j.notifier().Send(context.Background(), body.message())
+			j.check(err)
+			return j.value(report)
+		},
+		"topics": func(goja.FunctionCall) goja.Value { return j.value(j.notifier().Topics()) },
+		"clients": func(call goja.FunctionCall) goja.Value {
+			var filter struct {
+				Topic string `json:"topic"`
+				User  string `json:"user"`
+			}
+			if !goja.IsUndefined(call.Argument(0)) {
+				j.decode(call.Argument(0), &filter)
+			}
+			connections, err := j.notifier().Connections(notify.ConnectionFilter(filter))
+			j.check(err)
+			return j.value(clientViews(connections))
+		},
+		"disconnect": func(call goja.FunctionCall) goja.Value {
+			if id, ok := call.Argument(0).Export().(string); ok {
+				if j.notifier().Disconnect(id) {
+					return j.vm.ToValue(1)
+				}
+				return j.vm.ToValue(0)
+			}
+			var filter struct {
+				User string `json:"user"`
+			}
+			j.decode(call.Argument(0), &filter)
+			count, err := j.notifier().DisconnectUser(filter.User)
+			j.check(err)
+			return j.vm.ToValue(count)
+		},
+	}
+}
+
+// decode reads an argument like the body of a request, and throws like it answers.
+func (j jsNotify) decode(argument goja.Value, dst any) {
+	text, err := j.call("stringify", argument)
+	if err != nil {
+		panic(j.vm.NewTypeError(err.Error()))
+	}
+	if goja.IsUndefined(text) {
+		panic(j.vm.NewTypeError("$notify: an object is expected"))
+	}
+	j.check(decode([]byte(text.String()), dst))
+}
+
+// value makes a JavaScript value of what Go would answer as JSON.
+func (j jsNotify) value(v any) goja.Value {
+	encoded, err := json.Marshal(v)
+	j.check(err)
+	value, err := j.call("parse", j.vm.ToValue(string(encoded)))
+	j.check(err)
+	return value
+}
+
+// call calls a function of the runtime's JSON.
+func (j jsNotify) call(name string, argument goja.Value) (goja.Value, error) {
+	object := j.vm.Get("JSON").ToObject(j.vm)
+	f, ok := goja.AssertFunction(object.Get(name))
+	if !ok {
+		return nil, errors.New("JSON." + name + " is no function")
+	}
+	return f(object, argument)
+}
+
+// check throws err, unless it is nil, as an Error whose message names the fields, and
+// whose data has them as an answer over HTTP would.
+func (j jsNotify) check(err error) {
+	if err == nil {
+		return
+	}
+	var apiErr *router.ApiError
+	if !errors.As(err, &apiErr) {
+		apiErr = fieldsError(sendFailed, err)
+	}
+	message := apiErr.Message
+	var data any // as it goes over the wire
+	if encoded, err := json.Marshal(apiErr.Data); err == nil {
+		_ = json.Unmarshal(encoded, &data)
+	}
+	if fields := fieldMessages("", data); len(fields) > 0 {
+		message = strings.Join(fields, "; ")
+	} else if apiErr.Status >= 500 {
+		message += " " + err.Error()
+	}
+	thrown, newErr := j.vm.New(j.vm.Get("Error"), j.vm.ToValue("$notify: "+message))
+	if newErr != nil {
+		panic(j.vm.NewGoError(err))
+	}
+	_ = thrown.Set("data", data)
+	_ = thrown.Set("status", apiErr.Status)
+	panic(thrown)
+}
+
+// fieldMessages lists the errors in an answer's data: "to.filter: …".
+func fieldMessages(path string, data any) (messages []string) {
+	fields, _ := data.(map[string]any)
+	if message, ok := fields["message"].(string); ok && path != "" {
+		return []string{path + ": " + message}
+	}
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		messages = append(messages, fieldMessages(strings.TrimPrefix(path+"."+name, "."), fields[name])...)
+	}
+	return messages
+}
