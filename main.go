@@ -3,6 +3,8 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"log"
 	"os"
 	"path/filepath"
@@ -60,7 +62,14 @@ func main() {
 	}
 	migratecmd.MustRegister(app, app.RootCmd, migrations)
 
+	hooks.BindCommands(app, app.RootCmd)
+
 	if err := app.Start(); err != nil {
+		var exit *hooks.ExitError
+		if errors.As(err, &exit) {
+			fmt.Fprintln(os.Stderr, "herald:", exit)
+			os.Exit(exit.Code)
+		}
 		log.Fatal(err)
 	}
 }

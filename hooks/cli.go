@@ -1,0 +1,222 @@
+// The command line: "herald notify …", which talks to the running server over HTTP.
+// The commands are in cli_commands.go, cli_tail.go and cli_bench.go.
+
+package hooks
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json/jsontext"
+	"encoding/json/v2"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/spf13/cobra"
+)
+
+// The exit codes of the commands.
+const (
+	exitRefused     = 1 // the server refused, or has no such thing
+	exitUsage       = 2 // wrong arguments
+	exitUnreachable = 3 // no server answers
+)
+
+// ExitError is the error of a command, with the code to exit with.
+type ExitError struct {
+	Code int
+	err  error
+}
+
+func (e *ExitError) Error() string { return e.err.Error() }
+
+// Unwrap returns the cause.
+func (e *ExitError) Unwrap() error { return e.err }
+
+func exitWith(code int, format string, args ...any) error {
+	return &ExitError{code, fmt.Errorf(format, args...)}
+}
+
+// BindCommands adds the command "notify" to root, and cobra's "completion".
+func BindCommands(app core.App, root *cobra.Command) {
+	c := &cli{app: app}
+	command := &cobra.Command{
+		Use:   "notify",
+		Short: "Send and watch realtime messages of a running server",
+		Long: `Send and watch realtime messages of a running server, and see who is connected.
+
+On the machine of the server, with access to its data directory, no sign-in is needed. Elsewhere give
+--url, and a superuser's token by --token or HERALD_TOKEN.
+
+Exit codes: 0 done, 1 refused by the server, 2 wrong arguments, 3 no server answers.`,
+		SilenceUsage: true,
+	}
+	flags := command.PersistentFlags()
+	flags.StringVar(&c.url, "url", cmp.Or(os.Getenv("HERALD_URL"), "http://127.0.0.1:8090"), "the server's address (or HERALD_URL)")
+	flags.StringVar(&c.token, "token", "", "a superuser's token (or HERALD_TOKEN)")
+	command.AddCommand(c.sendCommand(), c.tailCommand(), c.topicsCommand(), c.clientsCommand(), c.kickCommand(), c.benchCommand())
+	for _, sub := range command.Commands() {
+		sub.SilenceUsage = true
+		sub.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &ExitError{exitUsage, err} })
+		if args := sub.Args; args != nil {
+			sub.Args = func(command *cobra.Command, given []string) error {
+				if err := args(command, given); err != nil {
+					return &ExitError{exitUsage, err}
+				}
+				return nil
+			}
+		}
+	}
+	root.AddCommand(command)
+	root.CompletionOptions.DisableDefaultCmd = false
+}
+
+// cli is what the commands share.
+type cli struct {
+	app   core.App
+	url   string
+	token string
+	made  made
+}
+
+// httpClient keeps more connections for later requests than the default one, which
+// would open one for nearly each message of "bench".
+var httpClient = func() *http.Client {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.MaxIdleConnsPerHost = 64
+	return &http.Client{Transport: transport}
+}()
+
+// tokenLasts is for how long a token is good that is made for a request.
+const tokenLasts = 2 * time.Minute
+
+// made is a token from the database, which is used for half of its time: to look for a
+// superuser at each request would be measured by "bench".
+type made struct {
+	mu    sync.Mutex // guards what follows
+	token string
+	at    time.Time
+}
+
+// authorization returns the token to send: the one given, or for a server on this
+// machine one that is made from its database.
+func (c *cli) authorization() (string, error) {
+	if token := cmp.Or(c.token, os.Getenv("HERALD_TOKEN")); token != "" {
+		return token, nil
+	}
+	address, err := url.Parse(c.url)
+	if err != nil || address.Host == "" {
+		return "", exitWith(exitUsage, "--url %q is no address such as http://127.0.0.1:8090", c.url)
+	}
+	// a token is worth what a password is: it goes to no other machine
+	if ip := net.ParseIP(address.Hostname()); address.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return "", exitWith(exitUsage, "for a server on another machine give --token or HERALD_TOKEN")
+	}
+	c.made.mu.Lock()
+	defer c.made.mu.Unlock()
+	if time.Since(c.made.at) < tokenLasts/2 {
+		return c.made.token, nil
+	}
+	superuser := &core.Record{}
+	err = c.app.RecordQuery(core.CollectionNameSuperusers).OrderBy("created").Limit(1).One(superuser)
+	if err != nil {
+		return "", exitWith(exitRefused, "there is no superuser in %s: make one with \"superuser create\", or give --token (%w)", c.app.DataDir(), err)
+	}
+	c.made.token, err = superuser.NewStaticAuthToken(tokenLasts)
+	if err == nil {
+		c.made.at = time.Now()
+	}
+	return c.made.token, err
+}
+
+// request sends a request and returns the answer's body. An answer that is an error
+// comes as one, with the fields at fault.
+func (c *cli) request(ctx context.Context, method, path string, body any) ([]byte, error) {
+	token, err := c.authorization()
+	if err != nil {
+		return nil, err
+	}
+	var reader io.Reader
+	if body != nil {
+		encoded, err := json.Marshal(body)
+		if err != nil {
+			return nil, err
+		}
+		reader = bytes.NewReader(encoded)
+	}
+	request, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.url, "/")+path, reader)
+	if err != nil {
+		return nil, &ExitError{exitUsage, err}
+	}
+	request.Header.Set("Authorization", token)
+	request.Header.Set("Content-Type", "application/json")
+	response, err := httpClient.Do(request)
+	if err != nil {
+		return nil, exitWith(exitUnreachable, "no server answers: %w", err)
+	}
+	defer response.Body.Close()
+	content, err := io.ReadAll(response.Body)
+	if err != nil {
+		return nil, exitWith(exitUnreachable, "the answer broke off: %w", err)
+	}
+	if response.StatusCode >= http.StatusBadRequest {
+		return nil, refusal(response.StatusCode, content)
+	}
+	return content, nil
+}
+
+// refusal turns an error in PocketBase's form into one line.
+func refusal(status int, content []byte) error {
+	var answer struct {
+		Message string `json:"message"`
+		Data    any    `json:"data"`
+	}
+	if err := json.Unmarshal(content, &answer); err != nil || answer.Message == "" {
+		return exitWith(exitRefused, "the server answered %d %s", status, http.StatusText(status))
+	}
+	if fields := fieldMessages("", answer.Data); len(fields) > 0 {
+		return exitWith(exitRefused, "%s %s", answer.Message, strings.Join(fields, "; "))
+	}
+	return exitWith(exitRefused, "%s (%d)", answer.Message, status)
+}
+
+// list returns all items of a paged list.
+func list[T any](ctx context.Context, c *cli, path string, query url.Values) (items []T, raw []jsontext.Value, err error) {
+	query.Set("perPage", "1000")
+	for page := 1; ; page++ {
+		query.Set("page", strconv.Itoa(page))
+		content, err := c.request(ctx, http.MethodGet, path+"?"+query.Encode(), nil)
+		if err != nil {
+			return nil, nil, err
+		}
+		var answer struct {
+			Items      []jsontext.Value `json:"items"`
+			TotalPages int              `json:"totalPages"`
+		}
+		if err := json.Unmarshal(content, &answer); err != nil {
+			return nil, nil, exitWith(exitRefused, "the answer is no list: %w", err)
+		}
+		for _, text := range answer.Items {
+			var item T
+			if err := json.Unmarshal(text, &item); err != nil {
+				return nil, nil, exitWith(exitRefused, "the answer is not understood: %w", err)
+			}
+			items, raw = append(items, item), append(raw, text)
+		}
+		if page >= answer.TotalPages {
+			return items, raw, nil
+		}
+	}
+}
+
+var errNoJSON = errors.New("is not JSON; a text needs quotes of its own, as in '\"text\"'")

@@ -1,0 +1,229 @@
+// The commands that ask once: send, topics, clients, kick.
+
+package hooks
+
+import (
+	"encoding/json/jsontext"
+	"encoding/json/v2"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"herald/notify"
+)
+
+func (c *cli) sendCommand() *cobra.Command {
+	var users, exceptUsers []string
+	var auth, filter, id string
+	command := &cobra.Command{
+		Use:   "send TOPIC [JSON | @FILE | -]",
+		Short: "Send a message and print the report",
+		Example: `  herald notify send example '{"text": "Hello"}'
+  herald notify send orders-changed @order.json --user users:RECORD_ID
+  date +%s | herald notify send clock`,
+		Args: cobra.RangeArgs(1, 2),
+		RunE: func(command *cobra.Command, args []string) error {
+			source := "-"
+			if len(args) > 1 {
+				source = args[1]
+			}
+			data, err := readData(command.InOrStdin(), source)
+			if err != nil {
+				return err
+			}
+			// only what is given: an empty list of users would be nobody
+			message := map[string]any{"topic": args[0], "data": data}
+			to := map[string]any{}
+			if len(users) > 0 {
+				to["users"] = users
+			}
+			if auth != "" {
+				to["auth"] = auth
+			}
+			if filter != "" {
+				to["filter"] = filter
+			}
+			if len(to) > 0 {
+				message["to"] = to
+			}
+			if len(exceptUsers) > 0 {
+				message["except"] = map[string]any{"users": exceptUsers}
+			}
+			if id != "" {
+				message["id"] = id
+			}
+			report, err := c.request(command.Context(), http.MethodPost, "/api/notify", message)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(command.OutOrStdout(), strings.TrimSpace(string(report)))
+			return nil
+		},
+	}
+	flags := command.Flags()
+	flags.StringArrayVar(&users, "user", nil, "only to this user, users:RECORD_ID (may be repeated)")
+	flags.StringVar(&auth, "auth", "", "only to any, guest, user or superuser")
+	flags.StringVar(&filter, "filter", "", "only to users that fit a PocketBase filter")
+	flags.StringArrayVar(&exceptUsers, "except", nil, "not to this user, users:RECORD_ID (may be repeated)")
+	flags.StringVar(&id, "id", "", "makes a retry safe: the same id within 5 minutes is sent once")
+	_ = command.RegisterFlagCompletionFunc("auth", cobra.FixedCompletions([]string{notify.AuthAny, notify.AuthGuest, notify.AuthUser, notify.AuthSuperuser}, cobra.ShellCompDirectiveNoFileComp))
+	return command
+}
+
+// readData returns the data of a message: source itself, @FILE, or - for in.
+func readData(in io.Reader, source string) (jsontext.Value, error) {
+	data, name := []byte(source), "the data"
+	var err error
+	switch file, isFile := strings.CutPrefix(source, "@"); {
+	case source == "-":
+		name = "the input"
+		data, err = io.ReadAll(in)
+	case isFile:
+		name = file
+		data, err = os.ReadFile(file)
+	}
+	if err != nil {
+		return nil, &ExitError{exitUsage, err}
+	}
+	value := jsontext.Value(data)
+	if !value.IsValid() {
+		return nil, exitWith(exitUsage, "%s %w", name, errNoJSON)
+	}
+	return value, nil
+}
+
+func (c *cli) topicsCommand() *cobra.Command {
+	var asJSON bool
+	command := &cobra.Command{
+		Use:   "topics",
+		Short: "List what is subscribed",
+		Args:  cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			topics, raw, err := list[notify.TopicInfo](command.Context(), c, "/api/notify/topics", url.Values{})
+			if err != nil || asJSON {
+				return printJSON(command, raw, err)
+			}
+			return printTable(command, "TOPIC\tSUBSCRIBERS\tUSERS", len(topics), func(i int) []any {
+				return []any{printable(topics[i].Topic), topics[i].Subscribers, topics[i].Users}
+			})
+		},
+	}
+	command.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return command
+}
+
+func (c *cli) clientsCommand() *cobra.Command {
+	var asJSON bool
+	var topic, user string
+	command := &cobra.Command{
+		Use:   "clients",
+		Short: "List who is connected",
+		Args:  cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			query := url.Values{}
+			if topic != "" {
+				query.Set("topic", topic)
+			}
+			if user != "" {
+				query.Set("user", user)
+			}
+			clients, raw, err := list[clientView](command.Context(), c, "/api/notify/clients", query)
+			if err != nil || asJSON {
+				return printJSON(command, raw, err)
+			}
+			return printTable(command, "CLIENT\tUSER\tNAME\tIP\tCONNECTED\tQUEUED\tSUBSCRIPTIONS", len(clients), func(i int) []any {
+				client := clients[i]
+				auth, connected := "guest", ""
+				if client.Auth != nil {
+					auth = *client.Auth
+				}
+				if client.Connected != nil {
+					connected = client.Connected.Time().Local().Format("2006-01-02 15:04:05")
+				}
+				return []any{client.ID, auth, printable(client.Name), client.IP, connected, client.Queued, printable(strings.Join(client.Subscriptions, " "))}
+			})
+		},
+	}
+	flags := command.Flags()
+	flags.BoolVar(&asJSON, "json", false, "print JSON")
+	flags.StringVar(&topic, "topic", "", "only those who are subscribed to this topic")
+	flags.StringVar(&user, "user", "", "only those of this user, users:RECORD_ID")
+	return command
+}
+
+func (c *cli) kickCommand() *cobra.Command {
+	var user string
+	command := &cobra.Command{
+		Use:   "kick [CLIENT_ID]",
+		Short: "Disconnect a client, or all of a user",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(command *cobra.Command, args []string) error {
+			if len(args) == 1 == (user != "") {
+				return exitWith(exitUsage, "give either a client's id or --user")
+			}
+			path := "/api/notify/clients?user=" + url.QueryEscape(user)
+			if len(args) == 1 {
+				path = "/api/notify/clients/" + url.PathEscape(args[0])
+			}
+			answer, err := c.request(command.Context(), http.MethodDelete, path, nil)
+			if err != nil {
+				return err
+			}
+			count := struct {
+				Disconnected int `json:"disconnected"`
+			}{1} // of one client the answer is empty
+			if len(answer) > 0 {
+				if err := json.Unmarshal(answer, &count); err != nil {
+					return err
+				}
+			}
+			fmt.Fprintf(command.OutOrStdout(), "disconnected %d\n", count.Disconnected)
+			if count.Disconnected == 0 {
+				return exitWith(exitRefused, "the user has no connection")
+			}
+			return nil
+		},
+	}
+	command.Flags().StringVar(&user, "user", "", "all connections of this user, users:RECORD_ID")
+	return command
+}
+
+// printJSON prints a list as JSON, unless there is an error.
+func printJSON(command *cobra.Command, items []jsontext.Value, err error) error {
+	if err != nil {
+		return err
+	}
+	return json.MarshalWrite(command.OutOrStdout(), items, jsontext.WithIndent("  "))
+}
+
+// printTable prints a header and rows, in columns.
+func printTable(command *cobra.Command, header string, rows int, row func(i int) []any) error {
+	table := tabwriter.NewWriter(command.OutOrStdout(), 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, header)
+	for i := range rows {
+		for n, cell := range row(i) {
+			if n > 0 {
+				fmt.Fprint(table, "\t")
+			}
+			fmt.Fprint(table, cell)
+		}
+		fmt.Fprintln(table)
+	}
+	return table.Flush()
+}
+
+// printable replaces what could steer a terminal: others chose the text.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 {
+			return '�'
+		}
+		return r
+	}, text)
+}

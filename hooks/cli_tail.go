@@ -1,0 +1,229 @@
+// The command that watches topics.
+
+package hooks
+
+import (
+	"bytes"
+	"context"
+	"encoding/json/jsontext"
+	"encoding/json/v2"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/fatih/color"
+	"github.com/spf13/cobra"
+	"github.com/tmaxmax/go-sse"
+
+	"herald/notify"
+)
+
+func (c *cli) tailCommand() *cobra.Command {
+	t := &tail{cli: c, positions: map[string]string{}}
+	command := &cobra.Command{
+		Use:   "tail TOPIC…",
+		Short: "Print messages as they come",
+		Long: `Print messages as they come, one JSON a line: {"id", "topic", "epoch", "seq", "time", "from", "data"}.
+
+It connects again by itself. Where the topic's channel has history, what was sent meanwhile is printed then;
+elsewhere it is missing.`,
+		Example: `  herald notify tail chat/42 | jq .data
+  herald notify tail orders --rewind 20 --pretty`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(command *cobra.Command, args []string) error {
+			if _, err := notify.ParseStart(t.since, t.rewind); err != nil {
+				return &ExitError{exitUsage, err}
+			}
+			ctx, stop := signal.NotifyContext(command.Context(), syscall.SIGINT, syscall.SIGTERM)
+			defer stop()
+			t.topics, t.out = args, command.OutOrStdout()
+			return t.run(ctx)
+		},
+	}
+	flags := command.Flags()
+	flags.StringVar(&t.since, "since", "", "begin after this position, EPOCH:SEQ")
+	flags.StringVar(&t.rewind, "rewind", "", "begin with the last messages: how many, or how old, such as 2m")
+	flags.BoolVar(&t.pretty, "pretty", false, "print for people, with colours on a terminal")
+	return command
+}
+
+// tail is one run of the command.
+type tail struct {
+	*cli
+	topics        []string
+	since, rewind string
+	pretty        bool
+	out           io.Writer
+
+	positions map[string]string // of the last message, by topic
+}
+
+// errOutput says that nobody reads the output any more.
+var errOutput = errors.New("the output is closed")
+
+// run watches until ctx is done. A server that does not answer at first is an error,
+// later it is waited for.
+func (t *tail) run(ctx context.Context) error {
+	wait := time.Duration(0)
+	for connected := false; ; {
+		began := time.Now()
+		err := t.watch(ctx, func() { connected = true })
+		var exit *ExitError
+		switch {
+		case ctx.Err() != nil:
+			return nil // Ctrl-C
+		case errors.Is(err, errOutput):
+			return nil // as with "| head"
+		case !connected, errors.As(err, &exit) && exit.Code != exitUnreachable:
+			return err
+		}
+		if wait = min(2*wait+200*time.Millisecond, 5*time.Second); time.Since(began) > 10*time.Second {
+			wait = 0
+		}
+		fmt.Fprintf(os.Stderr, "herald: disconnected (%v), connecting again\n", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+// watch prints what comes on one connection. It returns when that ends.
+func (t *tail) watch(ctx context.Context, connected func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(t.url, "/")+"/api/realtime", nil)
+	if err != nil {
+		return &ExitError{exitUsage, err}
+	}
+	response, err := httpClient.Do(request)
+	if err != nil {
+		return exitWith(exitUnreachable, "no server answers: %w", err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		content, _ := io.ReadAll(response.Body)
+		return refusal(response.StatusCode, content)
+	}
+	keys := map[string]string{} // topics by subscription key
+	for event, err := range sse.Read(response.Body, &sse.ReadConfig{MaxEventSize: 64 << 20}) {
+		if err != nil {
+			return exitWith(exitUnreachable, "%w", err)
+		}
+		if event.Type == "PB_CONNECT" {
+			subscriptions := []string{}
+			for _, topic := range t.topics {
+				if err := t.findPosition(ctx, topic); err != nil {
+					return err
+				}
+				key := t.key(topic)
+				keys[key] = topic
+				subscriptions = append(subscriptions, key)
+			}
+			_, err := t.request(ctx, http.MethodPost, "/api/realtime", map[string]any{"clientId": event.LastEventID, "subscriptions": subscriptions})
+			if err != nil {
+				return err
+			}
+			connected()
+			continue
+		}
+		if topic, ok := keys[event.Type]; ok {
+			if err := t.print(topic, event.Data); err != nil {
+				return fmt.Errorf("%w: %w", errOutput, err)
+			}
+		}
+	}
+	return exitWith(exitUnreachable, "the server closed the connection")
+}
+
+// findPosition notes where a topic with history is, unless that is known or it begins
+// elsewhere: so that nothing is missed that comes before the first message.
+func (t *tail) findPosition(ctx context.Context, topic string) error {
+	if t.positions[topic] != "" || t.since != "" || t.rewind != "" || strings.HasPrefix(topic, "@") {
+		return nil
+	}
+	content, err := t.request(ctx, http.MethodGet, "/api/notify/history?limit=1&topic="+url.QueryEscape(topic), nil)
+	var exit *ExitError
+	if errors.As(err, &exit) && exit.Code == exitRefused {
+		return nil // a topic of record events
+	}
+	if err != nil {
+		return err
+	}
+	var page notify.HistoryPage
+	if err := json.Unmarshal(content, &page); err == nil && page.Epoch != "" {
+		t.positions[topic] = notify.Position{Epoch: page.Epoch, Seq: page.Head}.String()
+	}
+	return nil
+}
+
+// key returns the subscription key of topic: from where it was left, where that is
+// known.
+func (t *tail) key(topic string) string {
+	query := map[string]string{"envelope": "true"}
+	switch position := t.positions[topic]; {
+	case position != "":
+		query["since"] = position
+	case t.since != "":
+		query["since"] = t.since
+	case t.rewind != "":
+		query["rewind"] = t.rewind
+	}
+	options, err := json.Marshal(map[string]any{"query": query}, json.Deterministic(true))
+	if err != nil {
+		return topic
+	}
+	return topic + "?options=" + url.QueryEscape(string(options))
+}
+
+// tailMessage is what is printed of an envelope.
+type tailMessage struct {
+	Topic string         `json:"topic"`
+	Epoch string         `json:"epoch"`
+	Seq   int64          `json:"seq"`
+	Time  string         `json:"time"`
+	From  string         `json:"from"`
+	Data  jsontext.Value `json:"data"`
+	Gap   bool           `json:"gap"`
+}
+
+// print prints a message and notes its position.
+func (t *tail) print(topic, text string) error {
+	var message tailMessage
+	if err := json.Unmarshal([]byte(text), &message); err != nil {
+		_, err := fmt.Fprintln(t.out, text) // a record event
+		return err
+	}
+	if message.Epoch != "" {
+		t.positions[topic] = notify.Position{Epoch: message.Epoch, Seq: message.Seq}.String()
+	}
+	if !t.pretty {
+		_, err := fmt.Fprintln(t.out, text)
+		return err
+	}
+	var line bytes.Buffer
+	at, err := time.Parse("2006-01-02 15:04:05.000Z", message.Time)
+	if err == nil {
+		line.WriteString(color.HiBlackString("%s", at.Local().Format("15:04:05.000")) + " ")
+	}
+	line.WriteString(color.CyanString("%s", printable(message.Topic)))
+	if message.Seq > 0 {
+		line.WriteString(color.HiBlackString(" #%d", message.Seq))
+	}
+	if message.Gap {
+		line.WriteString(color.RedString(" (some before it are missing)"))
+	}
+	if message.From != "" {
+		line.WriteString(" " + color.YellowString("%s", printable(message.From)))
+	}
+	_, err = fmt.Fprintf(t.out, "%s %s\n", line.String(), printable(string(message.Data)))
+	return err
+}
