@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -249,12 +250,14 @@ func (t template) of(app core.App, record *core.Record) (string, error) {
 	return topic.String(), nil
 }
 
+// modifiers are those of fields: ":excerpt(200,true)".
+var modifiers = regexp.MustCompile(`:\w+\([^)]*\)`)
+
 // expandsOf returns the relations that fields asks for: of "id,expand.owner.name"
-// it is "owner". A part in parentheses is a modifier.
+// it is "owner".
 func expandsOf(app core.App, collection *core.Collection, fields string) ([]string, error) {
 	expands := map[string]bool{}
-	for _, path := range splitList(fields) {
-		path, _, _ = strings.Cut(path, ":")
+	for _, path := range splitList(modifiers.ReplaceAllString(fields, "")) {
 		of := collection
 		var chain []string
 		parts := strings.Split(path, ".")
@@ -319,6 +322,7 @@ type payload struct {
 // payloadOf returns what is sent of record: without hidden fields, and without the
 // email addresses of those who do not show them, whatever is asked for.
 func (t *trigger) payloadOf(app core.App, action string, record *core.Record) (*payload, error) {
+	record = record.Fresh() // what is expanded for one trigger is not for the next one
 	if len(t.expands) > 0 {
 		for path, err := range app.ExpandRecord(record, t.expands, nil) {
 			app.Logger().Debug("A trigger cannot expand", "trigger", t.name, "path", path, "error", err.Error())

@@ -62,6 +62,13 @@ func fired(action, record string) string {
 // the API, with the values at that time.
 func TestTriggerActions(t *testing.T) {
 	w := newShop(t)
+	// before the server starts: PocketBase reads its settings at each request, without a lock
+	w.Settings().Batch.Enabled = true
+	w.Settings().Batch.MaxRequests = 10
+	w.Settings().Batch.Timeout = 10
+	if err := w.Save(w.Settings()); err != nil {
+		t.Fatal(err)
+	}
 	addTrigger(t, w, map[string]any{"topic": "orders-changed"})
 	addTrigger(t, w, map[string]any{"name": "only new", "topic": "new/{status}", "events": []string{"create"}})
 	addTrigger(t, w, map[string]any{"name": "off", "topic": "orders-changed", "enabled": false})
@@ -80,12 +87,6 @@ func TestTriggerActions(t *testing.T) {
 	client.Expect(t, "orders-changed", fired("delete", `{"status":"paid"}`))
 
 	// over the API, alone and in a batch
-	w.Settings().Batch.Enabled = true
-	w.Settings().Batch.MaxRequests = 10
-	w.Settings().Batch.Timeout = 10
-	if err := w.Save(w.Settings()); err != nil {
-		t.Fatal(err)
-	}
 	if status, answer := server.Do(t, "POST", "/api/collections/orders/records", "", `{"status":"api"}`); status != http.StatusOK {
 		t.Fatalf("%d %v", status, answer)
 	}
@@ -365,14 +366,15 @@ func TestTriggerFields(t *testing.T) {
 	ann.SetEmailVisibility(true)
 	save(t, w, ann)
 	shop := addRecord(t, w, "shops", map[string]any{"name": "Corner", "margin": "40 %", "keeper": w.bob.Id})
-	for topic, fields := range map[string]string{
-		"f/all":    "",
-		"f/some":   "status,total",
-		"f/expand": "status,expand.shop.name,expand.shop.margin,expand.owner.email,expand.shop.expand.keeper.name,expand.shop.expand.keeper.email",
-		"f/hidden": "secret,status",
-		"f/short":  "status:excerpt(3)",
+	for _, trigger := range [][2]string{
+		{"f/some", "status,total"},
+		{"f/expand", "status,expand.shop.name,expand.shop.margin,expand.owner.email,expand.shop.expand.keeper.name,expand.shop.expand.keeper.email"},
+		{"f/hidden", "secret,status"},
+		{"f/short", "status:excerpt(3)"},
+		{"f/dots", "status:excerpt(3,true),total"},
+		{"f/all", ""},
 	} {
-		addTrigger(t, w, map[string]any{"name": topic, "topic": topic, "fields": fields, "events": []string{"create"}})
+		addTrigger(t, w, map[string]any{"name": trigger[0], "topic": trigger[0], "fields": trigger[1], "events": []string{"create"}})
 	}
 	server := pbtest.Serve(t, w)
 	got := func(topic string) any {
@@ -393,8 +395,10 @@ func TestTriggerFields(t *testing.T) {
 		}
 		return message.Record
 	}
+	listening := server.Subscribe(t, nil, "f/expand") // what that one expands is not for the others
 	all := got("f/all").(map[string]any)
-	if all["status"] != "shipped" || all["owner"] != w.ann.Id || all["collectionName"] != "orders" {
+	listening.Next(t)
+	if all["expand"] != nil || all["status"] != "shipped" || all["owner"] != w.ann.Id || all["collectionName"] != "orders" {
 		t.Errorf("all: %v", all)
 	}
 	for topic, want := range map[string]string{
@@ -402,6 +406,7 @@ func TestTriggerFields(t *testing.T) {
 		"f/expand": `{"expand":{"owner":{"email":"ann@x.com"},"shop":{"expand":{"keeper":{"name":"Bob"}},"name":"Corner"}},"status":"shipped"}`,
 		"f/hidden": `{"status":"shipped"}`,
 		"f/short":  `{"status":"shi"}`,
+		"f/dots":   `{"status":"shi...","total":3}`,
 	} {
 		encoded, err := json.Marshal(got(topic), json.Deterministic(true))
 		if err != nil || string(encoded) != want {
