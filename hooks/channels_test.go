@@ -429,23 +429,26 @@ func TestOwnCollection(t *testing.T) {
 	}
 }
 
-// TestChannelsMigration: down and up again.
+// TestChannelsMigration: down and up again, with that of the triggers, which is later.
 func TestChannelsMigration(t *testing.T) {
 	w := newWorld(t)
 	server := pbtest.Serve(t, w)
 	addChannel(t, w, map[string]any{"pattern": "news"})
 	runner := core.NewMigrationsRunner(w, core.AppMigrations)
-	if _, err := runner.Down(1); err != nil {
+	if _, err := runner.Down(2); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.FindCollectionByNameOrId("notify_channels"); err == nil {
-		t.Error("the collection is still there")
+	for _, name := range []string{"notify_channels", "notify_triggers"} {
+		if _, err := w.FindCollectionByNameOrId(name); err == nil {
+			t.Errorf("the collection %q is still there", name)
+		}
 	}
 	server.Subscribe(t, nil, "news") // without the collection there are no rules
 	if _, err := runner.Up(); err != nil {
 		t.Fatal(err)
 	}
 	addChannel(t, w, map[string]any{"pattern": "news"})
+	mustFind(t, w, "notify_triggers")
 	if status, _ := server.Connect(t).Try(t, nil, "news"); status != 403 {
 		t.Errorf("subscribe: %d", status)
 	}

@@ -181,6 +181,7 @@ func TestLogAgainstModel(t *testing.T) {
 		}
 	}
 
+	add(0, "") // which tells the epoch
 	ids := 0
 	for range steps {
 		i := random.IntN(topics)
