@@ -9,7 +9,6 @@ import (
 	"context"
 	"encoding/json/jsontext"
 	"encoding/json/v2"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -218,5 +217,3 @@ func list[T any](ctx context.Context, c *cli, path string, query url.Values) (it
 		}
 	}
 }
-
-var errNoJSON = errors.New("is not JSON; a text needs quotes of its own, as in '\"text\"'")

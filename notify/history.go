@@ -492,7 +492,9 @@ func (h *history) sweep() error {
 	if err != nil {
 		return err
 	}
-	h.swept = 0
+	if len(topics) == 0 {
+		h.swept = 0
+	}
 	var trims []trimming
 	for i, t := range topics {
 		trim, err := h.trimmingOf(s, t, now)
