@@ -76,23 +76,22 @@ func bindChannels(app core.App, notifier *notify.Notifier) {
 	})
 }
 
-// missing tells why there is no collection of Herald's own with the id, or "" when
-// there is; name is what the migration called it.
-func missing(app core.App, id, name string) string {
-	if _, err := app.FindCachedCollectionByNameOrId(id); err == nil {
+// channelsMissing tells why there are no channels, or "" when there are.
+func channelsMissing(app core.App) string {
+	if _, err := app.FindCachedCollectionByNameOrId(pb_migrations.ChannelsCollectionID); err == nil {
 		return ""
 	}
-	if _, err := app.FindCachedCollectionByNameOrId(name); err == nil {
-		return fmt.Sprintf("the application has a collection %q of its own", name)
+	if _, err := app.FindCachedCollectionByNameOrId(pb_migrations.ChannelsCollectionName); err == nil {
+		return "the application has a collection \"notify_channels\" of its own"
 	}
-	return fmt.Sprintf("their collection %q was removed", name)
+	return "their collection \"notify_channels\" was removed"
 }
 
 // load gives the engine the channels there are, and returns how many.
 func (c *channels) load() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	reason := missing(c.app, pb_migrations.ChannelsCollectionID, pb_migrations.ChannelsCollectionName)
+	reason := channelsMissing(c.app)
 	if reason != "" && !c.off {
 		c.app.Logger().Warn("Herald's channels are off: " + reason)
 	}

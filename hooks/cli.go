@@ -9,6 +9,7 @@ import (
 	"context"
 	"encoding/json/jsontext"
 	"encoding/json/v2"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -217,3 +218,5 @@ func list[T any](ctx context.Context, c *cli, path string, query url.Values) (it
 		}
 	}
 }
+
+var errNoJSON = errors.New("is not JSON; a text needs quotes of its own, as in '\"text\"'")

@@ -220,9 +220,6 @@ func (t template) prefix() string {
 	return ""
 }
 
-// inTopic escapes a value.
-var inTopic = strings.NewReplacer("%", "%25", "/", "%2F", "?", "%3F")
-
 // of returns the topic for record; "" where a placeholder has no value. A "/" in a
 // value is escaped: who writes the record is not to choose another topic.
 func (t template) of(app core.App, record *core.Record) (string, error) {
@@ -248,7 +245,7 @@ func (t template) of(app core.App, record *core.Record) (string, error) {
 		if value == "" {
 			return "", nil
 		}
-		topic.WriteString(inTopic.Replace(value))
+		topic.WriteString(strings.NewReplacer("%", "%25", "/", "%2F", "?", "%3F").Replace(value))
 	}
 	return topic.String(), nil
 }

@@ -134,6 +134,17 @@ func bindTriggers(app core.App, notifier *notify.Notifier) *triggers {
 	return t
 }
 
+// triggersMissing tells why there are no triggers, or "" when there are.
+func triggersMissing(app core.App) string {
+	if _, err := app.FindCachedCollectionByNameOrId(pb_migrations.TriggersCollectionID); err == nil {
+		return ""
+	}
+	if _, err := app.FindCachedCollectionByNameOrId(pb_migrations.TriggersCollectionName); err == nil {
+		return "the application has a collection \"notify_triggers\" of its own"
+	}
+	return "their collection \"notify_triggers\" was removed"
+}
+
 // of returns the triggers of a collection.
 func (t *triggers) of(collection *core.Collection) []*trigger { return (*t.byID.Load())[collection.Id] }
 
@@ -142,7 +153,7 @@ func (t *triggers) of(collection *core.Collection) []*trigger { return (*t.byID.
 func (t *triggers) load() {
 	t.loading.Lock()
 	defer t.loading.Unlock()
-	reason := missing(t.app, pb_migrations.TriggersCollectionID, pb_migrations.TriggersCollectionName)
+	reason := triggersMissing(t.app)
 	if reason != "" && !t.off {
 		t.app.Logger().Warn("Herald's triggers are off: " + reason)
 	}

@@ -492,9 +492,7 @@ func (h *history) sweep() error {
 	if err != nil {
 		return err
 	}
-	if len(topics) == 0 {
-		h.swept = 0
-	}
+	h.swept = 0
 	var trims []trimming
 	for i, t := range topics {
 		trim, err := h.trimmingOf(s, t, now)
