@@ -6,8 +6,10 @@ import { setMaxListeners } from "node:events";
 import { afterEach, test } from "node:test";
 
 import { subscribe } from "../pb_public/herald.js";
+import OldestPocketBase from "pocketbase-oldest";
+
 import { addUser, Herald, launchBrowser, send, until } from "./kit.mjs";
-import { FaultyProxy } from "./proxy.mjs";
+import { FaultyProxy, RudeProxy } from "./proxy.mjs";
 
 // as in a browser
 const window = new EventTarget();
@@ -276,6 +278,147 @@ test("herald.js", async (t) => {
     await say("log/sleep", 3);
     assert.deepEqual((await log.count(3)).messages.map(({ data, replayed }) => [data, replayed]), [[1, true], [2, true], [3, false]]);
   });
+});
+
+test("herald.js behind a proxy that answers in the server's place", async (t) => {
+  const { herald, root } = await install(t);
+  const proxy = await RudeProxy.to(herald.port);
+  t.after(() => proxy.close());
+  const say = (data, topic = "log/rude") => send(root, { topic, data });
+
+  for (const fate of ["cut", "html", 400, 401, 403, 404, 502]) {
+    for (const path of ["/api/notify/history", "/api/realtime"]) {
+      if (fate === "cut" && path === "/api/realtime") continue; // its answer has no body
+      await t.test(`${fate} for ${path}`, async () => {
+        const topic = `log/${fate}${path.length}`;
+        const pb = herald.client(proxy.url);
+        const log = await Log.on(pb, topic);
+        await log.live();
+        await say(1, topic);
+        await log.count(1);
+        let left = fate === "html" && path === "/api/realtime" ? 1 : 3; // the SDK takes it for a success: it takes a missing beat
+        proxy.fate = ({ url, method }) => url.startsWith(path) && (method === "POST" || path.includes("history")) && left-- > 0 ? fate : "pass";
+        proxy.endStreams();
+        await say(2, topic);
+        await until("the proxy has answered for the server", () => left <= 0);
+        await say(3, topic);
+        assert.deepEqual((await log.count(3)).data, [1, 2, 3]);
+        await log.live();
+        await say(4, topic);
+        assert.deepEqual((await log.count(4)).data, [1, 2, 3, 4]);
+        assert.deepEqual(log.gaps, []);
+        assert.ok(log.states.every(({ state }) => state !== "denied" && state !== "closed"));
+        await log.stop();
+      });
+    }
+  }
+
+  await t.test("while it opens", async () => {
+    for (const fate of ["cut", "html", 404]) {
+      let left = 2;
+      proxy.fate = ({ url }) => url.startsWith("/api/notify/history") && left-- > 0 ? fate : "pass";
+      await say(fate, `log/open${fate}`);
+      const log = await Log.on(herald.client(proxy.url), `log/open${fate}`, { rewind: 1 });
+      assert.deepEqual((await log.count(1)).data, [fate]);
+      await log.stop();
+    }
+    proxy.fate = ({ url }) => (url.startsWith("/api/notify/history") ? 404 : "pass");
+    const states = [];
+    await assert.rejects(subscribe(herald.client(proxy.url), "log/never", () => {}, { onState: (state) => states.push(state) }), (error) => error.status === 404);
+    assert.equal(states.at(-1), "closed");
+  });
+});
+
+test("a stream that dies without an end", async (t) => {
+  const herald = await (await Herald.install(t)).start("--notifyHeartbeat=1s");
+  const root = await herald.superuser();
+  await root.collection("notify_channels").create({ pattern: "log/{name}", subscribeRule: "*", history: 100 });
+  const proxy = await RudeProxy.to(herald.port);
+  t.after(() => proxy.close());
+  for (const [name, SDK] of [["this SDK", undefined], ["the oldest SDK", OldestPocketBase]]) {
+    await t.test(name, async () => {
+      const topic = `log/${SDK ? "old" : "new"}`;
+      const log = await Log.on(herald.client(proxy.url, SDK), topic);
+      await log.live();
+      await send(root, { topic, data: 1 });
+      await log.count(1);
+      const { streams } = proxy;
+      proxy.hangStreams();
+      await send(root, { topic, data: 2 });
+      assert.deepEqual((await log.count(2)).messages.map(({ data, replayed }) => [data, replayed]), [[1, false], [2, true]]);
+      assert.ok(proxy.streams > streams);
+      await log.live();
+      await send(root, { topic, data: 3 });
+      await log.count(3);
+
+      // and one on which nothing ever comes
+      let left = 1;
+      proxy.fate = ({ url, method }) => url === "/api/realtime" && method === "POST" && left-- > 0 ? "html" : "pass";
+      proxy.endStreams();
+      await until("the proxy has answered for the server", () => left <= 0);
+      await send(root, { topic, data: 4 });
+      assert.deepEqual((await log.count(4)).data, [1, 2, 3, 4]);
+      await log.stop();
+    });
+  }
+});
+
+test("who is signed in is what the token says", async (t) => {
+  const { herald, root } = await install(t);
+  const [ann, bob] = [await addUser(root, "ann@example.com", { name: "member" }), await addUser(root, "bob@example.com", { name: "member" })];
+  const real = Date.now;
+  for (const [name, SDK, ahead] of [["a clock that is right", undefined, 0], ["a clock that is ahead", undefined, 400 * 86_400_000],
+    ["a clock that is behind", undefined, -400 * 86_400_000], ["the oldest SDK", OldestPocketBase, 0], ["the oldest SDK, a clock that is ahead", OldestPocketBase, 400 * 86_400_000]]) {
+    await t.test(name, async (t) => {
+      t.mock.method(Date, "now", () => real() + ahead);
+      const topic = `log/${name.replaceAll(/\W/g, "")}`;
+      const pb = herald.client(herald.url, SDK);
+      const signIn = (email) => pb.collection("users").authWithPassword(email, "1234567890");
+      await signIn("ann@example.com");
+      const log = await Log.on(pb, topic);
+      await log.live();
+      const tell = (user, data) => send(root, { topic, data, to: { users: [`users:${user.id}`] } });
+      await tell(ann, "ann 1");
+      await log.count(1);
+      pb.authStore.clear();
+      await signIn("bob@example.com");
+      await tell(ann, "ann 2");
+      await tell(bob, "bob 1");
+      assert.deepEqual((await log.count(2)).data, ["ann 1", "bob 1"]);
+      await log.live();
+      await tell(ann, "ann 3");
+      await tell(bob, "bob 2");
+      assert.deepEqual((await log.count(3)).data, ["ann 1", "bob 1", "bob 2"]);
+      assert.equal(log.messages.at(-1).replayed, false);
+      await log.stop();
+    });
+  }
+});
+
+test("the SDK's own calls end a subscription", async (t) => {
+  const { herald } = await install(t);
+  const proxy = await RudeProxy.to(herald.port);
+  t.after(() => proxy.close());
+  for (const SDK of [undefined, OldestPocketBase]) {
+    const pb = herald.client(proxy.url, SDK);
+    const [one, two, three] = [await Log.on(pb, "log/one"), await Log.on(pb, "log/two"), await Log.on(pb, "log/three")];
+    await Promise.all([one, two, three].map((log) => log.live()));
+    await pb.realtime.unsubscribe("log/one");
+    assert.equal(one.state, "closed");
+    await pb.realtime.unsubscribeByPrefix("log/tw");
+    assert.deepEqual([two.state, three.state], ["closed", "live"]);
+    const { streams } = proxy;
+    await pb.realtime.unsubscribe();
+    assert.equal(three.state, "closed");
+    await new Promise((resolve) => setTimeout(resolve, 6000)); // what must not come has no other sign
+    assert.equal(proxy.streams, streams);
+    assert.ok(!Object.hasOwn(pb.realtime, "unsubscribe"));
+    // and all begins anew
+    const again = await Log.on(pb, "log/one");
+    await again.live();
+    await again.stop();
+  }
+  await assert.rejects(subscribe({ realtime: { subscribe: (topic, callback) => callback } }, "log/one", () => {}), /0\.21 or newer/);
 });
 
 /** A subscription of herald.js in a tab of its own. */

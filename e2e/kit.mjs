@@ -98,8 +98,8 @@ export class Herald {
   }
 
   /** A new SDK client, as another tab or device. */
-  client(url = this.url) {
-    const client = new PocketBase(url);
+  client(url = this.url, SDK = PocketBase) {
+    const client = new SDK(url);
     this.clients.push(client);
     return client;
   }

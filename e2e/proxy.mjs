@@ -1,7 +1,85 @@
 // A TCP proxy that does to connections what networks do: it drops, stalls and cuts
 // them.
 
+import { createServer as createHTTPServer, request as httpRequest } from "node:http";
 import { connect, createServer } from "node:net";
+
+/** An HTTP proxy that answers in the server's place, as those do that are being deployed,
+ * filter, or belong to a hotel: fate says what becomes of a request. */
+export class RudeProxy {
+  #server;
+  #streams = new Set(); // of /api/realtime
+  /** "pass", "cut" (half of the answer), "html" (with 200), "hang", or a status. */
+  fate = () => "pass";
+  /** Requests that did not pass. */
+  count = 0;
+  /** Streams that were opened. */
+  streams = 0;
+
+  static async to(port) {
+    const proxy = new RudeProxy();
+    proxy.#server = createHTTPServer((request, response) => proxy.#handle(port, request, response));
+    await new Promise((resolve) => proxy.#server.listen(0, "127.0.0.1", resolve));
+    proxy.port = proxy.#server.address().port;
+    proxy.url = `http://127.0.0.1:${proxy.port}`;
+    return proxy;
+  }
+
+  async close() {
+    this.#server.closeAllConnections();
+    await new Promise((resolve) => this.#server.close(resolve));
+  }
+
+  /** Ends all streams, as a restart of the server does. */
+  endStreams() {
+    for (const response of this.#streams) response.destroy();
+  }
+
+  /** Forwards nothing more on the streams there are, and does not end them. */
+  hangStreams() {
+    for (const response of this.#streams) response.isHung = true;
+  }
+
+  #handle(port, request, response) {
+    const isStream = request.method === "GET" && request.url.startsWith("/api/realtime");
+    const fate = this.fate(request);
+    if (fate !== "pass") this.count++;
+    if (fate === "hang" && !isStream) return;
+    if (fate === "html" || typeof fate === "number") {
+      response.writeHead(fate === "html" ? 200 : fate, { "Content-Type": fate === 403 ? "application/json" : "text/html" });
+      response.end(fate === 403 ? '{"error": "blocked"}' : "<html><body>One moment, please</body></html>");
+      return;
+    }
+    const upstream = httpRequest({ port, host: "127.0.0.1", method: request.method, path: request.url, headers: request.headers }, (answer) => {
+      if (isStream) {
+        this.streams++;
+        this.#streams.add(response);
+        response.isHung = fate === "hang";
+        response.on("close", () => this.#streams.delete(response));
+        response.writeHead(answer.statusCode, answer.headers);
+        response.flushHeaders();
+        answer.on("data", (data) => response.isHung || response.write(data));
+        answer.on("end", () => response.isHung || response.end());
+        answer.on("error", () => response.isHung || response.destroy());
+        return;
+      }
+      const parts = [];
+      answer.on("error", () => response.destroy());
+      answer.on("data", (data) => parts.push(data));
+      answer.on("end", () => {
+        const body = Buffer.concat(parts);
+        const { "transfer-encoding": _, ...headers } = answer.headers;
+        if (answer.statusCode !== 204) headers["content-length"] = body.length;
+        response.writeHead(answer.statusCode, headers);
+        if (fate !== "cut" || body.length === 0) return response.end(body);
+        response.write(body.subarray(0, body.length / 2), () => response.destroy());
+      });
+    });
+    upstream.on("error", () => response.destroy());
+    response.on("close", () => upstream.destroy());
+    request.pipe(upstream);
+  }
+}
 
 export class FaultyProxy {
   #pairs = new Set();

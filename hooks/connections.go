@@ -63,6 +63,11 @@ func bindConnections(app core.App, notifier *notify.Notifier, limits *limits) {
 
 // connect makes the client of a new connection.
 func (c connections) connect(e *core.RealtimeConnectRequestEvent) error {
+	if e.Request.Method == http.MethodHead {
+		// Go's mux answers HEAD by the GET route. Nothing that is written to it ends it,
+		// so that the connection would be held for nobody.
+		return e.NoContent(http.StatusOK)
+	}
 	release, err := c.limits.connect(e.RequestEvent)
 	if err != nil {
 		return err
@@ -80,12 +85,13 @@ func (c connections) connect(e *core.RealtimeConnectRequestEvent) error {
 		e.IdleTimeout = e.MaxTimeout
 	}
 
-	err = e.Next()
-	if !handedOver(e) {
-		client.Close(notify.ReasonRejected) // unless it has ended already
-		<-client.Done()
-	}
-	return err
+	defer func() { // also when a handler panics
+		if !handedOver(e) {
+			client.Close(notify.ReasonRejected) // unless it has ended already
+			<-client.Done()
+		}
+	}()
+	return e.Next()
 }
 
 // spread returns d plus or minus up to a tenth of it.

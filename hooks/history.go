@@ -59,7 +59,8 @@ func (h history) page(e *core.RequestEvent) error {
 	if err != nil {
 		if isForbidden(err) {
 			delayDenial(e, began)
-			return e.ForbiddenError(notify.DeniedMessage, nil)
+			// the code tells the refusal from that of a proxy in between
+			return e.ForbiddenError(notify.DeniedMessage, validation.Errors{"topic": validation.NewError("validation_topic_forbidden", notify.DeniedMessage)})
 		}
 		return fieldsError(failed, err)
 	}

@@ -61,8 +61,10 @@ type Client struct {
 	// what the connection was asked to be, set before it is served
 	lifetime, idle time.Duration
 
-	// When it was written to and had a message last, by Notifier.clock.
-	lastWrite, lastMessage atomic.Int64
+	// When it was written to, had a message and a beat last, by Notifier.clock.
+	lastWrite, lastMessage, lastBeat atomic.Int64
+
+	beat beatState // whether it wants beats, see serving.go
 
 	// serving and socket are set once, under queue.mu, when serving begins
 	socket *socket
@@ -210,6 +212,7 @@ func (c *Client) reindex(grants map[string]grant) {
 			}
 		}
 	}
+	c.wantBeats(wanted[BeatTopic])
 	index := c.notifier.index
 	c.subs = slices.DeleteFunc(c.subs, func(s *subscription) bool {
 		keys, ok := wanted[s.topic]

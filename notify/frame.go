@@ -23,8 +23,9 @@ type frame struct {
 	comment bool
 }
 
-// heartbeat is a comment line (WHATWG HTML, 9.2.5), which clients ignore.
-var heartbeat = &frame{wire: []byte(":\n\n"), comment: true}
+// heartbeat is a comment line (WHATWG HTML, 9.2.5), which clients ignore. No empty line
+// follows: some parsers take one for an event without data.
+var heartbeat = &frame{wire: []byte(":\n"), comment: true}
 
 func newFrame(message subscriptions.Message, private bool) *frame {
 	return &frame{message: message, wire: EncodeSSE("", message.Name, message.Data), private: private}

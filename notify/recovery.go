@@ -37,6 +37,9 @@ type HistoryPage struct {
 	// Next is the position to ask for next. The page reaches the topic's head
 	// when its number is Head.
 	Next string `json:"next"`
+	// Beat is how often the server sends an event on [BeatTopic] to who subscribes to
+	// it, in seconds; 0: never.
+	Beat float64 `json:"beat"`
 }
 
 // History returns messages of topic, from a start on, that p may have: up to limit
@@ -63,7 +66,7 @@ func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from 
 	if err != nil {
 		return nil, err
 	}
-	answer := &HistoryPage{Items: []jsontext.Value{}, Epoch: page.epoch, Head: page.head, Complete: page.complete}
+	answer := &HistoryPage{Items: []jsontext.Value{}, Epoch: page.epoch, Head: page.head, Complete: page.complete, Beat: max(n.config.Heartbeat, 0).Seconds()}
 	if page.epoch != "" {
 		answer.Next = page.next().String()
 	}

@@ -1,4 +1,5 @@
-// Types of herald.js. PocketBase's SDK brings its own.
+// Types of herald.js. It works with PocketBase's JavaScript SDK 0.21 and newer, which
+// brings its own types.
 import type PocketBase from "pocketbase";
 
 /** A message with what is known of it. */
@@ -58,8 +59,10 @@ export interface Options {
  * Subscribes to a topic. Where its channel has history, each message reaches callback
  * once and in order, over reconnects, restarts of the server and sign-ins.
  *
- * Rejects as `pb.realtime.subscribe` does: with status 403 where the topic is denied.
- * Returns a function that unsubscribes.
+ * Rejects with status 403 where the topic is denied, with 400 where the topic or `since`
+ * is wrong, and as the SDK does where no server answers after a few tries. Returns a
+ * function that unsubscribes, and never rejects. `pb.realtime.unsubscribe(topic)` and
+ * `pb.realtime.unsubscribe()` end the subscription, too.
  */
 export function subscribe<T = any>(
   pb: PocketBase,

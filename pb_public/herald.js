@@ -13,14 +13,26 @@
 //     connection meanwhile wait, and are delivered where they are newer.
 //   - A message counts as live only on the connection on which that was done: within
 //     one connection the server leaves nothing out.
+//   - The server beats: it sends a small event on @beat now and then. A connection on
+//     which two are overdue is dead, whatever the browser thinks of it.
+//   - Nothing between the client and the server is trusted. Only an answer that has the
+//     form of Herald's counts; any other one (cut, HTML, a proxy's 404) is a failure
+//     that is tried again, like a broken connection.
+//   - Who is signed in is what the token says. The device's clock is never asked.
 
 const pageSize = 500;
 const maxWaiting = 1000; // messages; more can be fetched
 const kickAfter = 3000; // ms
 const watchEvery = 5000; // ms
+const submitWithin = 15_000; // ms
+const firstBeatWithin = 5000; // ms
+const openTries = 5;
 
 /** See herald.d.ts. */
 export async function subscribe(pb, topic, callback, options = {}) {
+  if (!(pb?.realtime?.subscribe?.length >= 3)) { // older ones take no options
+    throw new Error("herald.js needs PocketBase's JavaScript SDK 0.21 or newer");
+  }
   const subscription = new Subscription(hubOf(pb), topic, callback, options);
   await subscription.open();
   return () => subscription.close();
@@ -73,34 +85,60 @@ class Subscription {
       if (since) {
         this.#moveTo(since);
       } else if (rewind !== undefined) {
-        this.#take(await this.#fetch({ rewind }));
+        this.#take(await this.#persist(() => this.#fetch({ rewind })));
       } else {
-        const { epoch, head } = await this.#fetch({ limit: 1 });
+        const { epoch, head } = await this.#persist(() => this.#fetch({ limit: 1 }));
         this.#moveTo(`${epoch}:${head}`);
       }
-      await this.#hub.add(this);
+      await this.#persist(() => this.#hub.add(this));
       const before = this.#hub.connection;
-      this.#asked = true;
-      await this.#key.subscribe((message) => this.#receive(message));
+      await this.#persist(() => {
+        this.#asked = true;
+        return this.#key.subscribe((message) => this.#receive(message));
+      });
       // else the SDK is about to connect, and PB_CONNECT comes after it has subscribed
       if (before && before === this.#hub.connection) this.#connection = before;
     } catch (error) {
-      await this.close().catch(() => {});
+      await this.close();
       throw error;
     }
     this.recover();
   }
 
+  /** Calls f until it succeeds, the server refuses, or it has failed too often. */
+  async #persist(f) {
+    for (let failures = 0; ; failures++) {
+      try {
+        return await f();
+      } catch (error) {
+        if (isRefusal(error) || failures + 1 === openTries || this.#closed) throw error;
+        this.#asked = false;
+      }
+      await this.#pause(backoff(failures));
+    }
+  }
+
+  /** Never rejects: the SDK has forgotten the subscription even where it could not tell
+   * the server, which hears of it with the next one. */
   async close() {
     if (this.#closed) return;
     this.#setState("closed");
     this.#waiting = [];
     this.#wake();
-    try {
-      if (this.#asked) await this.#key.unsubscribe();
-    } finally {
-      await this.#hub.remove(this);
-    }
+    if (this.#asked) await this.#key.unsubscribe().catch(() => {});
+    await this.#hub.remove(this);
+  }
+
+  /** The application has unsubscribed it with the SDK's own calls. */
+  get isForgotten() {
+    return !this.#closed && this.#key.isForgotten;
+  }
+
+  /** Somebody else signs in: what is under way is for the one before. */
+  userChanged() {
+    this.#waiting = [];
+    this.disconnected();
+    this.#again = true;
   }
 
   /** The SDK has subscribed to all topics, on a new connection or anew. */
@@ -122,10 +160,11 @@ class Subscription {
   async askAgain() {
     if (this.#closed || this.isDenied) return;
     this.#connection = "";
+    const { user } = this.#hub;
     try {
       await this.#fetch({ limit: 1 });
     } catch (error) {
-      if (isRefusal(error)) return this.#denied();
+      if (isRefusal(error) && user === this.#hub.user) return this.#denied();
     }
     this.#hub.subscribeAgain();
   }
@@ -152,13 +191,15 @@ class Subscription {
     }, kickAfter);
   }
 
-  /** Fetches what was missed, and goes live where the connection is up. */
+  /** Fetches what was missed, and goes live where the connection is up. Never rejects. */
   async recover() {
     this.#again = true;
     if (this.#recovering || this.#closed) return;
     this.#recovering = true;
     try {
       await this.#recover();
+    } catch (error) {
+      console.error(error);
     } finally {
       this.#recovering = false;
     }
@@ -169,12 +210,14 @@ class Subscription {
       this.#setState("recovering");
       this.#again = this.#dropped = false;
       const connection = this.#connection;
+      const { user } = this.#hub;
       let page;
       try {
         page = await this.#fetch({ since: this.position }, failures);
         failures = 0;
       } catch (error) {
         if (this.#isOver) return;
+        if (user !== this.#hub.user) continue; // that was the answer to somebody else
         if (isRefusal(error)) {
           if (this.#again && connection !== this.#connection) continue; // signed in meanwhile
           return this.#denied();
@@ -184,6 +227,7 @@ class Subscription {
         continue;
       }
       if (this.#isOver) return;
+      if (user !== this.#hub.user) continue;
       this.#take(page);
       if (this.#isOver) return;
       if (page.epoch && page.next !== `${page.epoch}:${page.head}`) continue;
@@ -203,14 +247,22 @@ class Subscription {
     return this.#closed || (this.isDenied && !this.#again);
   }
 
-  #fetch(query, failures = 0) {
+  async #fetch(query, failures = 0) {
     const known = Object.fromEntries(Object.entries(query).filter(([, value]) => value !== "" && value !== undefined));
-    return this.#hub.pb.send("/api/notify/history", {
-      query: { topic: this.topic, limit: pageSize, ...known },
-      requestKey: null,
-      // the browser may have sent it on a connection that is dead
-      signal: AbortSignal.timeout(Math.min(30, 5 + 5 * failures) * 1000),
-    });
+    // the browser may have sent it on a connection that is dead
+    const { signal, done } = timeout(Math.min(30, 5 + 5 * failures) * 1000);
+    try {
+      const page = await this.#hub.pb.send("/api/notify/history", {
+        query: { topic: this.topic, limit: pageSize, ...known },
+        requestKey: null,
+        signal,
+      });
+      if (!isPage(page, this.topic)) throw new Error("the answer is none of Herald's");
+      this.#hub.expectBeats(page.beat);
+      return page;
+    } finally {
+      done();
+    }
   }
 
   /** Delivers the messages of a page. */
@@ -229,7 +281,7 @@ class Subscription {
 
   /** Takes a message that came by the connection. */
   #receive(message) {
-    if (this.#closed || this.isDenied) return;
+    if (this.#closed || this.isDenied || !isMessage(message, this.topic)) return;
     this.#lastLive = Math.max(this.#lastLive, message.seq);
     const isLive = this.#state === "live" && this.#connection === this.#hub.pb.realtime.clientId;
     if (isLive && message.epoch === this.#epoch) {
@@ -282,20 +334,71 @@ class Subscription {
 
 const backoff = (failures) => Math.min(10_000, 300 * 2 ** failures) * (0.5 + Math.random() / 2); // ms
 
-const isRefusal = ({ status }) => status >= 400 && status < 500 && status !== 408 && status !== 429;
+const isObject = (value) => typeof value === "object" && value !== null;
+
+/** What came is whole, and an answer of Herald's: the SDK makes {} of a cut answer and of
+ * a proxy's HTML. */
+const isPage = (page, topic) =>
+  isObject(page) && typeof page.epoch === "string" && typeof page.next === "string" && Number.isInteger(page.head) &&
+  typeof page.complete === "boolean" && Array.isArray(page.items) && page.items.every((item) => isMessage(item, topic)) &&
+  (page.next === "" ? page.epoch === "" : page.next.startsWith(`${page.epoch}:`));
+
+const isMessage = (message, topic) =>
+  isObject(message) && message.topic === topic && typeof message.id === "string" && typeof message.epoch === "string" &&
+  Number.isInteger(message.seq) && typeof message.time === "string" && "data" in message;
+
+/** The server itself says no, for a reason that does not pass: with a code in the fields
+ * that belong to a subscription. A proxy's 403 or 404 has none. */
+const isRefusal = ({ status, response }) => {
+  if ((status !== 400 && status !== 403) || response?.status !== status || !isObject(response.data)) return false;
+  const { topic, since, rewind, subscriptions } = response.data;
+  return [topic, since, rewind, ...(isObject(subscriptions) ? Object.values(subscriptions) : [])]
+    .some((field) => isObject(field) && typeof field.code === "string" && field.code.startsWith("validation_"));
+};
 
 const numberOf = (position) => Number(position.slice(position.lastIndexOf(":") + 1)) || 0;
+
+/** A signal that aborts after ms; AbortSignal.timeout is too new for some. */
+const timeout = (ms) => {
+  const controller = new AbortController();
+  const timer = setTimeout(() => controller.abort(), ms);
+  return { signal: controller.signal, done: () => clearTimeout(timer) };
+};
+
+/** Who the token says is signed in; empty: a guest. That it may have expired is for the
+ * server to say: its clock counts. */
+const userOf = ({ token }) => {
+  if (!token) return "";
+  try {
+    const payload = token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/");
+    const { collectionId, id } = JSON.parse(atob(payload));
+    if (id) return `${collectionId}:${id}`;
+  } catch {
+    // a token of the application's own
+  }
+  return token;
+};
+
+/** Makes the SDK connect anew: its connection is dead. */
+const kick = ({ realtime }, connection) => {
+  if (connection && realtime.clientId === connection) realtime.eventSource?.onerror?.({ type: "error" });
+};
 
 // What the subscriptions of one SDK client share: they are told of its connection,
 // of who is signed in, and of denied topics.
 class Hub {
   #subscriptions = new Set();
   #opening = null;
+  #keys = []; // of its own subscriptions
   #undo = []; // what close has to undo
-  #user;
   #turn = Promise.resolve(); // of subscribeAgain, one after another
   #queued = 0; // those that have not begun
   #running = false;
+  #every = 0; // ms between two beats; 0: none are expected
+  #silent = 0; // connections in a row that have never beaten
+  #beaten = false; // this one has
+  #overdue; // the timer
+  user = ""; // who is signed in
   connection = ""; // the client id under which the SDK has subscribed; empty: it has not
 
   constructor(pb) {
@@ -315,13 +418,15 @@ class Hub {
 
   async remove(subscription) {
     this.#subscriptions.delete(subscription);
-    if (this.#subscriptions.size === 0) await this.#close();
+    if (this.#subscriptions.size === 0 && this.#opening) await this.#close();
   }
 
   async #close() {
     this.#opening = null;
     this.connection = "";
-    await Promise.all(this.#undo.splice(0).map((undo) => undo()));
+    clearTimeout(this.#overdue);
+    for (const undo of this.#undo.splice(0)) undo();
+    await Promise.all(this.#keys.splice(0).map((key) => key.unsubscribe().catch(() => {})));
   }
 
   #each(f) {
@@ -330,41 +435,114 @@ class Hub {
 
   async #open() {
     const { realtime, authStore } = this.pb;
-    this.#user = userOf(authStore);
+    this.user = userOf(authStore);
     const before = realtime.isConnected ? realtime.clientId : "";
     const disconnect = realtime.onDisconnect;
     const onDisconnect = (topics) => {
-      this.connection = "";
-      this.#each((subscription) => subscription.disconnected());
+      this.#disconnected();
       return disconnect?.(topics);
     };
-    realtime.onDisconnect = onDisconnect;
+    realtime.onDisconnect = onDisconnect; // the SDK has it since 0.23
     this.#undo.push(() => {
       if (realtime.onDisconnect === onDisconnect) realtime.onDisconnect = disconnect;
     });
+    for (const name of ["unsubscribe", "unsubscribeByPrefix"]) this.#watch(realtime, name);
     this.#undo.push(authStore.onChange(() => this.#authChanged()));
     this.#listen(globalThis, "online", () => true);
     this.#listen(globalThis.document, "visibilitychange", () => document.visibilityState === "visible");
 
-    const [connect, denied] = [new Key(this.pb, "PB_CONNECT", {}), new Key(this.pb, "@denied", {})];
-    this.#undo.push(() => Promise.all([connect.unsubscribe(), denied.unsubscribe()]));
-    await Promise.all([
-      connect.subscribe(() => {
-        if (!realtime.clientId) return this.subscribeAgain(); // see below
-        this.connection = realtime.clientId;
-        this.#each((subscription) => subscription.connected(this.connection));
-      }),
-      denied.subscribe(({ topic }) => {
-        this.#each((subscription) => topic === subscription.topic && subscription.askAgain());
-      }),
-    ]);
-    // there was a connection already, of which nobody tells
-    if (before && before === realtime.clientId) this.connection = before;
-
     // The SDK (0.28) stops trying where a connection breaks while it subscribes on it:
     // then it clears the timer of its next try. To subscribe makes it try again.
-    const timer = setInterval(() => this.connection || this.#running || this.subscribeAgain(), watchEvery);
+    const timer = setInterval(() => {
+      if (this.connection && this.connection !== realtime.clientId) this.#disconnected();
+      if (!this.connection && !this.#running) this.subscribeAgain();
+    }, watchEvery);
     this.#undo.push(() => clearInterval(timer));
+
+    await this.#subscribe();
+    // there was a connection already, of which nobody tells
+    if (before && before === realtime.clientId) this.#connected(before);
+  }
+
+  async #subscribe() {
+    const { realtime } = this.pb;
+    const listeners = {
+      PB_CONNECT: () => {
+        if (!realtime.clientId) return this.subscribeAgain(); // see above
+        this.#connected(realtime.clientId);
+        this.#each((subscription) => subscription.connected(this.connection));
+      },
+      "@denied": ({ topic }) => this.#each((subscription) => topic === subscription.topic && subscription.askAgain()),
+      "@beat": ({ every }) => {
+        this.#beaten = true;
+        this.#silent = 0;
+        this.expectBeats(every);
+        this.#awaitBeat();
+      },
+    };
+    const keys = Object.keys(listeners).map((topic) => new Key(this.pb, topic, {}));
+    this.#keys.push(...keys);
+    await Promise.all(keys.map((key) => key.subscribe(listeners[key.topic])));
+  }
+
+  #connected(id) {
+    this.connection = id;
+    this.#beaten = false;
+    this.#awaitBeat();
+  }
+
+  #disconnected() {
+    this.connection = "";
+    clearTimeout(this.#overdue);
+    this.#each((subscription) => subscription.disconnected());
+  }
+
+  /** The server says how often it beats, in seconds; 0: never. */
+  expectBeats(every) {
+    if (typeof every === "number" && every >= 0) this.#every = every * 1000;
+  }
+
+  #awaitBeat() {
+    clearTimeout(this.#overdue);
+    const id = this.connection;
+    // one beat may be late, as timers are in a tab behind others
+    const ms = this.#beaten ? 2.5 * this.#every : Math.min(600_000, firstBeatWithin * 2 ** this.#silent);
+    if (!id || (this.#every === 0 && this.#beaten)) return;
+    this.#overdue = setTimeout(() => {
+      if (id !== this.connection || this.#every === 0) return;
+      // more and more seldom: one whose client a hook of the application has wrapped never beats
+      if (!this.#beaten) this.#silent++;
+      kick(this.pb, id);
+    }, ms);
+  }
+
+  /** Notices when the application ends subscriptions by a call of the SDK. */
+  #watch(realtime, name) {
+    const isOwn = Object.prototype.hasOwnProperty.call(realtime, name);
+    const original = realtime[name];
+    const watching = (...args) => {
+      const result = original.apply(realtime, args); // it forgets at once, and then tells the server
+      this.#forget();
+      return result;
+    };
+    realtime[name] = watching;
+    this.#undo.push(() => {
+      if (realtime[name] !== watching) return;
+      if (isOwn) realtime[name] = original;
+      else delete realtime[name];
+    });
+  }
+
+  /** Closes the subscriptions that the SDK has forgotten. */
+  #forget() {
+    const forgotten = [...this.#subscriptions].filter((subscription) => subscription.isForgotten);
+    for (const subscription of forgotten) this.#subscriptions.delete(subscription);
+    if (this.#subscriptions.size === 0) this.#close(); // at once: the application may subscribe anew
+    for (const subscription of forgotten) subscription.close();
+    if (this.#subscriptions.size === 0 || !this.#keys.some((key) => key.isForgotten)) return;
+    // only those of the hub were meant, such as all of PB_CONNECT
+    for (const key of this.#keys.splice(0)) key.unsubscribe().catch(() => {});
+    this.#subscribe().catch(() => this.subscribeAgain());
   }
 
   #listen(target, event, isBack) {
@@ -374,54 +552,53 @@ class Hub {
     this.#undo.push(() => target.removeEventListener(event, listener));
   }
 
-  /** Makes the SDK connect anew: its connection is dead. */
   kick(connection) {
-    const { realtime } = this.pb;
-    if (realtime.clientId === connection) realtime.eventSource?.onerror?.(new Event("error"));
+    kick(this.pb, connection);
   }
 
   #authChanged() {
-    const before = this.#user;
-    this.#user = userOf(this.pb.authStore);
-    const isOther = before !== this.#user;
-    const affected = [...this.#subscriptions].filter((subscription) => isOther || subscription.isDenied);
-    // else it is a renewed token
-    if (isOther || [...this.#subscriptions].some(({ isDenied }) => isDenied)) this.subscribeAgain(before && this.#user && isOther);
+    const before = this.user;
+    this.user = userOf(this.pb.authStore);
+    const { clientId } = this.pb.realtime;
+    if (before === this.user) {
+      // a renewed token, which may be let in
+      if ([...this.#subscriptions].some(({ isDenied }) => isDenied)) this.subscribeAgain();
+    } else if (before && clientId) {
+      // What is on its way on a user's connection is not for the next one, who gets
+      // another connection.
+      this.#each((subscription) => subscription.userChanged());
+      kick(this.pb, clientId);
+    } else {
+      this.#each((subscription) => before && subscription.userChanged());
+      this.subscribeAgain();
+    }
   }
 
-  /** Makes the SDK subscribe to all topics anew, as whoever is signed in now. signOut:
-   * the connection is another user's. */
-  subscribeAgain(signOut = false, failures = 0) {
-    if (this.#queued > 0 && !signOut) return; // that one will do
+  /** Makes the SDK subscribe to all topics anew, as whoever is signed in now. */
+  subscribeAgain(failures = 0) {
+    if (this.#queued > 0) return; // that one will do
     this.#queued++;
     this.#turn = this.#turn.then(async () => {
       this.#queued--;
       this.#running = true;
-      await this.#subscribeAgain(signOut, failures);
+      await this.#subscribeAgain(failures);
     }).catch(console.error).finally(() => (this.#running = false));
   }
 
-  async #subscribeAgain(signOut, failures) {
+  async #subscribeAgain(failures) {
     if (!this.#opening) return;
-    const { realtime } = this.pb;
     const id = this.connection;
-    if (signOut && id) {
-      // the server lets a connection change from a guest to a user, not to another user
-      await fetch(this.pb.buildURL("/api/realtime"), {
-        method: "POST",
-        headers: { "Content-Type": "application/json" },
-        body: JSON.stringify({ clientId: id, subscriptions: ["PB_CONNECT", "@denied"] }),
-      }).catch(() => {});
-    }
     // it sends its topics when they change, and then all of them
     const another = new Key(this.pb, "@denied", {});
     try {
       await another.subscribe(() => {});
-      if (id && id === this.connection && id === realtime.clientId) this.#each((subscription) => subscription.connected(id));
     } catch {
-      setTimeout(() => this.subscribeAgain(signOut, failures + 1), backoff(failures));
+      if (this.#opening) setTimeout(() => this.#opening && this.subscribeAgain(failures + 1), backoff(failures));
+      return;
     }
+    // refused where all that is left to ask for is denied; the server then goes on as before
     await another.unsubscribe().catch(() => {});
+    if (id && id === this.connection && id === this.pb.realtime.clientId) this.#each((subscription) => subscription.connected(id));
   }
 }
 
@@ -431,18 +608,30 @@ let keys = 0;
 // be taken away also where subscribing failed: the SDK keeps the listener then.
 class Key {
   #pb;
-  #topic;
   #query;
+  #isAsked = false; // the SDK is to know of it
 
   constructor(pb, topic, query) {
     this.#pb = pb;
-    this.#topic = topic;
+    this.topic = topic;
     this.#query = { ...query, key: ++keys };
+  }
+
+  get #name() {
+    return `${this.topic}?options=${encodeURIComponent(JSON.stringify({ query: this.#query }))}`;
+  }
+
+  /** Somebody else has taken it away from the SDK. */
+  get isForgotten() {
+    const { subscriptions } = this.#pb.realtime;
+    return this.#isAsked && isObject(subscriptions) && !(subscriptions[this.#name]?.length > 0);
   }
 
   async subscribe(listener) {
     try {
-      await this.#pb.realtime.subscribe(this.#topic, listener, { query: this.#query });
+      const asked = this.#pb.realtime.subscribe(this.topic, listener, { query: this.#query });
+      this.#isAsked = true;
+      await this.#bounded(asked);
     } catch (error) {
       await this.unsubscribe().catch(() => {});
       throw error;
@@ -450,11 +639,21 @@ class Key {
   }
 
   unsubscribe() {
-    return this.#pb.realtime.unsubscribe(`${this.#topic}?options=${encodeURIComponent(JSON.stringify({ query: this.#query }))}`);
+    this.#isAsked = false;
+    return this.#bounded(this.#pb.realtime.unsubscribe(this.#name));
+  }
+
+  /** The SDK waits for an answer for ever, and sends no other request before it. */
+  async #bounded(promise) {
+    const { clientId } = this.#pb.realtime;
+    const timer = setTimeout(() => kick(this.#pb, clientId), submitWithin);
+    try {
+      return await promise;
+    } finally {
+      clearTimeout(timer);
+    }
   }
 }
-
-const userOf = ({ record, isValid }) => (isValid && record ? `${record.collectionId}:${record.id}` : "");
 
 const hubs = new WeakMap();
 
