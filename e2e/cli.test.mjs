@@ -2,11 +2,12 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { writeFile } from "node:fs/promises";
+import { stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { after, test } from "node:test";
 
 import { addUser, Herald, Received, send, until } from "./kit.mjs";
+import { RudeProxy } from "./proxy.mjs";
 
 const children = [];
 after(() => children.forEach((child) => child.kill("SIGKILL"))); // those that watch, where a test fails
@@ -67,6 +68,7 @@ test("herald notify", async (t) => {
     await fails(2, /unknown flag/, ["send", "example", "1", "--nope"]);
     await fails(1, /topic: .*reserved/, ["send", "@inbox", "1"]);
     await fails(1, /to\.filter: .*nope/, ["send", "example", "1", "--filter", "nope = 1"]);
+    for (const flag of ["--filter", "--auth", "--user", "--except"]) await fails(1, /to\.|except\./, ["send", "example", "1", flag, ""]); // a variable that is not set
   });
 
   await t.test("which server, and as whom", async () => {
@@ -76,6 +78,18 @@ test("herald notify", async (t) => {
     await fails(1, /authorization token/, ["topics", "--token", "wrong"]);
     await fails(1, /allowed|authorized/i, ["topics"], { env: { HERALD_TOKEN: anns.authStore.token } });
     await ok("topics", "--token", root.authStore.token, "--url", herald.url.replace("127.0.0.1", "localhost") + "/");
+  });
+
+  await t.test("with a token nothing local is touched", async () => {
+    const dir = join(herald.folder, "not-there", "pb_data");
+    await ok("topics", "--token", root.authStore.token, "--dir", dir);
+    assert.match((await run(herald, ["send", "example", '"remote"', "--dir", dir], { env: { HERALD_TOKEN: root.authStore.token } }).done).out, /matched/);
+    await fails(3, /no server answers/, ["topics", "--dir", dir, "--token", "t", "--url", "http://127.0.0.1:1"]);
+    await fails(2, /accepts between 1 and 2 arg/, ["send", "--dir", dir]);
+    await fails(1, /there is no superuser/, ["topics", "--dir", dir]);
+    await assert.rejects(stat(join(dir, "..")), { code: "ENOENT" });
+    assert.equal(await guest.next(), "remote");
+    assert.equal(await toAnn.next(), "remote");
   });
 
   await t.test("topics, clients, kick", async () => {
@@ -116,13 +130,27 @@ test("herald notify", async (t) => {
 
     // it connects again by itself, and misses nothing
     await herald.stop();
-    await herald.start();
+    await herald.start("--notifyHeartbeat=1s");
     for (const n of [5, 6]) await send(root, { topic: "log", data: { n } });
     assert.deepEqual((await last.lines(5)).map((line) => JSON.parse(line).data.n), [2, 3, 4, 5, 6]);
     assert.match(last.err, /connecting again/);
     await listens("log", 3);
 
-    for (const tail of [all, last, since]) { // Ctrl-C
+    // nor does it behind a proxy: that forwards nothing more, and answers in the server's place
+    const proxy = await RudeProxy.to(new URL(herald.url).port);
+    t.after(() => proxy.close());
+    const behind = follow("log", "--url", proxy.url);
+    await listens("log", 4);
+    proxy.hangStreams();
+    const fates = ["html", 403, "cut", "pass"];
+    proxy.fate = () => fates.length > 1 ? fates.shift() : "pass";
+    await send(root, { topic: "log", data: { n: 7 } });
+    assert.deepEqual((await behind.lines(1)).map((line) => JSON.parse(line).data.n), [7]);
+    assert.match(behind.err, /nothing comes any more/);
+    assert.deepEqual(fates, ["pass"]);
+    for (const tail of [all, last, since]) await tail.lines(1);
+
+    for (const tail of [all, last, since, behind]) { // Ctrl-C
       tail.child.kill("SIGINT");
       assert.equal((await tail.done).code, 0);
     }
@@ -135,7 +163,7 @@ test("herald notify", async (t) => {
     await send(root, { topic: "log", data: "\u009b31m" });
     const piped = follow("log", "--rewind", "1", "--pretty");
     const [line] = await piped.lines(1);
-    assert.match(line, /^\d\d:\d\d:\d\d\.\d{3} log #7 ".*31m"$/);
+    assert.match(line, /^\d\d:\d\d:\d\d\.\d{3} log #8 ".*31m"$/);
     assert.ok(!/[\u0080-\u009f]|\u001b/.test(line));
     piped.child.kill("SIGINT");
     await piped.done;

@@ -27,6 +27,22 @@ test("$notify in pb_hooks", async (t) => {
       }
       return e.json(200, {});
     });
+    routerAdd("GET", "/undefined", (e) => e.json(200, [
+      { to: undefined }, { to: null }, { to: {} }, { to: { users: undefined } }, { to: { auth: "user", filter: undefined } },
+      { except: undefined }, { except: { users: undefined } }, { to: { users: [undefined] } },
+    ].map((audience) => {
+      try {
+        $notify.send({ topic: "said", data: 1, ...audience });
+      } catch (err) {
+        return err.message;
+      }
+      return "sent";
+    })));
+    routerAdd("GET", "/record/{id}", (e) => {
+      const record = $app.findRecordById("notes", e.request.pathValue("id"));
+      $notify.send({ topic: "said", data: { record: record.publicExport(), json: record.get("json"), itself: record, text: "hi 😀".slice(0, 4) } });
+      return e.json(200, {});
+    });
     routerAdd("POST", "/uncaught", () => $notify.send({ topic: "@inbox", data: 1 }));
     routerAdd("GET", "/lists", (e) => e.json(200, {
       topics: $notify.topics(),
@@ -74,6 +90,17 @@ test("$notify in pb_hooks", async (t) => {
   const { data, status } = await post("/try", { message: { topic: "", data: 1 } });
   assert.deepEqual([status, data.topic.code], [400, "validation_required"]);
   await assert.rejects(post("/uncaught"), (error) => error.status === 400);
+
+  // what came out undefined is not everybody, and nobody got it (see the next message)
+  for (const message of await root.send("/undefined", {})) assert.match(message, /^\$notify: (to|except)/);
+
+  // JSON that Go keeps as bytes
+  await root.collections.create({ name: "notes", type: "base", listRule: "", viewRule: "", fields: [{ name: "json", type: "json" }, { name: "none", type: "json" }] });
+  const json = { a: [1, { b: null }], c: "x" };
+  const note = await root.collection("notes").create({ json });
+  await root.send(`/record/${note.id}`, {});
+  const sent = await said.next();
+  assert.deepEqual([sent.json, sent.record.json, sent.record.none, sent.itself.json, sent.text], [json, json, null, json, "hi \ufffd"]);
 
   // who is there
   const anns = await herald.signIn("ann@example.com");

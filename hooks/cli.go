@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
 	"github.com/spf13/cobra"
 )
 
@@ -50,6 +52,18 @@ func exitWith(code int, format string, args ...any) error {
 // BindCommands adds the command "notify" to root, and cobra's "completion".
 func BindCommands(app core.App, root *cobra.Command) {
 	c := &cli{app: app}
+	// Execute opens the databases of any command, and makes the data directory first;
+	// ours open them when they need a token from there (see makeToken)
+	app.OnBootstrap().Bind(&hook.Handler[*core.BootstrapEvent]{
+		Id: "heraldCommands",
+		Func: func(e *core.BootstrapEvent) error {
+			if found, _, err := root.Find(os.Args[1:]); err == nil && isBelow(found, "notify") && !c.opens {
+				return nil
+			}
+			return e.Next()
+		},
+		Priority: math.MinInt,
+	})
 	command := &cobra.Command{
 		Use:   "notify",
 		Short: "Send and watch realtime messages of a running server",
@@ -81,12 +95,23 @@ Exit codes: 0 done, 1 refused by the server, 2 wrong arguments, 3 no server answ
 	root.CompletionOptions.DisableDefaultCmd = false
 }
 
+// isBelow reports whether command is the one of that name, or a command of it.
+func isBelow(command *cobra.Command, name string) bool {
+	for ; command != nil; command = command.Parent() {
+		if command.Name() == name {
+			return true
+		}
+	}
+	return false
+}
+
 // cli is what the commands share.
 type cli struct {
 	app   core.App
 	url   string
 	token string
 	made  made
+	opens bool // the databases, now
 }
 
 // httpClient keeps more connections for later requests than the default one, which
@@ -122,22 +147,45 @@ func (c *cli) authorization() (string, error) {
 	if ip := net.ParseIP(address.Hostname()); address.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
 		return "", exitWith(exitUsage, "for a server on another machine give --token or HERALD_TOKEN")
 	}
+	return c.makeToken()
+}
+
+// makeToken returns a token made from the database, which is opened for it.
+func (c *cli) makeToken() (string, error) {
 	c.made.mu.Lock()
 	defer c.made.mu.Unlock()
 	if time.Since(c.made.at) < tokenLasts/2 {
 		return c.made.token, nil
 	}
+	noSuperuser := func(err error) error {
+		return exitWith(exitRefused, "there is no superuser in %s: make one with \"superuser create\", or give --token (%w)", c.app.DataDir(), err)
+	}
+	if !c.app.IsBootstrapped() {
+		if _, err := os.Stat(c.app.DataDir()); err != nil {
+			return "", noSuperuser(err)
+		}
+		c.opens = true
+		if err := c.app.Bootstrap(); err != nil {
+			return "", err
+		}
+	}
 	superuser := &core.Record{}
-	err = c.app.RecordQuery(core.CollectionNameSuperusers).OrderBy("created").Limit(1).One(superuser)
-	if err != nil {
-		return "", exitWith(exitRefused, "there is no superuser in %s: make one with \"superuser create\", or give --token (%w)", c.app.DataDir(), err)
+	if err := c.app.RecordQuery(core.CollectionNameSuperusers).OrderBy("created").Limit(1).One(superuser); err != nil {
+		return "", noSuperuser(err)
 	}
-	c.made.token, err = superuser.NewStaticAuthToken(tokenLasts)
+	token, err := superuser.NewStaticAuthToken(tokenLasts)
 	if err == nil {
-		c.made.at = time.Now()
+		c.made.token, c.made.at = token, time.Now()
 	}
-	return c.made.token, err
+	return token, err
 }
+
+// answersWithin is for how long an answer is waited for.
+const answersWithin = 30 * time.Second
+
+// errNotNow marks an answer of a server, or of what stands before it, that may be another
+// one soon.
+var errNotNow = errors.New("try again")
 
 // request sends a request and returns the answer's body. An answer that is an error
 // comes as one, with the fields at fault.
@@ -154,6 +202,8 @@ func (c *cli) request(ctx context.Context, method, path string, body any) ([]byt
 		}
 		reader = bytes.NewReader(encoded)
 	}
+	ctx, cancel := context.WithTimeout(ctx, answersWithin)
+	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.url, "/")+path, reader)
 	if err != nil {
 		return nil, &ExitError{exitUsage, err}
@@ -172,17 +222,25 @@ func (c *cli) request(ctx context.Context, method, path string, body any) ([]byt
 	if response.StatusCode >= http.StatusBadRequest {
 		return nil, refusal(response.StatusCode, content)
 	}
+	if len(content) > 0 && !jsontext.Value(content).IsValid() {
+		return nil, exitWith(exitUnreachable, "what answers is no Herald: %d, but no JSON", response.StatusCode)
+	}
 	return content, nil
 }
 
-// refusal turns an error in PocketBase's form into one line.
+// refusal turns an error in PocketBase's form into one line. One in any other form is not
+// the server's, but of a proxy before it.
 func refusal(status int, content []byte) error {
 	var answer struct {
+		Status  int    `json:"status"`
 		Message string `json:"message"`
 		Data    any    `json:"data"`
 	}
-	if err := json.Unmarshal(content, &answer); err != nil || answer.Message == "" {
-		return exitWith(exitRefused, "the server answered %d %s", status, http.StatusText(status))
+	if err := json.Unmarshal(content, &answer); err != nil || answer.Message == "" || answer.Status != status {
+		return exitWith(exitUnreachable, "the server answered %d %s", status, http.StatusText(status))
+	}
+	if status >= http.StatusInternalServerError || status == http.StatusTooManyRequests {
+		return exitWith(exitRefused, "%s (%d): %w", answer.Message, status, errNotNow)
 	}
 	if fields := fieldMessages("", answer.Data); len(fields) > 0 {
 		return exitWith(exitRefused, "%s %s", answer.Message, strings.Join(fields, "; "))

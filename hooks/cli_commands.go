@@ -40,15 +40,14 @@ func (c *cli) sendCommand() *cobra.Command {
 			// only what is given: an empty list of users would be nobody
 			message := map[string]any{"topic": args[0], "data": data}
 			to := map[string]any{}
-			if len(users) > 0 {
-				to["users"] = users
+			narrow := func(flag, part string, value any) {
+				if command.Flags().Changed(flag) { // given and empty is refused: --filter "$NOT_SET" is not everybody
+					to[part] = value
+				}
 			}
-			if auth != "" {
-				to["auth"] = auth
-			}
-			if filter != "" {
-				to["filter"] = filter
-			}
+			narrow("user", "users", users)
+			narrow("auth", "auth", auth)
+			narrow("filter", "filter", filter)
 			if len(to) > 0 {
 				message["to"] = to
 			}

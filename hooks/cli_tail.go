@@ -4,6 +4,7 @@ package hooks
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json/jsontext"
 	"encoding/json/v2"
@@ -81,7 +82,7 @@ func (t *tail) run(ctx context.Context) error {
 			return nil // Ctrl-C
 		case errors.Is(err, errOutput):
 			return nil // as with "| head"
-		case !connected, errors.As(err, &exit) && exit.Code != exitUnreachable:
+		case !connected, errors.As(err, &exit) && exit.Code != exitUnreachable && !errors.Is(err, errNotNow):
 			return err
 		}
 		if wait = min(2*wait+200*time.Millisecond, 5*time.Second); time.Since(began) > 10*time.Second {
@@ -96,10 +97,29 @@ func (t *tail) run(ctx context.Context) error {
 	}
 }
 
+// firstBeatWithin is how long after the start of a connection its first beat comes at the
+// latest. A connection without beats is dead, although nobody has closed it.
+const firstBeatWithin = 15 * time.Second
+
+var errNoBeats = errors.New("nothing comes any more")
+
+// beatsWithin returns how long after a beat the next one comes at the latest, 0 for never.
+func beatsWithin(data string) time.Duration {
+	var beat struct {
+		Every float64 `json:"every"`
+	}
+	if err := json.Unmarshal([]byte(data), &beat); err != nil {
+		return 0
+	}
+	return time.Duration(2.5 * beat.Every * float64(time.Second))
+}
+
 // watch prints what comes on one connection. It returns when that ends.
 func (t *tail) watch(ctx context.Context, connected func()) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	beats := time.AfterFunc(firstBeatWithin, func() { cancel(errNoBeats) })
+	defer beats.Stop()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(t.url, "/")+"/api/realtime", nil)
 	if err != nil {
 		return &ExitError{exitUsage, err}
@@ -116,10 +136,10 @@ func (t *tail) watch(ctx context.Context, connected func()) error {
 	keys := map[string]string{} // topics by subscription key
 	for event, err := range sse.Read(response.Body, &sse.ReadConfig{MaxEventSize: 64 << 20}) {
 		if err != nil {
-			return exitWith(exitUnreachable, "%w", err)
+			return exitWith(exitUnreachable, "%w", cmp.Or(context.Cause(ctx), err))
 		}
 		if event.Type == "PB_CONNECT" {
-			subscriptions := []string{}
+			subscriptions := []string{notify.BeatTopic}
 			for _, topic := range t.topics {
 				if err := t.findPosition(ctx, topic); err != nil {
 					return err
@@ -133,6 +153,13 @@ func (t *tail) watch(ctx context.Context, connected func()) error {
 				return err
 			}
 			connected()
+			continue
+		}
+		if event.Type == notify.BeatTopic {
+			beats.Stop()
+			if within := beatsWithin(event.Data); within > 0 {
+				beats.Reset(within)
+			}
 			continue
 		}
 		if topic, ok := keys[event.Type]; ok {
@@ -152,14 +179,17 @@ func (t *tail) findPosition(ctx context.Context, topic string) error {
 	}
 	content, err := t.request(ctx, http.MethodGet, "/api/notify/history?limit=1&topic="+url.QueryEscape(topic), nil)
 	var exit *ExitError
-	if errors.As(err, &exit) && exit.Code == exitRefused {
+	if errors.As(err, &exit) && exit.Code == exitRefused && !errors.Is(err, errNotNow) {
 		return nil // a topic of record events
 	}
 	if err != nil {
 		return err
 	}
 	var page notify.HistoryPage
-	if err := json.Unmarshal(content, &page); err == nil && page.Epoch != "" {
+	if err := json.Unmarshal(content, &page); err != nil || page.Items == nil {
+		return exitWith(exitUnreachable, "what answers is no Herald: no page of the history")
+	}
+	if page.Epoch != "" {
 		t.positions[topic] = notify.Position{Epoch: page.Epoch, Seq: page.Head}.String()
 	}
 	return nil

@@ -124,20 +124,6 @@ func TestNotTaken(t *testing.T) {
 			t.Errorf("got %q, error %v", line, err)
 		}
 	})
-	t.Run("HEAD", func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		request, _ := http.NewRequestWithContext(ctx, http.MethodHead, server.URL+"/api/realtime", nil)
-		ended := make(chan struct{})
-		go func() {
-			defer close(ended)
-			if response, err := server.Client().Do(request); err == nil { // net/http may keep the head until the end
-				response.Body.Close()
-			}
-		}()
-		pbtest.WaitFor(t, "it is connected", func() bool { return w.SubscriptionsBroker().TotalClients() == 2 })
-		cancel()
-		<-ended
-	})
 	if stats := engine(w).Stats(); stats.Taken != 0 {
 		t.Errorf("%d connections were taken", stats.Taken)
 	}
@@ -206,6 +192,66 @@ func TestHeartbeat(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestBeat: who subscribes to it gets beats that EventSource shows, and nobody else does.
+func TestBeat(t *testing.T) {
+	for every, want := range map[time.Duration][]string{
+		time.Millisecond: {`{"every":0.001}`, `{"every":0.001}`, `{"every":0.001}`},
+		-1:               {`{"every":0}`},
+	} {
+		for name, serve := range map[string]func(testing.TB, core.App) *pbtest.Server{"taken": pbtest.Serve, "HTTP2": pbtest.ServeHTTP2} {
+			t.Run(fmt.Sprint(name, every), func(t *testing.T) {
+				app := pbtest.NewApp(t, func(app core.App) {
+					hooks.MustRegister(app, hooks.Config{Notify: notify.Config{Heartbeat: every}})
+				})
+				server := serve(t, app)
+				key := withQuery("@beat", "a", "b")
+				stock, asks := server.Subscribe(t, nil, "example"), server.Subscribe(t, nil, "@beat", key, "example")
+				for _, beat := range want {
+					asks.Expect(t, "@beat", beat)
+					asks.Expect(t, key, beat)
+				}
+				asks.Set(t, nil, "example") // enough
+				mustSend(t, app, "example", 1)
+				stock.Expect(t, "example", "1")
+				for event := asks.Next(t); event.Type != "example"; event = asks.Next(t) {
+					if !strings.HasPrefix(event.Type, "@beat") {
+						t.Errorf("got %v", event)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestHead: a request that wants no body is answered and done, whatever it sends besides.
+func TestHead(t *testing.T) {
+	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
+		server := serve(t, w)
+		response, err := server.Client().Head(server.URL + "/api/realtime")
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		if kind := response.Header.Get("Content-Type"); response.StatusCode != http.StatusOK || kind != "text/event-stream" {
+			t.Errorf("%s %s", response.Status, kind)
+		}
+		if address, isPlain := strings.CutPrefix(server.URL, "http://"); isPlain {
+			conn, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			fmt.Fprint(conn, "HEAD /api/realtime HTTP/1.1\r\nHost: x\r\n\r\nG") // the beginning of another
+			if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.HasPrefix(line, "HTTP/1.1 200") {
+				t.Errorf("%q %v", line, err)
+			}
+		}
+		if count := w.SubscriptionsBroker().TotalClients(); count != 0 {
+			t.Errorf("%d clients are held", count)
+		}
+	})
 }
 
 // TestTimeouts checks that what a handler sets holds, and that what was sent
@@ -369,6 +415,32 @@ func TestPanickingHandler(t *testing.T) {
 	if count := w.SubscriptionsBroker().TotalClients(); count != 1 {
 		t.Errorf("%d clients are registered", count)
 	}
+}
+
+// TestPanicWhileConnecting: a handler's panic frees the place of the connection.
+func TestPanicWhileConnecting(t *testing.T) {
+	app := pbtest.NewApp(t, func(app core.App) {
+		hooks.MustRegister(app, hooks.Config{Limits: hooks.Limits{Connections: 1, ConnectionsPerIP: 1}})
+	})
+	panics := 0
+	app.OnRealtimeConnectRequest().BindFunc(func(e *core.RealtimeConnectRequestEvent) error {
+		if panics++; panics <= 3 {
+			panic("test")
+		}
+		return e.Next()
+	})
+	server := pbtest.Serve(t, app)
+	for range 3 {
+		response, err := server.Client().Get(server.URL + "/api/realtime")
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		if response.StatusCode != http.StatusInternalServerError {
+			t.Error(response.Status)
+		}
+	}
+	server.Subscribe(t, nil, "example")
 }
 
 // TestWrappedClient has a handler that puts a client of its own around ours.

@@ -3,6 +3,7 @@
 package hooks
 
 import (
+	"bytes"
 	"encoding/json/jsontext"
 	"encoding/json/v2"
 	"errors"
@@ -28,17 +29,33 @@ func readBody(e *core.RequestEvent) ([]byte, error) {
 		// too large for PocketBase's body limit, or broken off
 		return nil, router.ToApiError(err)
 	}
+	if sound := soundJSON(body); !bytes.Equal(sound, body) {
+		e.Request.Body = &router.RereadableReadCloser{ReadCloser: io.NopCloser(bytes.NewReader(sound))}
+		return sound, nil
+	}
 	if rereader, ok := e.Request.Body.(router.Rereader); ok {
 		rereader.Reread() // maxBytesReader in PocketBase's apis stays at the end by itself
 	}
 	return body, nil
 }
 
+// soundJSON returns raw as [notify.NormalizeJSON] does; what is no JSON even then is for
+// decode to refuse.
+func soundJSON(raw []byte) []byte {
+	if jsontext.Value(raw).IsValid() {
+		return raw
+	}
+	if normalized, err := notify.NormalizeJSON(raw); err == nil {
+		return normalized
+	}
+	return raw
+}
+
 // decode reads JSON into dst. A member that dst does not have is an error: were
 // `{"to": {"user": […]}}` taken for "no restriction" because of the missing s,
 // a message meant for one would go to all.
-func decode(data []byte, dst any, options ...json.Options) error {
-	err := json.Unmarshal(data, dst, append(options, json.RejectUnknownMembers(true))...)
+func decode(data []byte, dst any) error {
+	err := json.Unmarshal(data, dst, json.RejectUnknownMembers(true))
 	if err == nil {
 		return nil
 	}
@@ -57,6 +74,67 @@ func decode(data []byte, dst any, options ...json.Options) error {
 		fieldErr = validation.NewError("validation_unknown_field", "there is no such field")
 	}
 	return router.NewBadRequestError(sendFailed, nest(validation.Errors{}, fieldErr, slices.Collect(semantic.JSONPointer.Tokens())))
+}
+
+// errEmptyAudience is for an audience, or a part of it, that is there and says nothing.
+var errEmptyAudience = validation.NewError("validation_invalid_audience",
+	"must not be empty: leave it out to narrow nothing; [] is nobody")
+
+// checkNarrows refuses an audience that is there and says nothing: null, an empty object or
+// text. It comes from a variable that is not set, and what is meant for one would go to all.
+// (An empty list is nobody.) raw is the JSON of an object that has the fields.
+func checkNarrows(raw []byte, fields ...string) error {
+	var object map[string]jsontext.Value
+	if json.Unmarshal(raw, &object) != nil {
+		return nil // decode says so
+	}
+	errs := validation.Errors{}
+	for _, field := range fields {
+		value, ok := object[field]
+		if !ok {
+			continue
+		}
+		if isEmptyValue(value) {
+			nest(errs, errEmptyAudience, []string{field})
+			continue
+		}
+		var parts map[string]jsontext.Value
+		if json.Unmarshal(value, &parts) != nil {
+			continue // no object: a list of users is one way to say whom
+		}
+		for name, part := range parts {
+			if isEmptyValue(part) {
+				nest(errs, errEmptyAudience, []string{field, name})
+			}
+		}
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return router.NewBadRequestError(sendFailed, errs)
+}
+
+// isEmptyValue reports whether value is null, {} or a text of spaces.
+func isEmptyValue(value jsontext.Value) bool {
+	switch value.Kind() {
+	case jsontext.KindNull:
+		return true
+	case jsontext.KindString:
+		var text string
+		return json.Unmarshal(value, &text) == nil && strings.TrimSpace(text) == ""
+	case jsontext.KindBeginObject:
+		var object map[string]jsontext.Value
+		return json.Unmarshal(value, &object) == nil && len(object) == 0
+	}
+	return false
+}
+
+// decodeMessage is decode for the JSON of a message.
+func decodeMessage(raw []byte, dst any) error {
+	if err := decode(raw, dst); err != nil {
+		return err
+	}
+	return checkNarrows(raw, "to", "except")
 }
 
 // fieldsError turns notify.Errors into PocketBase's form, with the fields at

@@ -8,14 +8,17 @@ import (
 	_ "embed"
 	"encoding/json/v2"
 	"errors"
+	"iter"
 	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
 	"github.com/dop251/goja"
+	validation "github.com/pocketbase/ozzo-validation/v4"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
 	"github.com/pocketbase/pocketbase/tools/router"
@@ -61,7 +64,8 @@ func (j jsNotify) object() map[string]func(goja.FunctionCall) goja.Value {
 	return map[string]func(goja.FunctionCall) goja.Value{
 		"send": func(call goja.FunctionCall) goja.Value {
 			var body messageBody
-			j.decode(call.Argument(0), &body)
+			j.checkDefined(call.Argument(0))
+			j.check(decodeMessage(j.encode(call.Argument(0)), &body))
 			report, err := j.notifier().Send(context.Background(), body.message())
 			j.check(err)
 			return j.value(report)
@@ -99,14 +103,81 @@ func (j jsNotify) object() map[string]func(goja.FunctionCall) goja.Value {
 
 // decode reads an argument like the body of a request, and throws like it answers.
 func (j jsNotify) decode(argument goja.Value, dst any) {
-	text, err := j.call("stringify", argument)
+	j.check(decode(j.encode(argument), dst))
+}
+
+// encode returns an argument as JSON. JSON.stringify alone makes arrays of bytes of the raw
+// JSON that Go keeps (a record's JSON field, as it is or in publicExport).
+func (j jsNotify) encode(argument goja.Value) []byte {
+	text, err := j.call("stringify", argument, j.vm.ToValue(func(call goja.FunctionCall) goja.Value {
+		value := call.Argument(1)
+		if raw, ok := rawJSON(value); ok {
+			parsed, err := j.call("parse", j.vm.ToValue(raw))
+			if err != nil {
+				panic(j.vm.NewTypeError(err.Error()))
+			}
+			return parsed
+		}
+		return value
+	}))
 	if err != nil {
 		panic(j.vm.NewTypeError(err.Error()))
 	}
 	if goja.IsUndefined(text) {
 		panic(j.vm.NewTypeError("$notify: an object is expected"))
 	}
-	j.check(decode([]byte(text.String()), dst))
+	return soundJSON([]byte(text.String()))
+}
+
+// rawJSON returns the text of a value that is JSON kept as bytes in Go: types.JSONRaw,
+// json.RawMessage, jsontext.Value.
+func rawJSON(value goja.Value) (string, bool) {
+	if t := value.ExportType(); t == nil || t.Kind() != reflect.Slice || t.Elem().Kind() != reflect.Uint8 {
+		return "", false
+	}
+	marshaler, ok := value.Export().(json.Marshaler)
+	if !ok {
+		return "", false
+	}
+	raw, err := marshaler.MarshalJSON()
+	return string(raw), err == nil
+}
+
+// checkDefined throws for an undefined in an audience. JSON.stringify leaves it out, and
+// what is left would be everybody.
+func (j jsNotify) checkDefined(message goja.Value) {
+	errs := validation.Errors{}
+	for name, value := range members(message) {
+		if name != "to" && name != "except" {
+			continue
+		}
+		if goja.IsUndefined(value) {
+			nest(errs, errEmptyAudience, []string{name})
+		}
+		for part, value := range members(value) {
+			if goja.IsUndefined(value) {
+				nest(errs, errEmptyAudience, []string{name, part})
+			}
+		}
+	}
+	if len(errs) > 0 {
+		j.check(router.NewBadRequestError(sendFailed, errs))
+	}
+}
+
+// members ranges over the properties of a value that is an object.
+func members(value goja.Value) iter.Seq2[string, goja.Value] {
+	return func(yield func(string, goja.Value) bool) {
+		object, ok := value.(*goja.Object)
+		if !ok {
+			return
+		}
+		for _, name := range object.Keys() {
+			if !yield(name, object.Get(name)) {
+				return
+			}
+		}
+	}
 }
 
 // value makes a JavaScript value of what Go would answer as JSON.
@@ -119,13 +190,13 @@ func (j jsNotify) value(v any) goja.Value {
 }
 
 // call calls a function of the runtime's JSON.
-func (j jsNotify) call(name string, argument goja.Value) (goja.Value, error) {
+func (j jsNotify) call(name string, arguments ...goja.Value) (goja.Value, error) {
 	object := j.vm.Get("JSON").ToObject(j.vm)
 	f, ok := goja.AssertFunction(object.Get(name))
 	if !ok {
 		return nil, errors.New("JSON." + name + " is no function")
 	}
-	return f(object, argument)
+	return f(object, arguments...)
 }
 
 // check throws err, unless it is nil, as an Error whose message names the fields, and

@@ -34,12 +34,15 @@ type PublishEvent struct {
 	// publishes to a topic without one.
 	Channel *core.Record
 	Topic   string
-	// Data is the message as JSON decodes it (map[string]any, []any, …), and may
-	// be replaced by anything that JSON encodes.
+	// Data is the message as JSON decodes it (map[string]any, []any, float64, …), and
+	// may be replaced by anything that JSON encodes. A number that no handler changes
+	// goes out as it came, also an integer too large for a float64.
 	Data any
 	// ExceptUsers and ExceptClients are left out, as in notify.Except.
 	ExceptUsers   []string
 	ExceptClients []string
+
+	inJS bool // Data has lists as JavaScript needs them
 }
 
 // publishHookKey is where an application keeps its hook.
@@ -63,8 +66,8 @@ func OnPublish(app core.App) *hook.Hook[*PublishEvent] {
 // with On.
 type JSApp struct{ *pocketbase.PocketBase }
 
-// OnNotifyPublish is [OnPublish].
-func (a JSApp) OnNotifyPublish() *hook.Hook[*PublishEvent] { return OnPublish(a.PocketBase) }
+// OnNotifyPublish is [OnPublish], for the plugin.
+func (a JSApp) OnNotifyPublish() jsPublishHook { return jsPublishHook{OnPublish(a.PocketBase)} }
 
 // bindPublish adds the route by which clients publish.
 func bindPublish(app core.App, notifier *notify.Notifier) {
@@ -111,7 +114,7 @@ func (p publish) publish(e *core.RequestEvent) error {
 		return err
 	}
 	var body publishBody
-	if err := decode(raw, &body); err != nil {
+	if err := decodeMessage(raw, &body); err != nil {
 		return err
 	}
 	if err := body.Data.Compact(); err != nil && len(body.Data) > 0 { // as it is sent, and measured
@@ -180,8 +183,14 @@ func (p publish) triggerHook(e *core.RequestEvent, channel *core.Record, msg *no
 	return p.hook.Trigger(event, func(event *PublishEvent) error {
 		// what nobody changed keeps its numbers and the order of its names
 		after, err := json.Marshal(event.Data, json.Deterministic(true))
-		if err != nil || string(after) != string(before) {
+		switch {
+		case err == nil && string(after) == string(before):
+		case err != nil || len(raw) == 0:
 			msg.Data = event.Data
+		default:
+			if msg.Data, err = keepNumbers(raw, after); err != nil {
+				return e.BadRequestError(sendFailed, err)
+			}
 		}
 		msg.Except = notify.Except{Users: event.ExceptUsers, Clients: event.ExceptClients}
 		return send()

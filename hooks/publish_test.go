@@ -82,7 +82,9 @@ func TestPublish(t *testing.T) {
 		{"forged sender", w.ann, `{"topic":"chat/42","data":1,"from":"users:` + w.bob.Id + `"}`, 400, []string{"data.from.code=validation_unknown_field"}, nil},
 		{"an audience", w.ann, `{"topic":"chat/42","data":1,"to":{"auth":"any"}}`, 400, []string{"data.to.code=validation_unknown_field"}, nil},
 		{"no JSON", w.ann, `topic`, 400, []string{"message=The request body is not valid JSON"}, nil},
-		{"two names", w.ann, `{"topic":"chat/42","data":{"a":1,"a":2}}`, 400, nil, nil},
+		{"two names", w.ann, `{"topic":"chat/42","data":{"a":1,"a":2}}`, 200, nil, []*pbtest.Subscriber{ann, phone, bob}},
+		{"half an emoji", w.ann, `{"topic":"chat/42","data":"hi \ud83d"}`, 200, nil, []*pbtest.Subscriber{ann, phone, bob}},
+		{"no exception", w.ann, `{"topic":"chat/42","data":1,"except":{"users":null}}`, 400, []string{"data.except.users.code=validation_invalid_audience"}, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			status, answer := server.Do(t, "POST", publishPath, pbtest.Token(t, test.who), test.body)
@@ -287,6 +289,9 @@ func TestOnPublish(t *testing.T) {
 			if data == "channel" {
 				e.Data = make(chan int)
 			}
+			if data == "half" {
+				e.Data = "hi \xed\xa0\xbd" // half an emoji
+			}
 		case map[string]any:
 			data["name"] = e.Auth.GetString("name")
 			e.ExceptUsers = append(e.ExceptUsers, pbtest.Ref(w.bob))
@@ -305,6 +310,11 @@ func TestOnPublish(t *testing.T) {
 		{`"hello"`, 200, `"hello"`, `"hello"`},
 		{`12345678901234567890.10`, 200, `12345678901234567890.10`, `12345678901234567890.10`},
 		{`{"text":"hi"}`, 200, `{"name":"Ann","text":"hi"}`, ``},
+		// an integer that no float64 holds, beside what is changed
+		{`{"id":9007199254740993,"l":[{"n":1.10},1.0]}`, 200, `{"id":9007199254740993,"l":[{"n":1.10},1.0],"name":"Ann"}`, ``},
+		{`"half"`, 200, "\"hi \ufffd\ufffd\ufffd\"", "\"hi \ufffd\ufffd\ufffd\""},
+		{`"hi \ud83d"`, 200, "\"hi \ufffd\"", "\"hi \ufffd\""},
+		{`{"a":1,"b":2,"a":3}`, 200, `{"a":3,"b":2,"name":"Ann"}`, ``},
 		{`"damn it"`, 400, ``, ``},
 		{`"quiet"`, 204, ``, ``},
 		{`"channel"`, 400, ``, ``},

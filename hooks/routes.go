@@ -83,7 +83,7 @@ func (r routes) sendBatch(e *core.RequestEvent) error {
 	var body struct {
 		Messages []jsontext.Value `json:"messages"`
 	}
-	if err := decode(raw, &body, jsontext.AllowDuplicateNames(true)); err != nil {
+	if err := decode(raw, &body); err != nil {
 		return err
 	}
 	switch {
@@ -119,7 +119,7 @@ func (r routes) sendBatch(e *core.RequestEvent) error {
 // answer with.
 func (r routes) sendRaw(e *core.RequestEvent, raw []byte) (notify.Report, error) {
 	var body messageBody
-	if err := decode(raw, &body); err != nil {
+	if err := decodeMessage(raw, &body); err != nil {
 		return notify.Report{}, err
 	}
 	report, err := r.notifier.Send(e.Request.Context(), body.message())

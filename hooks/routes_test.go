@@ -41,7 +41,8 @@ func TestRoutes(t *testing.T) {
 		{"send with everything", "POST", "/api/notify",
 			`{"topic":"x","data":null,"id":"m1","to":{"auth":"user","users":["users:1"],"collections":["users"],"filter":"verified = true","clients":["c"]},"except":{"users":["users:2"],"clients":["d"]}}`,
 			superuser, 200, []string{"id=m1"}},
-		{"send null parts", "POST", "/api/notify", `{"topic":"x","data":1,"to":null,"except":null,"id":""}`, superuser, 200, []string{"matched=0"}},
+		{"to nobody", "POST", "/api/notify", `{"topic":"x","data":1,"to":{"users":[]},"except":{"users":[]},"id":""}`, superuser, 200, []string{"matched=0"}},
+		{"half an emoji", "POST", "/api/notify", `{"topic":"a","data":"hi \ud83d"}`, superuser, 200, []string{"topic=a"}},
 		{"no topic, no data", "POST", "/api/notify", `{}`, superuser, 400,
 			[]string{"data.topic.code=validation_required", "data.topic.message=Cannot be blank.", "data.data.code=validation_required", "status=400", "message=Failed to send the message."}},
 		{"topic", "POST", "/api/notify", `{"topic":"a?b","data":1}`, superuser, 400, []string{"data.topic.code=validation_invalid_topic"}},
@@ -59,19 +60,21 @@ func TestRoutes(t *testing.T) {
 		{"no object", "POST", "/api/notify", `[1]`, superuser, 400, []string{"message=The message must be a JSON object."}},
 		{"no JSON", "POST", "/api/notify", `topic=a`, superuser, 400, []string{"message=The request body is not valid JSON"}},
 		{"cut off", "POST", "/api/notify", `{"topic":"a"`, superuser, 400, []string{"message=The request body is not valid JSON", "message=unexpected EOF"}},
-		{"two names", "POST", "/api/notify", `{"topic":"a","data":{"a":1,"a":2}}`, superuser, 400, []string{"message=The request body is not valid JSON", "message=duplicate"}},
+		{"two names", "POST", "/api/notify", `{"topic":"b","data":{"a":1,"a":2},"topic":"a"}`, superuser, 200, []string{"topic=a"}},
+		{"two names and no JSON", "POST", "/api/notify", `{"topic":"b","data":{"a":1,"a":2},"topic":"a"`, superuser, 400, []string{"message=The request body is not valid JSON"}},
 		{"empty", "POST", "/api/notify", ``, superuser, 400, []string{"message=The request body is not valid JSON"}},
 
 		{"batch", "POST", "/api/notify/batch",
-			`{"messages":[{"topic":"a","data":1},{"topic":"","data":1},{"topic":1},7,{"topic":"a","data":{"a":1,"a":2}},{"topic":"b","data":2,"to":{"filter":"zzz=1"}},{"topic":"c","data":3,"id":"m7"}]}`,
+			`{"messages":[{"topic":"a","data":1},{"topic":"","data":1},{"topic":1},7,{"topic":"a","data":{"a":1,"a":2}},{"topic":"b","data":2,"to":{"filter":"zzz=1"}},{"topic":"c","data":3,"id":"m7"},{"topic":"c","data":3,"to":{"users":null}}]}`,
 			superuser, 200, []string{
 				"0.status=200", "0.body.topic=a",
 				"1.status=400", "1.body.data.messages.1.topic.code=validation_required",
 				"2.body.data.messages.2.topic.code=validation_invalid_value",
 				"3.body.data.messages.3.code=validation_invalid_value", "3.body.message=must be a JSON object",
-				"4.body.data.messages.4.code=validation_invalid_value", "4.body.message=duplicate",
+				"4.status=200",
 				"5.body.data.messages.5.to.filter.code=validation_invalid_filter",
 				"6.status=200", "6.body.id=m7", "6.body.topic=c", "6.body.matched=0",
+				"7.status=400", "7.body.data.messages.7.to.users.code=validation_invalid_audience",
 			}},
 		{"batch of none", "POST", "/api/notify/batch", `{"messages":[]}`, superuser, 400, []string{"data.messages.code=validation_required"}},
 		{"batch without messages", "POST", "/api/notify/batch", `{}`, superuser, 400, []string{"data.messages.code=validation_required"}},
@@ -97,6 +100,16 @@ func TestRoutes(t *testing.T) {
 			scenario{"guest " + route, method, path, `{"topic":"x","data":1}`, nil, 401, []string{"status=401"}},
 			scenario{"user " + route, method, path, `{"topic":"x","data":1}`, user, 403, []string{"status=403"}},
 		)
+	}
+
+	// an audience that came out empty is not everybody
+	for body, field := range map[string]string{
+		`"to":null`: "to", `"to":{}`: "to", `"to":""`: "to", `"to":{"users":null}`: "to.users", `"to":{"filter":""}`: "to.filter", `"to":{"filter":"  "}`: "to.filter",
+		`"to":{"auth":""}`: "to.auth", `"to":{"auth":null}`: "to.auth", `"to":{"collections":null}`: "to.collections", `"to":{"clients":null,"auth":"user"}`: "to.clients",
+		`"to":{"users":["users:1"],"users":null}`: "to.users", `"except":null`: "except", `"except":{}`: "except", `"except":{"users":null}`: "except.users", `"except":{"clients":null}`: "except.clients",
+	} {
+		scenarios = append(scenarios, scenario{body, "POST", "/api/notify", `{"topic":"x","data":1,` + body + `}`, superuser, 400,
+			[]string{"data." + field + ".code=validation_invalid_"}})
 	}
 
 	for _, s := range scenarios {

@@ -124,6 +124,10 @@ func (t *trigger) compileAudience(app core.App, notifier *notify.Notifier, colle
 		fail("to", code, `must be record:FIELD or an audience as JSON, such as {"auth": "user"}`)
 		return
 	}
+	if checkNarrows([]byte(`{"to":`+to+`}`), "to") != nil {
+		fail("to", code, `is empty, or has an empty part: leave it out to narrow nothing; [] is nobody`)
+		return
+	}
 	if err := notifier.CheckAudience(t.to); err != nil {
 		fail("to", code, "%s", err)
 	}

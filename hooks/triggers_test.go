@@ -454,6 +454,9 @@ func TestTriggerRecords(t *testing.T) {
 		{"to", `everybody`, "must be record:FIELD or an audience"},
 		{"to", `{"user":["users:x"]}`, "must be record:FIELD or an audience"},
 		{"to", `{"auth":"none"}`, "must be one of"},
+		{"to", `{}`, "leave it out to narrow nothing"},
+		{"to", `{"users":null}`, "leave it out to narrow nothing"},
+		{"to", `{"auth":"user","filter":""}`, "leave it out to narrow nothing"},
 		{"to", `{"filter":"nothing = 1"}`, "nothing"},
 	} {
 		t.Run(test.field+" "+test.value, func(t *testing.T) {

@@ -136,12 +136,24 @@ func (n *Notifier) encode(data any) ([]byte, *FieldError) {
 	// look different at every send
 	encoded, err := json.Marshal(data, json.Deterministic(true), jsontext.PreserveRawStrings(true))
 	if err != nil {
+		encoded, err = encodeLeniently(data)
+	}
+	if err != nil {
 		return nil, invalid(field, ErrInvalidData, "must be JSON: %s", jsonReason(err))
 	}
 	if len(encoded) > n.config.MaxSize {
 		return nil, invalid(field, ErrTooLarge, "must be no larger than %d bytes, has %d", n.config.MaxSize, len(encoded))
 	}
 	return encoded, nil
+}
+
+// encodeLeniently is for what is no JSON only by half an emoji or a name that comes twice.
+func encodeLeniently(data any) ([]byte, error) {
+	encoded, err := json.Marshal(data, json.Deterministic(true), jsontext.AllowInvalidUTF8(true), jsontext.AllowDuplicateNames(true))
+	if err != nil {
+		return nil, err
+	}
+	return NormalizeJSON(encoded)
 }
 
 // jsonReason is the cause of a JSON error without the names of Go types.

@@ -29,7 +29,7 @@ const (
 	beating
 )
 
-func (s *beatState) load() beatState { return beatState(atomic.LoadInt32((*int32)(s))) }
+func (s *beatState) load() beatState  { return beatState(atomic.LoadInt32((*int32)(s))) }
 func (s *beatState) set(to beatState) { atomic.StoreInt32((*int32)(s), int32(to)) }
 
 // wantBeats notes by which keys the client wants beats. subsMu is held.
