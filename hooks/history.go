@@ -4,6 +4,7 @@
 package hooks
 
 import (
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -27,6 +28,9 @@ func bindHistory(app core.App, notifier *notify.Notifier) {
 	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
 		Id: "heraldHistory",
 		Func: func(e *core.ServeEvent) error {
+			if err := notifier.OpenHistory(); err != nil {
+				e.App.Logger().Error("Failed to open the history of topics", slog.String("error", err.Error()))
+			}
 			e.Router.GET("/api/notify/history", h.page).Bind(apis.SkipSuccessActivityLog())
 			return e.Next()
 		},
@@ -69,16 +73,15 @@ func (h history) page(e *core.RequestEvent) error {
 }
 
 // backup puts a copy of the history's database into the backup, in the place of
-// the files that are being written.
+// the files that are being written. Without a copy the backup of the application goes on.
 func (h history) backup(e *core.BackupEvent) error {
 	path, snapshot, err := h.notifier.SnapshotHistory(e.Context)
 	if err != nil {
-		return err
+		e.App.Logger().Error("A backup is made without the history of topics", slog.String("backup", e.Name), slog.String("error", err.Error()))
 	}
-	if snapshot == "" {
-		return e.Next()
+	if snapshot != "" {
+		defer os.Remove(snapshot)
 	}
-	defer os.Remove(snapshot)
 	if within, err := filepath.Rel(e.App.DataDir(), path); err == nil {
 		for _, suffix := range []string{"", "-wal", "-shm"} {
 			e.Exclude = append(e.Exclude, within+suffix)

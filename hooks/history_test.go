@@ -2,7 +2,10 @@ package hooks_test
 
 import (
 	"archive/zip"
+	"bytes"
+	"database/sql"
 	"encoding/json/v2"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -296,6 +299,317 @@ func TestHistoryAudience(t *testing.T) {
 			t.Errorf("got %v", got)
 		}
 	})
+}
+
+// TestHistoryRenamed: what is stored is for whom it was sent to, whatever the collections
+// are called since.
+func TestHistoryRenamed(t *testing.T) {
+	w := newWorld(t)
+	pbtest.AddField(t, w, "users", &core.TextField{Name: "plan"})
+	addCollection(t, w, "teams", &core.TextField{Name: "member"})
+	for _, user := range []*core.Record{w.ann, w.bob} {
+		user, err := w.FindRecordById("users", user.Id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		user.Set("plan", "pro")
+		save(t, w, user)
+	}
+	addRecord(t, w, "teams", map[string]any{"member": w.ann.Id})
+	addChannel(t, w, map[string]any{"pattern": "log/{name}", "subscribeRule": "*", "publishRule": "*", "history": 100})
+	server := pbtest.Serve(t, w)
+	ref := pbtest.Ref(w.ann)
+	for _, msg := range []notify.Message{
+		{Data: "all"},
+		{Data: "ann", To: notify.Audience{Users: []string{ref}}},
+		{Data: "not ann", Except: notify.Except{Users: []string{ref}}},
+		{Data: "collection", To: notify.Audience{Collections: []string{"users"}}},
+		{Data: "pro", To: notify.Audience{Filter: "plan = 'pro'"}},
+		{Data: "pro users", To: notify.Audience{Filter: "plan = 'pro'", Collections: []string{"users"}}},
+		{Data: "team", To: notify.Audience{Filter: "@collection.teams.member ?= id"}},
+	} {
+		msg.Topic = "log/a"
+		send(t, w, msg)
+	}
+	if err := publishAs(t, server, w.ann, `{"topic":"log/a","data":"said"}`); err != nil {
+		t.Fatal(err)
+	}
+	expect := func(who *core.Record, complete bool, from string, want ...string) {
+		t.Helper()
+		page := historyOf(t, server, who, "log/a", "", 100)
+		if got := page.list(); !slices.Equal(got, want) || page.Complete != complete {
+			t.Errorf("got %v, complete %v; want %v, %v", got, page.Complete, want, complete)
+		}
+		if last := page.Items[len(page.Items)-1]; last.From != from {
+			t.Errorf("from %v, want %s", last.From, from)
+		}
+		key := withQuery("log/a", "rewind", "100")
+		client := server.Subscribe(t, who, key)
+		gaps := 0
+		for _, item := range want {
+			got, isAfterGap := strings.CutSuffix(decodeEnvelope(t, client.Next(t).Data).String(), " gap")
+			if got != item {
+				t.Errorf("replayed %s, want %s", got, item)
+			}
+			if isAfterGap {
+				gaps++
+			}
+		}
+		if gaps > 0 == complete {
+			t.Errorf("%d gaps", gaps)
+		}
+	}
+	rename := func(name, to string) {
+		t.Helper()
+		collection := mustFind(t, w, name)
+		collection.Name = to
+		if err := w.Save(collection); err != nil {
+			t.Fatal(err)
+		}
+	}
+	anns := []string{"1:all", "2:ann", "4:collection", "5:pro", "6:pro users", "7:team", "8:said"}
+	expect(w.ann, true, ref, anns...)
+
+	// another collection under the old name: none of it is for its members
+	rename("users", "members")
+	others := core.NewAuthCollection("users")
+	others.Fields.Add(&core.TextField{Name: "plan"})
+	if err := w.Save(others); err != nil {
+		t.Fatal(err)
+	}
+	carl := pbtest.AddAuth(t, w, "users", "carl@x.com", map[string]any{"plan": "pro"})
+	ann, err := w.FindRecordById("members", w.ann.Id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	from := "members:" + w.ann.Id
+	expect(ann, true, from, anns...)
+	expect(carl, true, from, "1:all", "3:not ann", "8:said")
+
+	// a name in a filter is another's: nobody can tell for whom it was
+	rename("teams", "crews")
+	addCollection(t, w, "teams", &core.TextField{Name: "member"})
+	addRecord(t, w, "teams", map[string]any{"member": w.bob.Id})
+	bob, err := w.FindRecordById("members", w.bob.Id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect(bob, false, from, "1:all", "3:not ann", "4:collection", "5:pro", "6:pro users", "8:said")
+	expect(ann, false, from, "1:all", "2:ann", "4:collection", "5:pro", "6:pro users", "8:said")
+
+	// a field is another one's
+	members := mustFind(t, w, "members")
+	members.Fields.GetByName("plan").SetName("tier")
+	members.Fields.Add(&core.TextField{Name: "plan"})
+	if err := w.Save(members); err != nil {
+		t.Fatal(err)
+	}
+	if bob, err = w.FindRecordById("members", bob.Id); err != nil {
+		t.Fatal(err)
+	}
+	bob.Set("plan", "pro")
+	save(t, w, bob)
+	expect(bob, false, from, "1:all", "3:not ann", "4:collection", "8:said")
+}
+
+// TestHistoryFilters: two messages with one filter and other collections are two questions.
+func TestHistoryFilters(t *testing.T) {
+	w := newWorld(t)
+	for _, name := range []string{"customers", "clients"} {
+		collection := core.NewAuthCollection(name)
+		collection.Fields.Add(&core.TextField{Name: "plan"})
+		if err := w.Save(collection); err != nil {
+			t.Fatal(err)
+		}
+	}
+	carl := pbtest.AddAuth(t, w, "customers", "carl@x.com", map[string]any{"plan": "pro"})
+	addLog(t, w, 100)
+	server := pbtest.Serve(t, w)
+	for _, to := range []notify.Audience{
+		{Filter: "plan = 'pro'", Collections: []string{"clients"}},
+		{Filter: "plan = 'pro'"},
+		{Filter: "plan = 'pro'", Collections: []string{"customers"}},
+	} {
+		send(t, w, notify.Message{Topic: "log/a", Data: "x", To: to})
+	}
+	if got := historyOf(t, server, carl, "log/a", "", 100).list(); !slices.Equal(got, []string{"2:x", "3:x"}) {
+		t.Errorf("got %v", got)
+	}
+}
+
+// TestHistoryMigration: what an older version has stored by name is stored by id.
+func TestHistoryMigration(t *testing.T) {
+	w := newWorld(t)
+	addLog(t, w, 100)
+	later := core.NewAuthCollection("later")
+	if err := w.Save(later); err != nil {
+		t.Fatal(err)
+	}
+	dora := pbtest.AddAuth(t, w, "later", "dora@x.com", nil)
+	db, err := sql.Open("sqlite", filepath.Join(w.DataDir(), "notify_history.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := pbtest.Ref(w.ann)
+	old := `
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE topics (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, head INTEGER NOT NULL DEFAULT 0, lost INTEGER NOT NULL DEFAULT -1) STRICT;
+CREATE TABLE messages (topic INTEGER NOT NULL, seq INTEGER NOT NULL, time INTEGER NOT NULL, id TEXT NOT NULL, sender TEXT NOT NULL, audience BLOB, data BLOB NOT NULL, PRIMARY KEY (topic, seq)) STRICT, WITHOUT ROWID;
+CREATE TABLE ids (topic INTEGER NOT NULL, key TEXT NOT NULL, seq INTEGER NOT NULL, time INTEGER NOT NULL, PRIMARY KEY (topic, key)) STRICT, WITHOUT ROWID;
+INSERT INTO topics (id, name) VALUES (1, 'log/a');`
+	now, earlier := time.Now().UnixMilli(), time.Now().Add(-time.Hour).UnixMilli()
+	for i, m := range []struct {
+		time             int64
+		sender, audience any
+	}{
+		{now, ref, nil},
+		{now, "", `{"to":{"auth":"","users":["` + ref + `"],"collections":null,"filter":"","clients":null},"except":{"users":null,"clients":null}}`},
+		{now, "", `{"to":{"auth":"user","users":null,"collections":["later"],"filter":"","clients":null},"except":{"users":null,"clients":null}}`},
+		{earlier, "", `{"to":{"auth":"","users":["later:` + dora.Id + `"],"collections":null,"filter":"","clients":null},"except":{"users":null,"clients":null}}`},
+		{now, "", `{"to":{"auth":"","users":null,"collections":["gone"],"filter":"","clients":null},"except":{"users":null,"clients":null}}`},
+		{now, "", `{"to":{"auth":"","users":null,"collections":null,"filter":"verified = false","clients":null},"except":{"users":["` + ref + `"],"clients":null}}`},
+		{now, "", `garbage`},
+		{now, "later:" + dora.Id, nil},
+	} {
+		audience := "NULL"
+		if m.audience != nil {
+			audience = fmt.Sprintf("CAST('%s' AS BLOB)", m.audience)
+		}
+		old += fmt.Sprintf("INSERT INTO messages VALUES (1, %d, %d, 'm', '%s', %s, CAST('%d' AS BLOB));", i+1, m.time, m.sender, audience, i+1)
+	}
+	if _, err := db.Exec(old); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	server := pbtest.Serve(t, w)
+	collection := mustFind(t, w, "users") // after the start, which has migrated it
+	collection.Name = "members"
+	if err := w.Save(collection); err != nil {
+		t.Fatal(err)
+	}
+	ann, err := w.FindRecordById("members", w.ann.Id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		who  *core.Record
+		want []string
+	}{
+		{ann, []string{"1:1", "2:2", "8:8"}},
+		{dora, []string{"1:1", "3:3", "6:6", "8:8"}},
+		{nil, []string{"1:1", "8:8"}},
+	} {
+		page := historyOf(t, server, test.who, "log/a", "", 100)
+		if got := page.list(); !slices.Equal(got, test.want) || page.Complete {
+			t.Errorf("got %v, complete %v; want %v", got, page.Complete, test.want)
+		}
+		if from := page.Items[0].From; from != "members:"+w.ann.Id {
+			t.Errorf("from %v", from)
+		}
+	}
+}
+
+// TestHistoryDamaged: a file that is no database any more stops neither messages nor
+// backups, and is kept.
+func TestHistoryDamaged(t *testing.T) {
+	path := func(w *world) string { return filepath.Join(w.DataDir(), "notify_history.db") }
+	overwrite := func(t *testing.T, w *world, from int64) {
+		t.Helper()
+		file, err := os.OpenFile(path(w), os.O_RDWR|os.O_CREATE, 0o644)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		info, err := file.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		garbage := bytes.Repeat([]byte("garbage!"), int(max(info.Size()-from, 8192))/8)
+		if _, err := file.WriteAt(garbage, from); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(t *testing.T, w *world, server *pbtest.Server) {
+		t.Helper()
+		for i := range 2 {
+			if err := w.CreateBackup(t.Context(), fmt.Sprint(i, ".zip")); err != nil {
+				t.Error(err)
+			}
+		}
+		mustSend(t, w, "log/a", "new")
+		page := historyOf(t, server, nil, "log/a", "", 100)
+		if got := page.list(); !slices.Equal(got, []string{"1:new"}) {
+			t.Errorf("got %v", got)
+		}
+		if kept, _ := filepath.Glob(path(w) + ".broken-*Z"); len(kept) != 1 {
+			t.Errorf("kept: %v", kept)
+		}
+		if count := engine(w).Stats().StoreDamaged; count != 1 {
+			t.Errorf("the stats tell of %d", count)
+		}
+		waitForLog(t, w, "The history of topics was damaged%")
+	}
+	t.Run("before the start", func(t *testing.T) {
+		w := newWorld(t)
+		w.Settings().Logs.MaxDays = 1
+		addLog(t, w, 100)
+		overwrite(t, w, 0)
+		check(t, w, pbtest.Serve(t, w))
+	})
+	t.Run("without a channel that has history", func(t *testing.T) {
+		w := newWorld(t)
+		overwrite(t, w, 0)
+		if err := w.CreateBackup(t.Context(), "backup.zip"); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("that cannot be opened", func(t *testing.T) {
+		w := newWorld(t)
+		w.Settings().Logs.MaxDays = 1
+		if err := os.MkdirAll(filepath.Join(path(w), "folder"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.CreateBackup(t.Context(), "backup.zip"); err != nil {
+			t.Error(err)
+		}
+		waitForLog(t, w, "A backup is made without the history%")
+	})
+	for name, find := range map[string]func(t *testing.T, app core.App, server *pbtest.Server){
+		"found by a send": func(t *testing.T, app core.App, _ *pbtest.Server) {
+			if err := notify.Notify(app, "log/a", 1); !errors.Is(err, notify.ErrHistory) {
+				t.Errorf("sent: %v", err)
+			}
+		},
+		"found by a read": func(t *testing.T, app core.App, server *pbtest.Server) {
+			if status, answer := server.Do(t, "GET", historyPath("log/a", "", 1000), "", nil); status != http.StatusServiceUnavailable {
+				t.Errorf("%d %v", status, answer)
+			}
+		},
+		"found by a backup": func(*testing.T, core.App, *pbtest.Server) {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			addLog(t, w, 1000)
+			pbtest.Serve(t, w)
+			for range 200 {
+				mustSend(t, w, "log/a", strings.Repeat("x", 1000))
+			}
+			engine(w).Shutdown(time.Second)
+			overwrite(t, w, 8*4096) // the first pages, with the tables' names, are whole
+			app, err := tests.NewTestApp(w.DataDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(app.Cleanup)
+			app.Settings().Logs.MaxDays = 1
+			register(app)
+			server := pbtest.Serve(t, app)
+			find(t, app, server)
+			check(t, &world{TestApp: app}, server)
+		})
+	}
 }
 
 // page is the answer of GET /api/notify/history.

@@ -12,6 +12,7 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tests"
+	"github.com/pocketbase/pocketbase/tools/logger"
 
 	"herald/hooks"
 	"herald/internal/pbtest"
@@ -348,6 +349,9 @@ func TestInboxMigration(t *testing.T) {
 func waitForLog(t testing.TB, app core.App, pattern string) {
 	t.Helper()
 	pbtest.WaitFor(t, "the log tells "+pattern, func() bool {
+		if batch, ok := app.Logger().Handler().(*logger.BatchHandler); ok {
+			_ = batch.WriteAll(t.Context()) // else every 3 seconds
+		}
 		var count int
 		err := app.AuxDB().NewQuery("SELECT COUNT(*) FROM _logs WHERE message LIKE {:pattern}").
 			Bind(dbx.Params{"pattern": "%" + pattern + "%"}).Row(&count)

@@ -95,6 +95,7 @@ var (
 	storedMetric         = metric("stored_messages_total", "Messages of topics with history that were stored.")
 	storeGroupsMetric    = metric("store_transactions_total", "Transactions in which messages were stored.")
 	storeFailuresMetric  = metric("store_failures_total", "Transactions of the history that failed.")
+	storeDamagedMetric   = metric("store_damaged_total", "Files of the history that were damaged and set aside.")
 	replayedMetric       = metric("replayed_total", "Messages queued for a connection from history.")
 	triggerSentMetric    = metric("trigger_messages_total", "Messages sent by triggers.")
 	triggerFailedMetric  = metric("trigger_failures_total", "Failures of triggers.")
@@ -130,6 +131,7 @@ func (c statsCollector) Collect(metrics chan<- prometheus.Metric) {
 		storedMetric:        stats.Stored,
 		storeGroupsMetric:   stats.StoreGroups,
 		storeFailuresMetric: stats.StoreFailures,
+		storeDamagedMetric:  stats.StoreDamaged,
 		replayedMetric:      stats.Replayed,
 
 		triggerSentMetric:   c.triggers.sent.Load(),

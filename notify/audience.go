@@ -52,6 +52,8 @@ type Except struct {
 // userRef identifies an auth record.
 type userRef struct{ collectionID, id string }
 
+func (r userRef) String() string { return r.collectionID + ":" + r.id }
+
 type set[K comparable] map[K]struct{}
 
 func (s set[K]) has(key K) bool { _, ok := s[key]; return ok }
@@ -66,18 +68,16 @@ type audience struct {
 	exceptUsers   set[userRef]
 	exceptClients set[string]
 
-	source audienceSource // what it was compiled from
-
 	looksAtAuth bool // false: it is the same who the client is
 
-	filter  []collectionFilter // see filter.go; nil without a filter
-	allowed set[userRef]       // whom the filter lets in; filled in for each send
+	filter     []collectionFilter // see filter.go; nil without a filter
+	filterText string
+	allowed    set[userRef] // whom the filter lets in; filled in for each send
 }
 
-// audienceSource is an audience as it is stored with a message.
-type audienceSource struct {
-	To     Audience `json:"to"`
-	Except Except   `json:"except"`
+// noteLooks sets looksAtAuth.
+func (a *audience) noteLooks(hasFilter bool) {
+	a.looksAtAuth = a.auth != AuthAny || a.users != nil || a.exceptUsers != nil || a.collections != nil || hasFilter
 }
 
 // narrows reports whether not every subscriber belongs to the audience.
@@ -88,7 +88,7 @@ func (a *audience) narrows() bool {
 // compile checks to and except against the application's collections.
 func (n *Notifier) compile(to Audience, except Except) (*audience, Errors) {
 	var errs Errors
-	a := &audience{source: audienceSource{to, except}, auth: to.Auth, clients: toSet(to.Clients), exceptClients: toSet(except.Clients)}
+	a := &audience{auth: to.Auth, clients: toSet(to.Clients), exceptClients: toSet(except.Clients)}
 
 	if a.auth == "" {
 		a.auth = AuthAny
@@ -118,11 +118,9 @@ func (n *Notifier) compile(to Audience, except Except) (*audience, Errors) {
 	if to.Filter != "" && len(errs) == 0 {
 		filter, fieldErr := n.compileFilter(to.Filter, a)
 		errs.add(fieldErr)
-		a.filter = filter
+		a.filter, a.filterText = filter, to.Filter
 	}
-
-	a.looksAtAuth = a.auth != AuthAny ||
-		a.users != nil || a.exceptUsers != nil || a.collections != nil || a.filter != nil
+	a.noteLooks(a.filter != nil)
 	return a, errs
 }
 

@@ -7,8 +7,11 @@ import (
 	"context"
 	"encoding/json/v2"
 	"fmt"
+	"hash/fnv"
 	"maps"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
@@ -24,6 +27,84 @@ type collectionFilter struct {
 	collection *core.Collection
 	expr       dbx.Expression
 	resolver   *core.RecordFieldResolver
+	// meaning is the same as long as the names in the filter stand for the same
+	// collections and fields: a hash of their ids.
+	meaning string
+}
+
+// compileFor compiles filter for the records of collection.
+func (n *Notifier) compileFor(collection *core.Collection, filter string) (collectionFilter, error) {
+	resolver := core.NewRecordFieldResolver(n.app, collection, nil, true)
+	resolver.SetAllowedFields(filterFields)
+	noting := &meaningResolver{resolver, n.app, collection, set[string]{}}
+	expr, err := search.FilterData(filter).BuildExpr(noting)
+	if err != nil {
+		return collectionFilter{}, err
+	}
+	return collectionFilter{collection, expr, resolver, noting.meaning()}, nil
+}
+
+// meaningResolver is PocketBase's resolver of the names in a filter that also notes what
+// they stand for.
+type meaningResolver struct {
+	*core.RecordFieldResolver
+	app        core.App
+	collection *core.Collection
+	ids        set[string] // "PATH=ID"
+}
+
+// Resolve implements [search.FieldResolver].
+func (r *meaningResolver) Resolve(field string) (*search.ResolverResult, error) {
+	parts := strings.Split(field, ".")
+	for i := range parts { // without modifiers
+		parts[i], _, _ = strings.Cut(parts[i], ":")
+	}
+	collection := r.collection
+	if parts[0] == "@collection" && len(parts) > 2 {
+		if collection = r.collectionBehind(parts[1]); collection != nil {
+			r.ids[parts[1]+"="+collection.Id] = struct{}{}
+		}
+		parts = parts[2:]
+	}
+	for _, name := range parts {
+		if collection == nil {
+			break // a path into JSON, or nothing
+		}
+		field := collection.Fields.GetByName(name)
+		from, _, isBack := strings.Cut(name, "_via_")
+		relation, isRelation := field.(*core.RelationField)
+		switch before := collection.Id; {
+		case isRelation:
+			collection = r.collectionBehind(relation.CollectionId)
+			r.ids[before+"."+name+"="+relation.Id] = struct{}{}
+		case field != nil:
+			collection = nil
+			r.ids[before+"."+name+"="+field.GetId()] = struct{}{}
+		case isBack:
+			if collection = r.collectionBehind(from); collection != nil {
+				r.ids[before+"."+name+"="+collection.Id] = struct{}{}
+			}
+		default:
+			collection = nil
+		}
+	}
+	return r.RecordFieldResolver.Resolve(field)
+}
+
+func (r *meaningResolver) collectionBehind(nameOrID string) *core.Collection {
+	collection, err := r.app.FindCachedCollectionByNameOrId(nameOrID)
+	if err != nil {
+		return nil
+	}
+	return collection
+}
+
+func (r *meaningResolver) meaning() string {
+	hash := fnv.New64a()
+	for _, id := range slices.Sorted(maps.Keys(r.ids)) {
+		hash.Write([]byte(id + "\n"))
+	}
+	return strconv.FormatUint(hash.Sum64(), 36)
 }
 
 // compileFilter compiles filter for the auth collections that a may match.
@@ -58,11 +139,9 @@ func (n *Notifier) compileFilter(filter string, a *audience) ([]collectionFilter
 		if named != nil && !named.has(collection.Id) {
 			continue
 		}
-		resolver := core.NewRecordFieldResolver(n.app, collection, nil, true)
-		resolver.SetAllowedFields(filterFields)
-		expr, err := search.FilterData(filter).BuildExpr(resolver)
+		one, err := n.compileFor(collection, filter)
 		if err == nil {
-			compiled = append(compiled, collectionFilter{collection, expr, resolver})
+			compiled = append(compiled, one)
 			continue
 		}
 		misfit := invalid(field, ErrInvalidFilter, "collection %q: %s", collection.Name, err)

@@ -7,7 +7,6 @@ package notify
 
 import (
 	"context"
-	"encoding/json/v2"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -22,6 +21,8 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // ErrHistory refuses a message, or a request for missed ones, because the history
@@ -69,6 +70,7 @@ type history struct {
 	idWindow time.Duration
 	every    time.Duration // between sweeps; 0: none
 	deliver  func(*publication) Report
+	identify func(sent time.Time, audience []byte, sender string) ([]byte, string)
 	keep     func(topic string) retention
 	now      func() time.Time
 
@@ -87,6 +89,7 @@ type history struct {
 	complain  time.Time // when a failure was logged
 
 	stored, groups, failures atomic.Int64 // messages, transactions with them, and those that failed
+	damaged                  atomic.Int64 // files that were set aside
 
 	sweeping sync.WaitGroup
 	timer    *time.Timer // guarded by mu; nil until the store is open
@@ -134,6 +137,7 @@ func newHistory(n *Notifier) *history {
 		path:     n.config.HistoryPath,
 		idWindow: n.config.IDWindow,
 		deliver:  n.deliver,
+		identify: n.identify,
 		keep:     n.historyOf,
 		every:    sweepEvery,
 		now:      time.Now,
@@ -153,12 +157,13 @@ func (h *history) send(ctx context.Context, pub *publication) (Report, error) {
 			return report, err
 		}
 	}
-	t := &turn{pub: pub, message: stored{id: pub.id, sender: pub.from, data: pub.data}}
-	if pub.to.narrows() {
-		var err error
-		if t.message.audience, err = json.Marshal(pub.to.source, json.FormatNilSliceAsNull(true)); err != nil {
-			return Report{}, fmt.Errorf("encode the audience: %w", err)
-		}
+	t := &turn{pub: pub, message: stored{id: pub.id, data: pub.data}}
+	if pub.sender != (userRef{}) {
+		t.message.sender = pub.sender.String()
+	}
+	var err error
+	if t.message.audience, err = pub.to.stored(); err != nil {
+		return Report{}, err
 	}
 	if err := h.take(ctx, t); err != nil {
 		return Report{}, err
@@ -175,7 +180,7 @@ func (h *history) sentBefore(pub *publication) (Report, bool, error) {
 	}
 	seq, err := s.findID(pub.topic, pub.key)
 	if err != nil {
-		return Report{}, false, fmt.Errorf("%w: %w", ErrHistory, err)
+		return Report{}, false, h.reading(s, err)
 	}
 	return Report{ID: pub.id, Topic: pub.topic, Epoch: s.epoch, Seq: seq}, seq > 0, nil
 }
@@ -348,7 +353,9 @@ func (h *history) append(s *store, group []*turn) error {
 			}
 			state.used = now
 			state.head++
-			state.lastTime = max(state.lastTime, now.UnixMilli())
+			if err := state.stamp(s, now.UnixMilli()); err != nil {
+				return err
+			}
 
 			t.message.seq, t.message.time = state.head, state.lastTime
 			t.pub.epoch, t.pub.seq, t.pub.time = s.epoch, state.head, unixMilli(state.lastTime)
@@ -361,16 +368,40 @@ func (h *history) append(s *store, group []*turn) error {
 		}
 		return nil
 	}
-	if len(group) == 1 && group[0].pub.key == "" && h.isSteady(group[0].pub.topic) {
+	if len(group) == 1 && group[0].pub.key == "" && h.isSteady(group[0].pub.topic, now.UnixMilli()) {
 		return all() // one statement, which is a transaction of its own at a third less
 	}
 	return s.transaction(all)
 }
 
 // isSteady reports whether a message on topic takes no more than its own row.
-func (h *history) isSteady(topic string) bool {
+func (h *history) isSteady(topic string, now int64) bool {
 	state := h.topics[topic]
-	return state != nil && state.id != 0 && !state.isOver(h.keep(topic), 1)
+	return state != nil && state.id != 0 && !state.isOver(h.keep(topic), 1) && state.fell == 0 && now >= state.lastTime-evenedOut
+}
+
+// evenedOut is by how much a clock may go back, in milliseconds, before the messages after
+// that are sent at an earlier time than those before.
+const evenedOut = 5000
+
+// stamp sets lastTime for the message head.
+func (t *topicState) stamp(s *store, now int64) error {
+	if now >= t.lastTime-evenedOut {
+		if now >= t.lastTime && t.fell > t.first {
+			peak, isDip, err := s.dip(t.topicRow, now)
+			if err == nil && isDip {
+				err = s.even(t.id, t.fell, peak)
+				t.fell = 0
+			}
+			if err != nil {
+				return err
+			}
+		}
+		t.lastTime = max(t.lastTime, now)
+		return nil
+	}
+	t.fell, t.lastTime = t.head, now
+	return s.fall(t.id, t.fell)
 }
 
 // isOver reports whether some messages are to be deleted, when there are as many more.
@@ -391,7 +422,8 @@ func (h *history) trimOnSend(s *store, state *topicState, keep retention) error 
 // the ids of those that are gone.
 func (h *history) trim(s *store, t *topicRow, upTo int64) error {
 	upTo = max(t.first-1, min(upTo, t.first+maxTrim-1))
-	if err := s.trim(t.id, upTo, h.now().Add(-h.idWindow).UnixMilli()); err != nil {
+	now := h.now()
+	if err := s.trim(t.id, upTo, now.Add(-h.idWindow).UnixMilli(), now.UnixMilli()); err != nil {
 		return err
 	}
 	t.first = max(t.first, upTo+1)
@@ -416,9 +448,12 @@ func (h *history) state(s *store, topic string) (*topicState, error) {
 func (h *history) failed(s *store, err error) error {
 	h.failures.Add(1)
 	clear(h.topics) // what was counted in memory did not happen
-	if errors.Is(err, errBroken) {
+	if errors.Is(err, errBroken) || isDamaged(err) {
 		h.store.Store(nil)
 		_ = s.close()
+	}
+	if isDamaged(err) {
+		err = errors.Join(err, h.setAside(err))
 	}
 	h.log(err)
 	return fmt.Errorf("%w: %w", ErrHistory, err)
@@ -439,7 +474,10 @@ func (h *history) open() (*store, error) {
 	}
 	if time.Since(h.tried) > reopenEvery {
 		h.tried = time.Now()
-		s, err := openStore(h.path)
+		s, err := openStore(h.path, h.identify)
+		if isDamaged(err) && h.setAside(err) == nil {
+			s, err = openStore(h.path, h.identify)
+		}
 		if h.openError = err; err == nil {
 			h.tried = time.Time{}
 			clear(h.topics)
@@ -450,6 +488,48 @@ func (h *history) open() (*store, error) {
 		h.log(err)
 	}
 	return nil, fmt.Errorf("%w: %w", ErrHistory, h.openError)
+}
+
+// isDamaged reports whether err says that the file is no database, or not a whole one.
+func isDamaged(err error) bool {
+	var failure *sqlite.Error
+	if !errors.As(err, &failure) {
+		return false
+	}
+	code := failure.Code() & 0xff // without what the extended code adds
+	return code == sqlite3.SQLITE_CORRUPT || code == sqlite3.SQLITE_NOTADB
+}
+
+// setAside renames the damaged files of the database, for a person to look at. The history
+// begins anew, with another epoch. Only who leads may call it.
+func (h *history) setAside(cause error) error {
+	aside := h.path + ".broken-" + h.now().UTC().Format("20060102T150405.000Z")
+	if err := os.Rename(h.path, aside); err != nil {
+		return err
+	}
+	for _, suffix := range []string{"-wal", "-shm"} {
+		if err := os.Rename(h.path+suffix, aside+suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	h.damaged.Add(1)
+	h.app.Logger().Error("The history of topics was damaged: it begins anew, and what there was is kept beside it",
+		slog.String("path", h.path), slog.String("kept", aside), slog.String("error", cause.Error()))
+	return nil
+}
+
+// reading is told of an error of a query on s, and returns it. A damaged file is set
+// aside.
+func (h *history) reading(s *store, err error) error {
+	if isDamaged(err) {
+		_ = h.exclusive(func(current *store) error {
+			if current != s {
+				return nil // it has been already
+			}
+			return err
+		})
+	}
+	return fmt.Errorf("%w: %w", ErrHistory, err)
 }
 
 func (h *history) startSweeping() {
@@ -490,7 +570,7 @@ func (h *history) sweep() error {
 	now := h.now()
 	topics, err := s.topicsAfter(h.swept, sweepTopics)
 	if err != nil {
-		return err
+		return h.reading(s, err)
 	}
 	h.swept = 0
 	var trims []trimming
@@ -543,7 +623,7 @@ func (h *history) trimmingOf(s *store, t topicRow, now time.Time) (trimming, err
 	}
 	upTo := max(t.lost, t.head-keep.count)
 	if oldest := keep.oldest(now); oldest > 0 {
-		first, err := s.notBefore(t, oldest)
+		first, err := s.notBefore(t, oldest, now.UnixMilli())
 		if err != nil {
 			return trimming{}, err
 		}
@@ -611,6 +691,16 @@ func (h *history) close() {
 	}
 }
 
+// OpenHistory opens the database of the history where there is one, so that a server tells
+// at its start whether it can be read, and not at the first message.
+func (n *Notifier) OpenHistory() error {
+	if _, err := os.Stat(n.history.path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	_, err := n.history.opened()
+	return err
+}
+
 // SnapshotHistory writes a copy of the history's database for a backup, beside
 // it, while messages go on. It returns the paths of the database and of the copy,
 // which the caller removes; the latter is empty where there is no history.
@@ -630,7 +720,7 @@ func (n *Notifier) SnapshotHistory(ctx context.Context) (path, snapshot string, 
 	}
 	snapshot, err = s.snapshot(ctx, h.path)
 	if err != nil {
-		return h.path, "", fmt.Errorf("copy the history: %w", err)
+		return h.path, "", fmt.Errorf("copy the history: %w", h.reading(s, err))
 	}
 	return h.path, snapshot, nil
 }

@@ -275,6 +275,86 @@ func TestLogAgainstModel(t *testing.T) {
 	}
 }
 
+// TestLogClock: a clock that was wrong for a while costs what was sent meanwhile, not what
+// was sent before and after.
+func TestLogClock(t *testing.T) {
+	day := 24 * time.Hour
+	for name, test := range map[string]struct {
+		wrong   []time.Duration // by how much the clock is wrong for one message each
+		rewound []int64         // the numbers that "the last minute" has at the end
+		kept    []int64         // those that a TTL of an hour leaves
+	}{
+		// what an hour ago is, a clock that is ahead says too
+		"ahead":            {[]time.Duration{365 * day}, []int64{4, 5, 6}, []int64{4, 5, 6}},
+		"ahead, many":      {[]time.Duration{365 * day, 366 * day, 2 * day}, []int64{5, 6, 7, 8}, []int64{5, 6, 7, 8}},
+		"a little ahead":   {[]time.Duration{2 * time.Second}, []int64{5, 6}, []int64{3, 4, 5, 6}},
+		"behind":           {[]time.Duration{-20000 * day}, []int64{5, 6}, []int64{3, 4, 5, 6}},
+		"behind, many":     {[]time.Duration{-20000 * day, -20000 * day, -20000 * day}, []int64{7, 8}, []int64{3, 4, 5, 6, 7, 8}},
+		"behind and ahead": {[]time.Duration{-100 * day, 100 * day}, []int64{5, 6, 7}, []int64{5, 6, 7}},
+	} {
+		for _, restarts := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, ", restarts ", restarts), func(t *testing.T) {
+				l := newTestLog(t)
+				l.setKeep("topic", retention{count: 100, ttl: time.Hour})
+				add := func() {
+					t.Helper()
+					if restarts {
+						l.restart()
+					}
+					if _, err := l.add("topic", "", []byte("1")); err != nil {
+						t.Fatal(err)
+					}
+					if err := l.sweep(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				numbers := func(from Start) (seqs []int64) {
+					t.Helper()
+					page, err := l.read("topic", from, 100)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, pub := range page.items {
+						seqs = append(seqs, pub.seq)
+					}
+					return seqs
+				}
+				add() // 1, 2: over an hour old at the end
+				add()
+				l.clock = l.clock.Add(50 * time.Minute)
+				add()
+				for _, wrong := range test.wrong {
+					l.clock = l.clock.Add(wrong)
+					add()
+					l.clock = l.clock.Add(-wrong)
+				}
+				l.clock = l.clock.Add(20 * time.Minute)
+				add()
+				l.clock = l.clock.Add(30 * time.Second)
+				add()
+				if got := numbers(Start{Rewind: true, Lasted: time.Minute}); !slices.Equal(got, test.rewound) {
+					t.Errorf("the last minute has %v, want %v", got, test.rewound)
+				}
+				if err := l.sweep(); err != nil {
+					t.Fatal(err)
+				}
+				if got := numbers(Start{}); !slices.Equal(got, test.kept) {
+					t.Errorf("kept are %v, want %v", got, test.kept)
+				}
+				// nothing of it is kept any longer than an hour
+				l.clock = l.clock.Add(2 * time.Hour)
+				if err := l.sweep(); err != nil {
+					t.Fatal(err)
+				}
+				var left int
+				if err := l.history.store.Load().read.QueryRow("SELECT count(*) FROM messages").Scan(&left); err != nil || left > 0 {
+					t.Errorf("%d messages are left (%v)", left, err)
+				}
+			})
+		}
+	}
+}
+
 // TestLogGroups: many send at once; each topic has numbers without holes, stored
 // and delivered in that order.
 func TestLogGroups(t *testing.T) {

@@ -60,12 +60,13 @@ type Report struct {
 
 // publication is a checked message, ready for the fan-out.
 type publication struct {
-	id    string
-	topic string
-	time  time.Time
-	from  string // the auth record that published it, "users:ID"; empty: the server, or a guest
-	data  []byte // compact JSON, shared by all recipients; never written to
-	to    *audience
+	id     string
+	topic  string
+	time   time.Time
+	sender userRef // the auth record that published it; zero: the server, or a guest
+	from   string  // the same as others see it, "users:ID"
+	data   []byte  // compact JSON, shared by all recipients; never written to
+	to     *audience
 
 	// of a topic with history
 	epoch  string

@@ -88,7 +88,8 @@ func (n *Notifier) SendFrom(ctx context.Context, p Publisher, msg Message) (Repo
 	return n.sendOnce(ctx, msg, p.key()+"\x00", func() (*publication, error) {
 		pub, err := n.prepare(msg, false)
 		if err == nil && p.Auth != nil {
-			pub.from = p.Auth.Collection().Name + ":" + p.Auth.Id
+			pub.sender = refOf(p.Auth)
+			pub.from = n.nameOf(pub.sender)
 		}
 		return pub, err
 	})

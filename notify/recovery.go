@@ -6,10 +6,8 @@ package notify
 import (
 	"context"
 	"encoding/json/jsontext"
-	"encoding/json/v2"
 	"errors"
 	"fmt"
-	"log/slog"
 
 	"github.com/pocketbase/pocketbase/core"
 )
@@ -72,13 +70,15 @@ func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from 
 	}
 	see := n.newViewer(ctx, p.Auth, "")
 	for _, pub := range page.items {
-		ok, err := see.sees(pub)
+		verdict, err := see.sees(pub)
 		if err != nil {
 			return nil, err
 		}
-		if !ok {
+		if verdict != forViewer {
+			answer.Complete = answer.Complete && verdict != forWhom
 			continue
 		}
+		pub.from = n.nameOf(pub.sender)
 		item, err := pub.envelope(false)
 		if err != nil {
 			return nil, err
@@ -143,7 +143,7 @@ func (h *history) read(topic string, from Start, limit int) (*historyPage, error
 	}
 	page, err := h.readFrom(s, topic, keep, from, limit)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrHistory, err)
+		return nil, h.reading(s, err)
 	}
 	return page, nil
 }
@@ -161,7 +161,7 @@ func (h *history) readFrom(s *store, topic string, keep retention, from Start, l
 	if oldest := keep.oldest(now); oldest > 0 {
 		t := t
 		t.first = begins
-		if begins, err = s.notBefore(t, oldest); err != nil {
+		if begins, err = s.notBefore(t, oldest, now.UnixMilli()); err != nil {
 			return nil, err
 		}
 	}
@@ -171,7 +171,7 @@ func (h *history) readFrom(s *store, topic string, keep retention, from Start, l
 	case from.Rewind && from.Lasted > 0:
 		t := t
 		t.first = begins
-		first, err := s.notBefore(t, now.Add(-from.Lasted).UnixMilli())
+		first, err := s.notBefore(t, now.Add(-from.Lasted).UnixMilli(), now.UnixMilli())
 		if err != nil {
 			return nil, err
 		}
@@ -192,7 +192,7 @@ func (h *history) readFrom(s *store, topic string, keep retention, from Start, l
 		return nil, err
 	}
 	for _, m := range messages {
-		pub := &publication{id: m.id, topic: topic, time: unixMilli(m.time), from: m.sender, data: m.data, epoch: s.epoch, seq: m.seq, stored: m.audience}
+		pub := &publication{id: m.id, topic: topic, time: unixMilli(m.time), sender: refFrom(m.sender), data: m.data, epoch: s.epoch, seq: m.seq, stored: m.audience}
 		page.items = append(page.items, pub)
 		page.last = m.seq
 	}
@@ -210,48 +210,76 @@ type viewer struct {
 	ctx      context.Context
 	auth     *core.Record // nil: a guest
 	clientID string       // empty: not on a realtime connection
-	filters  map[string]bool
+	filters  map[viewedFilter]verdictOf
 }
 
+type viewedFilter struct{ text, meaning string }
+
+// verdictOf is whether a stored message is meant for a viewer.
+type verdictOf int
+
+const (
+	forOthers verdictOf = iota
+	forViewer
+	forWhom // cannot be told any more: it is not shown, and missing
+)
+
 func (n *Notifier) newViewer(ctx context.Context, auth *core.Record, clientID string) *viewer {
-	return &viewer{n: n, ctx: ctx, auth: auth, clientID: clientID, filters: map[string]bool{}}
+	return &viewer{n: n, ctx: ctx, auth: auth, clientID: clientID, filters: map[viewedFilter]verdictOf{}}
 }
 
 // sees reports whether pub is meant for the viewer, by the auth record as it is
 // now. The error is that of a filter's query.
-func (v *viewer) sees(pub *publication) (bool, error) {
+func (v *viewer) sees(pub *publication) (verdictOf, error) {
 	if pub.stored == nil {
-		return true, nil
+		return forViewer, nil
 	}
-	var source audienceSource // in which null is no restriction, [] nobody
-	if err := json.Unmarshal(pub.stored, &source); err != nil {
-		return false, fmt.Errorf("read the audience of message %d of %q: %w", pub.seq, pub.topic, err)
+	stored, to, err := readStored(pub.stored)
+	if err != nil {
+		return forWhom, fmt.Errorf("message %d of %q: %w", pub.seq, pub.topic, err)
 	}
-	to, errs := v.n.compile(source.To, source.Except)
-	if len(errs) > 0 {
-		// A collection or a field is gone that it names: nobody can be meant.
-		v.n.app.Logger().Debug("A stored message is for nobody any more", slog.String("topic", pub.topic), slog.String("error", errs.Error()))
-		return false, nil
+	if stored.Unknown {
+		return forWhom, nil
 	}
 	pub.to = to
-	if to.clients != nil && !to.clients.has(v.clientID) || to.exceptClients.has(v.clientID) {
-		return false, nil
+	switch {
+	case to.clients != nil && !to.clients.has(v.clientID) || to.exceptClients.has(v.clientID):
+		return forOthers, nil
+	case to.looksAtAuth && !to.matchAuth(v.auth):
+		return forOthers, nil
+	case stored.FilterOn == nil:
+		return forViewer, nil
+	case v.auth == nil:
+		return forOthers, nil
 	}
-	if !to.looksAtAuth {
-		return true, nil
+	meaning, applies := stored.FilterOn[v.auth.Collection().Id]
+	if !applies {
+		return forOthers, nil
 	}
-	if to.filter == nil || v.auth == nil {
-		return to.matchAuth(v.auth), nil
-	}
-	passes, known := v.filters[source.To.Filter]
+	key := viewedFilter{stored.Filter, meaning}
+	verdict, known := v.filters[key]
 	if !known {
-		allowed, err := v.n.filterUsers(v.ctx, to.filter, map[string]set[string]{v.auth.Collection().Id: {v.auth.Id: {}}})
-		if err != nil {
-			return false, fmt.Errorf("resolve the filter of message %d of %q: %w", pub.seq, pub.topic, err)
+		if verdict, err = v.passes(stored.Filter, meaning); err != nil {
+			return forWhom, fmt.Errorf("resolve the filter of message %d of %q: %w", pub.seq, pub.topic, err)
 		}
-		passes = allowed.has(refOf(v.auth))
-		v.filters[source.To.Filter] = passes
+		v.filters[key] = verdict
 	}
-	to.filter = nil
-	return passes && to.matchAuth(v.auth), nil
+	return verdict, nil
+}
+
+// passes asks a filter, which had a meaning when the message was sent.
+func (v *viewer) passes(text, meaning string) (verdictOf, error) {
+	collection := v.auth.Collection()
+	filter, err := v.n.compileFor(collection, text)
+	if err != nil || filter.meaning != meaning {
+		return forWhom, nil // a collection or a field is gone, or a name is another's
+	}
+	allowed, err := v.n.filterUsers(v.ctx, []collectionFilter{filter}, map[string]set[string]{collection.Id: {v.auth.Id: {}}})
+	if err != nil {
+		return forWhom, err
+	}
+	if allowed.has(refOf(v.auth)) {
+		return forViewer, nil
+	}
+	return forOthers, nil
 }

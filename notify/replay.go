@@ -129,14 +129,15 @@ func (c *Client) framesOf(p pendingReplay, page *historyPage, auth *core.Record,
 	restricted := n.isRestricted(p.topic)
 	frames := make([]*frame, 0, len(page.items))
 	for _, pub := range page.items {
-		ok, err := see.sees(pub)
+		verdict, err := see.sees(pub)
 		if err != nil {
 			n.app.Logger().Error("Failed to replay a message", slog.String("topic", p.topic), slog.String("error", err.Error()))
-			gap = true
 		}
-		if !ok {
+		if verdict != forViewer {
+			gap = gap || verdict == forWhom
 			continue
 		}
+		pub.from = n.nameOf(pub.sender)
 		data, err := pub.envelope(gap)
 		if err != nil {
 			gap = true

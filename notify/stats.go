@@ -30,6 +30,7 @@ type Stats struct {
 	Stored        int64 `json:"stored"`        // messages of topics with history, so far
 	StoreGroups   int64 `json:"storeGroups"`   // transactions that these took
 	StoreFailures int64 `json:"storeFailures"` // that failed
+	StoreDamaged  int64 `json:"storeDamaged"`  // files of the history that were damaged and set aside, so far
 	Replayed      int64 `json:"replayed"`      // deliveries from history so far
 
 	Disconnects map[string]int64 `json:"disconnects"` // so far, by reason
@@ -100,6 +101,7 @@ func (n *Notifier) Stats() Stats {
 		Stored:        n.history.stored.Load(),
 		StoreGroups:   n.history.groups.Load(),
 		StoreFailures: n.history.failures.Load(),
+		StoreDamaged:  n.history.damaged.Load(),
 		Replayed:      s.replayed.Load(),
 	}
 	n.index.usersMu.RLock()

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
-	_ "modernc.org/sqlite" // the driver of PocketBase, which a build of it may leave out
 )
 
 // store is the open database.
@@ -36,9 +35,10 @@ type store struct {
 	insertTopic, insertMessage, insertID *sql.Stmt // on write
 	deleteMessages, deleteIDs            *sql.Stmt
 	saveHead, markLost                   *sql.Stmt
+	markFall, saveTimes                  *sql.Stmt
 	begin, commit, rollback              *sql.Stmt
 	selectTopic, selectMessages          *sql.Stmt // on read
-	selectTime, selectID                 *sql.Stmt
+	selectTime, selectBefore, selectID   *sql.Stmt
 	statements                           []*sql.Stmt // all of these
 }
 
@@ -46,22 +46,25 @@ type store struct {
 //
 // head is the number of the last message where its row may be gone. Up to lost
 // messages are not to be shown, and may have been sent without being stored: the
-// topic had no history for a while. ids are those of messages that came with one.
+// topic had no history for a while. fell is the number of the last message that was sent
+// at an earlier time than the one before it, since a clock was wrong; 0: there is none.
+// ids are those of messages that came with one.
 const schema = `
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS topics (
 	id   INTEGER PRIMARY KEY,
 	name TEXT NOT NULL UNIQUE,
 	head INTEGER NOT NULL DEFAULT 0,
-	lost INTEGER NOT NULL DEFAULT -1
+	lost INTEGER NOT NULL DEFAULT -1,
+	fell INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE IF NOT EXISTS messages (
 	topic    INTEGER NOT NULL,
 	seq      INTEGER NOT NULL,
-	time     INTEGER NOT NULL, -- Unix milliseconds, never less than that of the one before
+	time     INTEGER NOT NULL, -- Unix milliseconds
 	id       TEXT NOT NULL,
-	sender   TEXT NOT NULL, -- "users:ID", or empty
-	audience BLOB, -- JSON; NULL: everybody
+	sender   TEXT NOT NULL, -- "COLLECTION_ID:RECORD_ID", or empty
+	audience BLOB, -- JSON, see stored.go; NULL: everybody
 	data     BLOB NOT NULL, -- JSON
 	PRIMARY KEY (topic, seq)
 ) STRICT, WITHOUT ROWID;
@@ -89,8 +92,9 @@ const snapshotSuffix = ".backup"
 const pragmas = "?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=journal_size_limit(67108864)" +
 	"&_pragma=wal_autocheckpoint(4096)&_pragma=synchronous(FULL)&_pragma=temp_store(MEMORY)"
 
-// openStore opens the database at path, or makes it.
-func openStore(path string) (_ *store, err error) {
+// openStore opens the database at path, or makes it. identify is for what an older
+// version has stored by name.
+func openStore(path string, identify func(sent time.Time, audience []byte, sender string) ([]byte, string)) (_ *store, err error) {
 	if err := useSnapshot(path); err != nil {
 		return nil, err
 	}
@@ -110,6 +114,9 @@ func openStore(path string) (_ *store, err error) {
 	if _, err = s.write.ExecContext(ctx, schema); err != nil {
 		return nil, err
 	}
+	if err = s.migrate(ctx, identify); err != nil {
+		return nil, err
+	}
 	if s.read, err = sql.Open("sqlite", path+pragmas+"&_pragma=query_only(1)"); err != nil {
 		return nil, err
 	}
@@ -124,9 +131,11 @@ func openStore(path string) (_ *store, err error) {
 		&s.insertMessage:  "INSERT INTO messages (topic, seq, time, id, sender, audience, data) VALUES (?, ?, ?, ?, ?, ?, ?)",
 		&s.insertID:       "INSERT OR REPLACE INTO ids (topic, key, seq, time) VALUES (?, ?, ?, ?)",
 		&s.deleteMessages: "DELETE FROM messages WHERE topic = ? AND seq <= ?",
-		&s.deleteIDs:      "DELETE FROM ids WHERE topic = ? AND seq <= ? AND time < ?",
+		&s.deleteIDs:      "DELETE FROM ids WHERE topic = ? AND seq <= ? AND (time < ? OR time > ?)",
 		&s.saveHead:       "UPDATE topics SET head = max(head, ?) WHERE id = ?",
 		&s.markLost:       "UPDATE topics SET head = max(head, ?1), lost = max(lost, ?1) WHERE id = ?2",
+		&s.markFall:       "UPDATE topics SET fell = ? WHERE id = ?",
+		&s.saveTimes:      "UPDATE messages SET time = ? WHERE topic = ? AND seq >= ?",
 	} {
 		if *statement, err = s.write.PrepareContext(ctx, query); err != nil {
 			return nil, err
@@ -137,8 +146,9 @@ func openStore(path string) (_ *store, err error) {
 		&s.selectTopic: selectTopics + "WHERE name = ?",
 		&s.selectMessages: "SELECT seq, time, id, sender, audience, data FROM messages " +
 			"WHERE topic = ? AND seq > ? ORDER BY seq LIMIT ?",
-		&s.selectTime: "SELECT time FROM messages WHERE topic = ? AND seq = ?",
-		&s.selectID:   "SELECT seq FROM topics JOIN ids ON topic = topics.id WHERE name = ? AND key = ?",
+		&s.selectTime:   "SELECT time FROM messages WHERE topic = ? AND seq = ?",
+		&s.selectBefore: "SELECT seq FROM messages WHERE topic = ? AND seq < ? AND time < ? ORDER BY seq DESC LIMIT 1",
+		&s.selectID:     "SELECT seq FROM topics JOIN ids ON topic = topics.id WHERE name = ? AND key = ?",
 	} {
 		if *statement, err = s.read.PrepareContext(ctx, query); err != nil {
 			return nil, err
@@ -146,6 +156,68 @@ func openStore(path string) (_ *store, err error) {
 		s.statements = append(s.statements, *statement)
 	}
 	return s, s.readEpoch(path)
+}
+
+// migrate brings what an older version has stored into the form of this one.
+func (s *store) migrate(ctx context.Context, identify func(sent time.Time, audience []byte, sender string) ([]byte, string)) (err error) {
+	var version int
+	if err := s.write.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil || version >= storedVersion {
+		return err
+	}
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, tx.Rollback())
+		}
+	}()
+	type row struct {
+		topic int64
+		stored
+	}
+	var hasFell bool
+	if err := tx.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM pragma_table_info('topics') WHERE name = 'fell')").Scan(&hasFell); err != nil {
+		return err
+	}
+	if !hasFell {
+		if _, err := tx.ExecContext(ctx, "ALTER TABLE topics ADD COLUMN fell INTEGER NOT NULL DEFAULT 0"); err != nil {
+			return err
+		}
+	}
+	for last := (row{topic: -1}); ; {
+		rows, err := tx.QueryContext(ctx, "SELECT topic, seq, time, sender, audience FROM messages "+
+			"WHERE (topic, seq) > (?, ?) AND (audience IS NOT NULL OR sender <> '') ORDER BY topic, seq LIMIT 1000", last.topic, last.seq)
+		if err != nil {
+			return err
+		}
+		var group []row
+		for rows.Next() {
+			var r row
+			if err := rows.Scan(&r.topic, &r.seq, &r.time, &r.sender, &r.audience); err != nil {
+				return errors.Join(err, rows.Close())
+			}
+			group = append(group, r)
+		}
+		if err := rows.Err(); err != nil {
+			return err
+		}
+		if len(group) == 0 {
+			break
+		}
+		for _, r := range group {
+			audience, sender := identify(unixMilli(r.time), r.audience, r.sender)
+			if _, err := tx.ExecContext(ctx, "UPDATE messages SET audience = ?, sender = ? WHERE topic = ? AND seq = ?", audience, sender, r.topic, r.seq); err != nil {
+				return err
+			}
+		}
+		last = group[len(group)-1]
+	}
+	if _, err := tx.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", storedVersion)); err != nil {
+		return err
+	}
+	return tx.Commit()
 }
 
 // maxReads is how many may read at a time; the others wait.
@@ -223,6 +295,7 @@ func (s *store) snapshot(ctx context.Context, path string) (string, error) {
 		return "", err
 	}
 	if err := execIn(ctx, path+pragmas, "VACUUM INTO ?", snapshot); err != nil {
+		_ = os.Remove(snapshot)
 		return "", err
 	}
 	return snapshot, execIn(ctx, snapshot, "DELETE FROM meta")
@@ -245,7 +318,7 @@ type topicRow struct {
 	// first to head are the numbers of the messages that are stored; first is
 	// head + 1 where there are none.
 	first, head int64
-	lost        int64 // see schema
+	lost, fell  int64 // see schema
 	lastTime    int64 // of the message head, in Unix milliseconds
 	leftIDs     bool  // there are ids of messages that are gone
 }
@@ -253,7 +326,7 @@ type topicRow struct {
 const selectTopics = `SELECT id, name,
 	(SELECT min(seq) FROM messages WHERE topic = topics.id),
 	max(head, ifnull((SELECT max(seq) FROM messages WHERE topic = topics.id), 0)),
-	lost,
+	lost, fell,
 	ifnull((SELECT time FROM messages WHERE topic = topics.id ORDER BY seq DESC LIMIT 1), 0),
 	EXISTS (SELECT 1 FROM ids WHERE topic = topics.id
 		AND seq < ifnull((SELECT min(seq) FROM messages WHERE topic = topics.id), seq + 1))
@@ -261,7 +334,7 @@ const selectTopics = `SELECT id, name,
 
 func (t *topicRow) scan(row interface{ Scan(...any) error }) error {
 	var first sql.NullInt64
-	if err := row.Scan(&t.id, &t.name, &first, &t.head, &t.lost, &t.lastTime, &t.leftIDs); err != nil {
+	if err := row.Scan(&t.id, &t.name, &first, &t.head, &t.lost, &t.fell, &t.lastTime, &t.leftIDs); err != nil {
 		return err
 	}
 	if t.first = first.Int64; !first.Valid {
@@ -331,13 +404,16 @@ func (s *store) messages(topicID, after int64, limit, maxBytes int) ([]stored, e
 
 // notBefore returns the number of the first message of t that was sent at the
 // time or later (Unix milliseconds), t.head + 1 where there is none. Numbers have
-// no holes and times do not fall, so that it finds it like a word in a dictionary.
-func (s *store) notBefore(t topicRow, time int64) (int64, error) {
+// no holes, and times do not fall unless a clock was wrong: so that it finds it like a
+// word in a dictionary.
+func (s *store) notBefore(t topicRow, time, now int64) (int64, error) {
+	if t.fell > t.first {
+		return s.notBeforeUneven(t, time, now)
+	}
 	low, high := t.first, t.head+1
 	for low < high {
 		middle := low + (high-low)/2
-		var at int64
-		err := s.selectTime.QueryRow(t.id, middle).Scan(&at)
+		at, err := s.timeOf(t.id, middle)
 		switch {
 		case errors.Is(err, sql.ErrNoRows): // trimmed meanwhile
 			low = middle + 1
@@ -350,6 +426,46 @@ func (s *store) notBefore(t topicRow, time int64) (int64, error) {
 		}
 	}
 	return low, nil
+}
+
+// notBeforeUneven is notBefore for a topic whose times fall somewhere: what follows the
+// last message from before the time.
+func (s *store) notBeforeUneven(t topicRow, time, now int64) (int64, error) {
+	upTo := t.head + 1
+	peak, isDip, err := s.dip(t, now)
+	switch {
+	case err != nil:
+		return 0, err
+	case isDip && peak < time:
+		return upTo, nil
+	case isDip:
+		upTo = t.fell // those from there on count as sent at the peak
+	}
+	var last int64
+	err = s.selectBefore.QueryRow(t.id, upTo, time).Scan(&last)
+	if errors.Is(err, sql.ErrNoRows) {
+		return t.first, nil
+	}
+	return max(last+1, t.first), err
+}
+
+// dip tells what to make of the place where the times of t fall. Either the clock had been
+// ahead before it, and is right since then; or it has been behind for a while (a machine
+// without a battery, until it has asked for the time). When the time before the fall, the
+// peak, comes again it is taken for the latter: most clocks that are wrong are wrong by so
+// much that it does not come again otherwise, and what was ahead by minutes only is out by
+// minutes only.
+func (s *store) dip(t topicRow, now int64) (peak int64, isDip bool, err error) {
+	peak, err = s.timeOf(t.id, t.fell-1)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, false, nil // trimmed, or not committed yet
+	}
+	return peak, err == nil && now >= peak && t.lastTime < peak, err
+}
+
+func (s *store) timeOf(topicID, seq int64) (at int64, err error) {
+	err = s.selectTime.QueryRow(topicID, seq).Scan(&at)
+	return at, err
 }
 
 // findID returns the number of the message of the topic that came with the key,
@@ -405,16 +521,32 @@ func (s *store) addMessage(topicID int64, m *stored, key string) error {
 	return err
 }
 
+// fall notes that the message seq was sent at an earlier time than the one before it; 0:
+// there is none such.
+func (s *store) fall(topicID, seq int64) error {
+	_, err := s.markFall.Exec(seq, topicID)
+	return err
+}
+
+// even gives the messages from seq on a time, after which the topic's times do not fall.
+func (s *store) even(topicID, seq, time int64) error {
+	if _, err := s.saveTimes.Exec(time, topicID, seq); err != nil {
+		return err
+	}
+	return s.fall(topicID, 0)
+}
+
 // trim deletes the messages of a topic up to the number upTo, and of their ids
-// those that are older than idsBefore (Unix milliseconds).
-func (s *store) trim(topicID, upTo, idsBefore int64) error {
+// those that are older than idsBefore (Unix milliseconds), or were given by a clock that
+// was ahead of now.
+func (s *store) trim(topicID, upTo, idsBefore, now int64) error {
 	if _, err := s.saveHead.Exec(upTo, topicID); err != nil {
 		return err
 	}
 	if _, err := s.deleteMessages.Exec(topicID, upTo); err != nil {
 		return err
 	}
-	_, err := s.deleteIDs.Exec(topicID, upTo, idsBefore)
+	_, err := s.deleteIDs.Exec(topicID, upTo, idsBefore, now)
 	return err
 }
 

@@ -1,0 +1,173 @@
+// The audience of a message in the history: written by history.go, read by recovery.go.
+// Everything in it is known by its id. A name may be another collection's tomorrow, and
+// what was sent to the members of the one would be shown to those of the other.
+
+package notify
+
+import (
+	"encoding/json/v2"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// storedAudience is an audience as it is stored, as JSON. Users are
+// "COLLECTION_ID:RECORD_ID". Of the lists null narrows nothing, [] is nobody.
+type storedAudience struct {
+	// Version is 1; of the first versions, which had names, it was missing.
+	Version     int      `json:"v"`
+	Auth        string   `json:"auth"`
+	Users       []string `json:"users"`
+	Collections []string `json:"collections"`
+	Clients     []string `json:"clients"`
+
+	Filter string `json:"filter,omitzero"`
+	// FilterOn has the meaning of the filter for each auth collection that it applies to:
+	// see collectionFilter.
+	FilterOn map[string]string `json:"filterOn,omitzero"`
+
+	ExceptUsers   []string `json:"exceptUsers"`
+	ExceptClients []string `json:"exceptClients"`
+
+	// Unknown: for whom it was meant cannot be told any more.
+	Unknown bool `json:"unknown,omitzero"`
+}
+
+const storedVersion = 1
+
+// stored returns a as it is stored; nil for everybody.
+func (a *audience) stored() ([]byte, error) {
+	if !a.narrows() {
+		return nil, nil
+	}
+	s := storedAudience{
+		Version: storedVersion, Auth: a.auth, Users: listOf(a.users), Collections: listOf(a.collections), Clients: listOf(a.clients),
+		ExceptUsers: listOf(a.exceptUsers), ExceptClients: listOf(a.exceptClients),
+	}
+	if a.filter != nil {
+		s.Filter, s.FilterOn = a.filterText, map[string]string{}
+		for _, filter := range a.filter {
+			s.FilterOn[filter.collection.Id] = filter.meaning
+		}
+	}
+	return s.encode()
+}
+
+func (s storedAudience) encode() ([]byte, error) {
+	encoded, err := json.Marshal(s, json.FormatNilSliceAsNull(true), json.Deterministic(true))
+	if err != nil {
+		return nil, fmt.Errorf("encode the audience: %w", err)
+	}
+	return encoded, nil
+}
+
+// readStored returns the audience that is stored, without its filter.
+func readStored(encoded []byte) (s storedAudience, a *audience, err error) {
+	if err := json.Unmarshal(encoded, &s); err != nil {
+		return s, nil, fmt.Errorf("read an audience: %w", err)
+	}
+	if s.Version != storedVersion || s.Unknown {
+		s.Unknown = true
+		return s, nil, nil
+	}
+	a = &audience{
+		auth: s.Auth, users: toRefs(s.Users), collections: toSet(s.Collections), clients: toSet(s.Clients),
+		exceptUsers: toRefs(s.ExceptUsers), exceptClients: toSet(s.ExceptClients),
+	}
+	a.noteLooks(s.FilterOn != nil)
+	return s, a, nil
+}
+
+// listOf returns the members of a set in order; nil of nil.
+func listOf[K comparable](s set[K]) []string {
+	if s == nil {
+		return nil
+	}
+	list := make([]string, 0, len(s))
+	for member := range s {
+		list = append(list, fmt.Sprint(member))
+	}
+	slices.Sort(list)
+	return list
+}
+
+func toRefs(list []string) set[userRef] {
+	if list == nil {
+		return nil
+	}
+	refs := make(set[userRef], len(list))
+	for _, item := range list {
+		refs[refFrom(item)] = struct{}{}
+	}
+	return refs
+}
+
+// refFrom reads what [userRef.String] returns.
+func refFrom(text string) userRef {
+	collectionID, id, _ := strings.Cut(text, ":")
+	return userRef{collectionID, id}
+}
+
+// nameOf returns ref with the present name of its collection; with its id where that is
+// gone.
+func (n *Notifier) nameOf(ref userRef) string {
+	if ref == (userRef{}) {
+		return ""
+	}
+	collection, err := n.app.FindCachedCollectionByNameOrId(ref.collectionID)
+	if err != nil || collection.Id != ref.collectionID {
+		return ref.String()
+	}
+	return userRef{collection.Name, ref.id}.String()
+}
+
+// byNames is an audience as the first versions stored it.
+type byNames struct {
+	To     Audience `json:"to"`
+	Except Except   `json:"except"`
+}
+
+// identify returns what the first versions stored with a message that was sent at a time,
+// its audience and its sender, as it is stored now. A name is taken for the collection
+// that has it, unless that was made later.
+func (n *Notifier) identify(sent time.Time, encoded []byte, sender string) ([]byte, string) {
+	if sender != "" {
+		name, id, _ := strings.Cut(sender, ":")
+		if collection, err := n.app.FindCachedCollectionByNameOrId(name); err == nil && !collection.Created.Time().After(sent) {
+			sender = userRef{collection.Id, id}.String()
+		}
+	}
+	if encoded == nil {
+		return nil, sender
+	}
+	unknown, _ := storedAudience{Version: storedVersion, Unknown: true}.encode()
+	var names byNames
+	if err := json.Unmarshal(encoded, &names); err != nil {
+		return unknown, sender
+	}
+	a, errs := n.compile(names.To, names.Except)
+	if len(errs) > 0 {
+		return unknown, sender
+	}
+	isLater := func(id string) bool {
+		collection, err := n.app.FindCachedCollectionByNameOrId(id)
+		return err != nil || collection.Created.Time().After(sent)
+	}
+	named := slices.Collect(maps.Keys(a.collections))
+	for _, refs := range []set[userRef]{a.users, a.exceptUsers} {
+		for ref := range refs {
+			named = append(named, ref.collectionID)
+		}
+	}
+	if slices.ContainsFunc(named, isLater) {
+		return unknown, sender
+	}
+	a.filter = slices.DeleteFunc(a.filter, func(filter collectionFilter) bool { return isLater(filter.collection.Id) })
+	stored, err := a.stored()
+	if err != nil {
+		return unknown, sender
+	}
+	return stored, sender
+}
