@@ -36,9 +36,10 @@ type triggers struct {
 
 	loading sync.Mutex // held while they are loaded, so that the last to do so is the last
 	off     bool       // there are none, and the log says so; guarded by loading
-	byID    atomic.Pointer[map[string][]*trigger]
+	known   atomic.Pointer[knownTriggers]
 
-	authors sync.Map // *core.Record that a request is changing, to its auth *core.Record
+	authors  sync.Map // *core.Record that a request is changing, to its auth *core.Record
+	foreseen sync.Map // recordRef of a record that a cascade deletes, to its []*firing; see cascade.go
 
 	sent, failed atomic.Int64
 
@@ -49,6 +50,14 @@ type triggers struct {
 	idle    *sync.Cond // told when sending ends
 }
 
+// knownTriggers are all triggers at one time.
+type knownTriggers struct {
+	byID map[string][]*trigger // by the id of their collection
+	// cascades are the ids of the collections of which a deleted record may take others
+	// along that a trigger watches.
+	cascades map[string]bool
+}
+
 // firing is a message of a trigger, on its way.
 type firing struct {
 	trigger *trigger
@@ -56,6 +65,8 @@ type firing struct {
 	record  *core.Record
 	since   time.Time
 	state   firingState // guarded by triggers.mu
+
+	message notify.Message // made at once for what is deleted, else when it is sent; no topic: not yet
 }
 
 type firingState int
@@ -70,7 +81,7 @@ const (
 func bindTriggers(app core.App, notifier *notify.Notifier) *triggers {
 	t := &triggers{app: app, notifier: notifier}
 	t.idle = sync.NewCond(&t.mu)
-	t.byID.Store(&map[string][]*trigger{})
+	t.known.Store(&knownTriggers{})
 	const id = pb_migrations.TriggersCollectionID
 
 	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
@@ -99,6 +110,7 @@ func bindTriggers(app core.App, notifier *notify.Notifier) *triggers {
 	} {
 		success.Bind(&hook.Handler[*core.RecordEvent]{Id: "heraldTriggers", Func: reload})
 	}
+	app.OnCollectionUpdateExecute().Bind(&hook.Handler[*core.CollectionEvent]{Id: "heraldTriggers", Func: t.rename})
 	for _, success := range []*hook.TaggedHook[*core.CollectionEvent]{
 		app.OnCollectionAfterCreateSuccess(), app.OnCollectionAfterUpdateSuccess(), app.OnCollectionAfterDeleteSuccess(),
 	} {
@@ -146,7 +158,9 @@ func triggersMissing(app core.App) string {
 }
 
 // of returns the triggers of a collection.
-func (t *triggers) of(collection *core.Collection) []*trigger { return (*t.byID.Load())[collection.Id] }
+func (t *triggers) of(collection *core.Collection) []*trigger {
+	return t.known.Load().byID[collection.Id]
+}
 
 // load reads the triggers. One that is wrong, since a collection or a field was
 // renamed or removed, is switched off, with the reason in its record and in the log.
@@ -159,7 +173,7 @@ func (t *triggers) load() {
 	}
 	next := map[string][]*trigger{}
 	if t.off = reason != ""; t.off {
-		t.byID.Store(&next)
+		t.known.Store(&knownTriggers{})
 		return
 	}
 	records := []*core.Record{}
@@ -178,7 +192,7 @@ func (t *triggers) load() {
 		}
 		next[compiled.collection] = append(next[compiled.collection], compiled)
 	}
-	t.byID.Store(&next)
+	t.known.Store(&knownTriggers{next, cascadesTo(t.app, next)})
 }
 
 // switchOff disables a trigger that does not compile any more.
@@ -186,7 +200,7 @@ func (t *triggers) switchOff(record *core.Record, errs validation.Errors) {
 	status := "Switched off: " + errs.Error()
 	t.app.Logger().Error("A trigger was switched off", slog.String("trigger", record.GetString("name")), slog.String("error", errs.Error()))
 	// past the hooks: its record cannot be saved as it is, and load is under way
-	_, err := t.app.NonconcurrentDB().Update(pb_migrations.TriggersCollectionName,
+	_, err := t.app.NonconcurrentDB().Update(record.Collection().Name,
 		map[string]any{"enabled": false, "status": status}, dbx.HashExp{"id": record.Id}).Execute()
 	if err != nil {
 		t.app.Logger().Error("Failed to save why a trigger was switched off", slog.String("error", err.Error()))
@@ -216,12 +230,10 @@ func (t *triggers) check(e *core.RecordEvent) error {
 
 // change finds out which triggers fire for a change, around its execution.
 func (t *triggers) change(e *core.RecordEvent, action string) error {
-	var candidates []*trigger
-	for _, trigger := range t.of(e.Record.Collection()) {
-		if slices.Contains(trigger.events, action) && t.isWanted(trigger, e.Record) {
-			candidates = append(candidates, trigger)
-		}
+	if action == "delete" && t.known.Load().cascades[e.Record.Collection().Id] {
+		t.foresee(e.App, stored(e), t.authorOf(e.Record))
 	}
+	candidates := t.candidates(e.Record, action)
 	if len(candidates) == 0 {
 		return e.Next()
 	}
@@ -237,6 +249,25 @@ func (t *triggers) change(e *core.RecordEvent, action string) error {
 	})
 }
 
+// candidates returns the triggers of a record's collection for an action, whose message
+// anybody could get.
+func (t *triggers) candidates(record *core.Record, action string) (candidates []*trigger) {
+	for _, trigger := range t.of(record.Collection()) {
+		if slices.Contains(trigger.events, action) && t.isWanted(trigger, record) {
+			candidates = append(candidates, trigger)
+		}
+	}
+	return candidates
+}
+
+// authorOf returns who makes the request that changes record; nil for a guest, or where
+// there is no request.
+func (t *triggers) authorOf(record *core.Record) *core.Record {
+	author, _ := t.authors.Load(record)
+	auth, _ := author.(*core.Record)
+	return auth
+}
+
 // isWanted reports whether anybody could get the message, without a query where the
 // topic needs none.
 func (t *triggers) isWanted(trigger *trigger, record *core.Record) bool {
@@ -249,44 +280,23 @@ func (t *triggers) isWanted(trigger *trigger, record *core.Record) bool {
 
 // execute makes the change, within a transaction, and notes what fires.
 func (t *triggers) execute(e *core.RecordEvent, action string, candidates []*trigger) error {
-	author, _ := t.authors.Load(e.Record)
-	auth, _ := author.(*core.Record)
-
-	fires := func(record *core.Record) (firings []*firing) {
-		for _, trigger := range candidates {
-			passes, err := trigger.passes(e.App, record, auth)
-			if err != nil {
-				t.fail(trigger, err)
-			}
-			if passes {
-				firings = append(firings, &firing{trigger: trigger, action: action, since: time.Now()})
-			}
-		}
-		return firings
-	}
-	var before *core.Record
+	auth := t.authorOf(e.Record)
 	if action == "update" && slices.ContainsFunc(candidates, func(trigger *trigger) bool { return len(trigger.changed) > 0 }) {
-		before = stored(e)
+		before := stored(e)
 		candidates = slices.DeleteFunc(candidates, func(trigger *trigger) bool { return !trigger.hasChanged(before, e.Record) })
 	}
 	var firings []*firing
-	var record *core.Record
 	if action == "delete" {
-		record = stored(e) // it is there still
-		firings = fires(record)
+		firings = t.firingsOfDelete(e, candidates, auth)
 	}
 	if err := e.Next(); err != nil {
 		return err
 	}
-	if action != "delete" {
-		record = e.Record.Fresh() // as it is now: the code that changes it may go on
-		firings = fires(record)
+	if action != "delete" { // as it is now: the code that changes it may go on
+		firings = t.firings(e.App, action, e.Record.Fresh(), candidates, auth)
 	}
 	if len(firings) == 0 {
 		return nil
-	}
-	for _, f := range firings {
-		f.record = record
 	}
 	t.mu.Lock()
 	t.queue = append(t.queue, firings...)
@@ -296,6 +306,20 @@ func (t *triggers) execute(e *core.RecordEvent, action string, candidates []*tri
 		return nil
 	})
 	return nil
+}
+
+// firings returns what fires for a record as the database has it now.
+func (t *triggers) firings(app core.App, action string, record *core.Record, candidates []*trigger, auth *core.Record) (firings []*firing) {
+	for _, trigger := range candidates {
+		passes, err := trigger.passes(app, record, auth)
+		if err != nil {
+			t.fail(trigger, err)
+		}
+		if passes {
+			firings = append(firings, &firing{trigger: trigger, action: action, record: record, since: time.Now()})
+		}
+	}
+	return firings
 }
 
 // decide says what became of a transaction.
@@ -369,7 +393,23 @@ func (t *triggers) fire(f *firing) {
 			t.app.Logger().Error("Panic in a trigger", slog.String("trigger", trigger.name), slog.Any("cause", cause))
 		}
 	}()
-	topic, err := trigger.topic.of(t.app, f.record)
+	if f.message.Topic == "" {
+		t.compose(t.app, f)
+	}
+	if f.message.Topic == "" || !t.notifier.IsWanted(f.message.Topic) {
+		return
+	}
+	if _, err := t.notifier.Send(context.Background(), f.message); err != nil {
+		t.fail(trigger, err)
+		return
+	}
+	t.sent.Add(1)
+}
+
+// compose makes the message of f, unless nobody could get it. A failure is noted.
+func (t *triggers) compose(app core.App, f *firing) {
+	trigger := f.trigger
+	topic, err := trigger.topic.of(app, f.record)
 	if err != nil {
 		t.fail(trigger, err)
 		return
@@ -377,7 +417,7 @@ func (t *triggers) fire(f *firing) {
 	if topic == "" || !t.notifier.IsWanted(topic) {
 		return
 	}
-	data, err := trigger.payloadOf(t.app, f.action, f.record)
+	data, err := trigger.payloadOf(app, f.action, f.record)
 	if err != nil {
 		t.fail(trigger, err)
 		return
@@ -390,11 +430,7 @@ func (t *triggers) fire(f *firing) {
 			to.Users = append(to.Users, relation.CollectionId+":"+id)
 		}
 	}
-	if _, err := t.notifier.Send(context.Background(), notify.Message{Topic: topic, Data: data, To: to}); err != nil {
-		t.fail(trigger, err)
-		return
-	}
-	t.sent.Add(1)
+	f.message = notify.Message{Topic: topic, Data: data, To: to}
 }
 
 // fail notes a failure, which never is one of the save.

@@ -13,6 +13,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"herald/internal/pbtest"
+	"herald/pb_migrations"
 )
 
 // newShop is a world with orders: who owns them, and of which shop they are.
@@ -498,9 +499,14 @@ func TestTriggerSwitchedOff(t *testing.T) {
 			orders.Fields.GetByName("status").SetName("state")
 			return w.Save(orders)
 		},
-		"a collection that is renamed": func(w *world) error {
+		"a field that is removed, where the triggers are renamed": func(w *world) error {
+			triggers := mustFind(t, w, "notify_triggers")
+			triggers.Name = "alerts"
+			if err := w.Save(triggers); err != nil {
+				return err
+			}
 			orders := mustFind(t, w, "orders")
-			orders.Name = "sales"
+			orders.Fields.RemoveByName("status")
 			return w.Save(orders)
 		},
 		"a collection that is removed": func(w *world) error { return w.Delete(mustFind(t, w, "orders")) },
@@ -513,21 +519,48 @@ func TestTriggerSwitchedOff(t *testing.T) {
 			if err := change(w); err != nil {
 				t.Fatal(err)
 			}
-			after, err := w.FindRecordById("notify_triggers", record.Id)
+			after, err := w.FindRecordById(pb_migrations.TriggersCollectionID, record.Id)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if after.GetBool("enabled") || !strings.HasPrefix(after.GetString("status"), "Switched off: ") {
 				t.Errorf("enabled %v, status %q", after.GetBool("enabled"), after.GetString("status"))
 			}
-			collection, err := w.FindCollectionByNameOrId("sales")
+			collection, err := w.FindCollectionByNameOrId("orders")
 			if err != nil {
-				if collection, err = w.FindCollectionByNameOrId("orders"); err != nil {
-					return // it is gone
-				}
+				return // it is gone
 			}
 			save(t, w, core.NewRecord(collection))
 		})
+	}
+}
+
+// TestTriggerRenamed: a trigger follows its collection, and those of its audience, to
+// another name, and has nothing to do with the collection that gets the old one.
+func TestTriggerRenamed(t *testing.T) {
+	w := newShop(t)
+	record := addTrigger(t, w, map[string]any{"topic": "changes", "to": `{"users":["users:` + w.ann.Id + `"],"collections":["users"]}`})
+	server := pbtest.Serve(t, w)
+	client := server.Subscribe(t, w.ann, "changes", "fence")
+	for from, to := range map[string]string{"orders": "sales", "users": "staff"} {
+		collection := mustFind(t, w, from)
+		collection.Name = to
+		if err := w.Save(collection); err != nil {
+			t.Fatal(err)
+		}
+		addCollection(t, w, from, &core.TextField{Name: "status"})
+	}
+	addRecord(t, w, "orders", map[string]any{"status": "not this"})
+	addRecord(t, w, "sales", map[string]any{"status": "paid"})
+	if event := client.Next(t); event.Data != `{"action":"create","collection":"sales","record":{"status":"paid"}}` {
+		t.Errorf("got %s", event.Data)
+	}
+	after, err := w.FindRecordById("notify_triggers", record.Id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := `{"collections":["staff"],"users":["staff:` + w.ann.Id + `"]}`; after.GetString("collection") != "sales" || after.GetString("to") != want || !after.GetBool("enabled") {
+		t.Errorf("%s, %s, %s", after.GetString("collection"), after.GetString("to"), after.GetString("status"))
 	}
 }
 
@@ -587,6 +620,79 @@ func TestTriggerCascade(t *testing.T) {
 	if len(seen) != 49 {
 		t.Errorf("%d different messages", len(seen))
 	}
+}
+
+// TestTriggerCascadeRelations: a delete's filter, topic and fields see the record and those
+// that it leads to as they were, also where these go together.
+func TestTriggerCascadeRelations(t *testing.T) {
+	w := newShop(t)
+	orders := mustFind(t, w, "orders")
+	orders.Fields.Add(&core.TextField{Name: "code"})
+	if err := w.Save(orders); err != nil {
+		t.Fatal(err)
+	}
+	items := addCollection(t, w, "items", &core.TextField{Name: "name"},
+		&core.RelationField{Name: "order", CollectionId: orders.Id, CascadeDelete: true})
+	addCollection(t, w, "notes", &core.TextField{Name: "text"},
+		&core.RelationField{Name: "items", CollectionId: items.Id, CascadeDelete: true, MaxSelect: 9})
+	addTrigger(t, w, map[string]any{"name": "items", "collection": "items", "events": []string{"delete"}, "topic": "code/{order.code}",
+		"filter": `order.code = "c1" && order.owner.name = "Ann"`, "fields": "name,expand.order.code"})
+	addTrigger(t, w, map[string]any{"name": "notes", "collection": "notes", "events": []string{"delete"}, "topic": "urgent",
+		"filter": `items.order.code ?= "c1"`, "fields": "text,expand.items.expand.order.code"})
+	server := pbtest.Serve(t, w)
+	client := server.Subscribe(t, nil, "code/c1", "urgent")
+	fill := func() (order *core.Record) {
+		t.Helper()
+		for _, code := range []string{"c2", "c1"} {
+			order = addOrder(t, w, map[string]any{"code": code, "owner": w.ann.Id})
+			item := addRecord(t, w, "items", map[string]any{"name": "bolt", "order": order.Id})
+			addRecord(t, w, "notes", map[string]any{"text": "urgent", "items": []string{item.Id}})
+		}
+		return order
+	}
+	expect := func() {
+		t.Helper()
+		want := map[string]string{
+			"code/c1": `{"action":"delete","collection":"items","record":{"expand":{"order":{"code":"c1"}},"name":"bolt"}}`,
+			"urgent":  `{"action":"delete","collection":"notes","record":{"expand":{"items":[{"expand":{"order":{"code":"c1"}}}]},"text":"urgent"}}`,
+		}
+		for range 2 {
+			event := client.Next(t)
+			if event.Data != want[event.Type] {
+				t.Errorf("%s got %s", event.Type, event.Data)
+			}
+			delete(want, event.Type)
+		}
+	}
+	order := fill()
+	if err := w.Delete(order); err != nil {
+		t.Fatal(err)
+	}
+	expect()
+	order = fill()
+	if status, answer := server.Do(t, "DELETE", "/api/collections/orders/records/"+order.Id, "", nil); status != http.StatusNoContent {
+		t.Fatal(status, answer)
+	}
+	expect()
+	order = fill()
+	rollback := errors.New("rolled back")
+	if err := w.RunInTransaction(func(tx core.App) error {
+		if err := tx.Delete(order); err != nil {
+			return err
+		}
+		return rollback
+	}); err != rollback {
+		t.Fatal(err)
+	}
+	if err := w.RunInTransaction(func(tx core.App) error { return tx.Delete(order) }); err != nil {
+		t.Fatal(err)
+	}
+	expect() // once
+	fill()
+	if err := w.Delete(w.ann); err != nil { // over three steps
+		t.Fatal(err)
+	}
+	expect()
 }
 
 // TestTriggerBesideRecordEvents: for the same change, PocketBase tells who may see the
