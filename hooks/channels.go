@@ -25,8 +25,10 @@ type channels struct {
 	app      core.App
 	notifier *notify.Notifier
 
-	mu  sync.Mutex // held while the channels are loaded, so that the last to do so is the last
-	off bool       // there are none, and the log says so
+	mu    sync.Mutex // held while the channels are loaded, so that the last to do so is the last
+	off   bool       // there are none, and the log says so
+	count int        // as many count now
+	kept  string     // the copy as it is saved, see channels_kept.go
 }
 
 // bindChannels binds to the collection by the id that the migration gave it.
@@ -37,7 +39,10 @@ func bindChannels(app core.App, notifier *notify.Notifier) {
 	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
 		Id: "heraldChannels",
 		Func: func(e *core.ServeEvent) error {
-			c.load()
+			c.restore(true)
+			if _, err := c.load(); err != nil {
+				return fmt.Errorf("the channels cannot be loaded, and without them private topics would be open: %w", err)
+			}
 			return e.Next()
 		},
 	})
@@ -57,7 +62,10 @@ func bindChannels(app core.App, notifier *notify.Notifier) {
 		})
 	}
 	reload := func(e *core.CollectionEvent) error {
-		if c.load() > 0 { // a rule may look at what is gone, or has another name
+		if e.Type == core.ModelEventTypeCreate && e.Collection.Id == id {
+			c.restore(false)
+		}
+		if count, _ := c.load(); count > 0 { // a rule may look at what is gone, or has another name
 			notifier.ChangeOfAll().End(true)
 		}
 		return e.Next()
@@ -69,7 +77,7 @@ func bindChannels(app core.App, notifier *notify.Notifier) {
 	}
 
 	app.Cron().MustAdd("heraldRecheck", recheckEvery, func() {
-		c.load()
+		_, _ = c.load()
 		if _, err := notifier.Recheck(notify.RecheckFilter{}); err != nil {
 			app.Logger().Error("Failed to check the subscriptions again", slog.String("error", err.Error()))
 		}
@@ -87,25 +95,56 @@ func channelsMissing(app core.App) string {
 	return "their collection \"notify_channels\" was removed"
 }
 
-// load gives the engine the channels there are, and returns how many.
-func (c *channels) load() int {
+// load gives the engine the channels there are, and returns how many count now or have
+// until now. Where they cannot be loaded those known hold; the error is in the log.
+func (c *channels) load() (count int, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	reason := channelsMissing(c.app)
-	if reason != "" && !c.off {
-		c.app.Logger().Warn("Herald's channels are off: " + reason)
-	}
-	if c.off = reason != ""; c.off {
-		c.notifier.SetChannels(nil)
-		return 0
-	}
-	records, err := findChannels(c.app)
+	before := c.count
+	records, err := c.find()
 	if err != nil {
 		c.app.Logger().Error("Failed to load the channels; those known hold", slog.String("error", err.Error()))
-		return 0
+		return before, err
 	}
 	c.notifier.SetChannels(records)
-	return len(records)
+	c.count = len(records)
+	return max(before, c.count), nil
+}
+
+// find returns the records of the channels. Where their collection has disappeared they
+// are those of the copy, closed.
+func (c *channels) find() ([]*core.Record, error) {
+	reason := channelsMissing(c.app)
+	kept, err := c.readKept()
+	if err != nil {
+		return nil, fmt.Errorf("read their copy: %w", err)
+	}
+	if reason == "" {
+		c.off = false
+		records, err := findChannels(c.app)
+		if err == nil && len(records) == 0 && kept.Missing {
+			return kept.closed() // the collection is back, and empty yet
+		}
+		if err == nil {
+			c.keep(records, false)
+		}
+		return records, err
+	}
+	if !c.off && len(kept.Records) == 0 {
+		c.app.Logger().Warn("Herald's channels are off: " + reason)
+	}
+	if !c.off && len(kept.Records) > 0 {
+		c.app.Logger().Error("Herald's channels are off: "+reason+". What they closed stays closed to all but superusers. "+
+			"They are as they were when the collection is imported again or the server is started again; to do without them, delete them then",
+			slog.Int("channels", len(kept.Records)))
+	}
+	c.off = true
+	if len(kept.Records) == 0 {
+		return nil, nil
+	}
+	kept.Missing = true
+	c.save(kept)
+	return kept.closed()
 }
 
 // findChannels returns the records of all channels, oldest first.
@@ -170,7 +209,7 @@ func (c *channels) change(e *core.RecordEvent) error {
 
 	end := func(committed bool) {
 		if isChannel && committed {
-			c.load()
+			_, _ = c.load()
 		}
 		change.End(committed)
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tests"
 
 	"herald/hooks"
 	"herald/internal/pbtest"
@@ -451,6 +452,118 @@ func TestChannelsMigration(t *testing.T) {
 	mustFind(t, w, "notify_triggers")
 	if status, _ := server.Connect(t).Try(t, nil, "news"); status != 403 {
 		t.Errorf("subscribe: %d", status)
+	}
+}
+
+// TestChannelsDisappear: what a channel closed stays closed when the collection is gone, on
+// the running server and after a restart, until a superuser says otherwise.
+func TestChannelsDisappear(t *testing.T) {
+	for name, strict := range map[string]bool{"": false, "strict": true} {
+		t.Run(name, func(t *testing.T) {
+			register := func(app core.App) { hooks.MustRegister(app, hooks.Config{Notify: notify.Config{Strict: strict}}) }
+			app := pbtest.NewApp(t, register)
+			app.Settings().Logs.MaxDays = 1
+			root := pbtest.AddAuth(t, app, core.CollectionNameSuperusers, "root@x.com", nil)
+			ann := pbtest.AddAuth(t, app, "users", "ann@x.com", nil)
+			addChannel(t, app, map[string]any{"pattern": "news", "subscribeRule": "*", "publishRule": "*", "history": 10})
+			private := addChannel(t, app, map[string]any{"pattern": "private/{id}", "subscribeRule": `@request.auth.id = @request.query.id`, "history": 10})
+			server := pbtest.Serve(t, app)
+			topic := "private/" + ann.Id
+			listener, reader := server.Subscribe(t, ann, topic, "@denied"), server.Subscribe(t, nil, "news")
+			mustSend(t, app, topic, "before")
+			listener.Expect(t, topic, `"before"`)
+			status := func(server *pbtest.Server, who *core.Record, topic string) int {
+				t.Helper()
+				status, _ := server.Connect(t).Try(t, who, topic)
+				return status
+			}
+			closed := func() {
+				t.Helper()
+				for who, want := range map[*core.Record]int{nil: 403, ann: 403, root: 204} {
+					if got := status(server, who, topic); got != want {
+						t.Errorf("%v: %d, want %d", who, got, want)
+					}
+				}
+				if got := status(server, nil, "news"); got != 204 {
+					t.Errorf("news: %d", got)
+				}
+				if got, _ := server.Do(t, "GET", historyPath(topic, "", 10), "", nil); got != 403 {
+					t.Errorf("its history: %d", got)
+				}
+			}
+
+			// an import of other collections
+			kept := []map[string]any{}
+			for _, name := range []string{"users"} {
+				encoded, err := json.Marshal(mustFind(t, app, name))
+				if err != nil {
+					t.Fatal(err)
+				}
+				kept = append(kept, decoded(t, string(encoded)).(map[string]any))
+			}
+			encoded, err := json.Marshal(mustFind(t, app, "notify_channels"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := app.ImportCollections(kept, true); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := app.FindCollectionByNameOrId("notify_channels"); err == nil {
+				t.Fatal("it is there still")
+			}
+			listener.Expect(t, "@denied", denied(topic))
+			closed()
+			mustSend(t, app, "news", 1)
+			reader.Expect(t, "news", "1")
+			waitForLog(t, app, "channels are off: their collection%stays closed")
+
+			// the server is started again
+			again, err := tests.NewTestApp(app.DataDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(again.Cleanup)
+			register(again)
+			restarted := pbtest.Serve(t, again)
+			for who, want := range map[*core.Record]int{nil: 403, ann: 204} {
+				if got := status(restarted, who, topic); got != want {
+					t.Errorf("after a restart %v: %d, want %d", who, got, want)
+				}
+			}
+			if page := historyOf(t, restarted, ann, topic, "", 10); len(page.Items) != 1 {
+				t.Errorf("after a restart there is %v", page.Items)
+			}
+
+			// the collection is imported again
+			if err := app.ImportCollections(append(kept, decoded(t, string(encoded)).(map[string]any)), false); err != nil {
+				t.Fatal(err)
+			}
+			listener = server.Subscribe(t, ann, topic)
+			mustSend(t, app, topic, "after")
+			listener.Expect(t, topic, `"after"`)
+			if got := status(server, nil, topic); got != 403 {
+				t.Errorf("a guest: %d", got)
+			}
+
+			// a superuser says otherwise
+			private, err = app.FindRecordById("notify_channels", private.Id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := app.Delete(private); err != nil {
+				t.Fatal(err)
+			}
+			if err := app.Delete(mustFind(t, app, "notify_channels")); err != nil {
+				t.Fatal(err)
+			}
+			want := 204
+			if strict {
+				want = 403
+			}
+			if got := status(server, nil, topic); got != want {
+				t.Errorf("without a channel: %d", got)
+			}
+		})
 	}
 }
 

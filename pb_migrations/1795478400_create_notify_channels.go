@@ -3,6 +3,7 @@ package pb_migrations
 import (
 	"log/slog"
 
+	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 	m "github.com/pocketbase/pocketbase/migrations"
 	"github.com/pocketbase/pocketbase/tools/types"
@@ -24,6 +25,11 @@ func createChannels(app core.App) error {
 		app.Logger().Warn("No channels added: the application has its own collection", slog.String("name", ChannelsCollectionName))
 		return nil
 	}
+	return app.Save(NewChannelsCollection())
+}
+
+// NewChannelsCollection returns the collection as it is made.
+func NewChannelsCollection() *core.Collection {
 	const rule = `Empty: superusers only. *: everyone. Else a filter, with @request.auth.*, @collection.*, and {room} of the pattern as @request.query.room.`
 
 	channels := core.NewBaseCollection(ChannelsCollectionName, ChannelsCollectionID) // without API rules: superusers only
@@ -46,14 +52,22 @@ func createChannels(app core.App) error {
 		&core.AutodateField{Name: "updated", OnCreate: true, OnUpdate: true},
 	)
 	channels.AddIndex("idx_notify_channels_pattern", true, "`pattern`", "")
-	return app.Save(channels)
+	return channels
 }
+
+// ChannelsParam is the id of the row of PocketBase's table _params in which the server
+// keeps a copy of the channels, for when their collection disappears.
+const ChannelsParam = "heraldChannels"
 
 // dropChannels removes the collection if it is the one that createChannels made.
 func dropChannels(app core.App) error {
 	channels, err := app.FindCollectionByNameOrId(ChannelsCollectionID)
 	if err != nil {
 		return nil
+	}
+	// whoever goes down a migration does not want what the channels said
+	if _, err := app.DB().Delete("_params", dbx.HashExp{"id": ChannelsParam}).Execute(); err != nil {
+		return err
 	}
 	return app.Delete(channels)
 }

@@ -1,0 +1,144 @@
+// What the channels said, for when their collection disappears: an import of collections
+// that deletes what it does not have, for example. What they closed stays closed until a
+// superuser says otherwise. Called by channels.go.
+
+package hooks
+
+import (
+	"database/sql"
+	"encoding/json/jsontext"
+	"encoding/json/v2"
+	"errors"
+	"log/slog"
+
+	"github.com/pocketbase/dbx"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/types"
+
+	"herald/pb_migrations"
+)
+
+// keptChannels is a copy of the channels in the application's database.
+type keptChannels struct {
+	// Missing: their collection has disappeared since.
+	Missing bool             `json:"missing"`
+	Records []jsontext.Value `json:"records"`
+}
+
+// keep saves a copy of the channels, if it is another one than before.
+func (c *channels) keep(records []*core.Record, isMissing bool) {
+	kept := keptChannels{Missing: isMissing, Records: []jsontext.Value{}}
+	for _, record := range records {
+		encoded, err := json.Marshal(record.FieldsData(), json.Deterministic(true))
+		if err != nil {
+			c.logKept("Failed to keep a copy of the channels", err)
+			return
+		}
+		kept.Records = append(kept.Records, encoded)
+	}
+	c.save(kept)
+}
+
+func (c *channels) save(kept keptChannels) {
+	encoded, err := json.Marshal(kept)
+	if err != nil || string(encoded) == c.kept {
+		return
+	}
+	// not through app.Save, which would load the settings of PocketBase anew
+	_, err = c.app.NonconcurrentDB().NewQuery("INSERT INTO _params (id, value, created, updated) VALUES ({:id}, {:value}, {:now}, {:now}) " +
+		"ON CONFLICT (id) DO UPDATE SET value = excluded.value, updated = excluded.updated").
+		Bind(dbx.Params{"id": pb_migrations.ChannelsParam, "value": string(encoded), "now": types.NowDateTime().String()}).Execute()
+	if err != nil {
+		c.logKept("Failed to keep a copy of the channels", err)
+		return
+	}
+	c.kept = string(encoded)
+}
+
+// readKept returns the copy; an empty one where there is none.
+func (c *channels) readKept() (kept keptChannels, err error) {
+	var value string
+	err = c.app.DB().Select("value").From("_params").Where(dbx.HashExp{"id": pb_migrations.ChannelsParam}).Row(&value)
+	if errors.Is(err, sql.ErrNoRows) {
+		return kept, nil
+	}
+	if err == nil {
+		err = json.Unmarshal([]byte(value), &kept)
+	}
+	if err == nil {
+		c.kept = value
+	}
+	return kept, err
+}
+
+// records returns the channels of the copy, of which collection is to be.
+func (k keptChannels) records(collection *core.Collection) ([]*core.Record, error) {
+	records := make([]*core.Record, 0, len(k.Records))
+	for _, encoded := range k.Records {
+		values := map[string]any{}
+		if err := json.Unmarshal(encoded, &values); err != nil {
+			return nil, err
+		}
+		record := core.NewRecord(collection)
+		record.Load(values)
+		records = append(records, record)
+	}
+	return records, nil
+}
+
+// closed returns the channels of the copy with what is open to everyone as it is, and all
+// else for superusers only: their rules cannot be asked without the collection.
+func (k keptChannels) closed() ([]*core.Record, error) {
+	records, err := k.records(pb_migrations.NewChannelsCollection())
+	for _, record := range records {
+		for _, field := range []string{"subscribeRule", "publishRule", "presenceRule"} {
+			if record.GetString(field) != "*" {
+				record.Set(field, "")
+			}
+		}
+	}
+	return records, err
+}
+
+// restore gives the collection, when it is there again, its channels back; where it is
+// still missing at the start of the server it makes it. Nothing happens where it did not
+// disappear.
+func (c *channels) restore(isStart bool) {
+	kept, err := c.readKept()
+	if err != nil || !kept.Missing || len(kept.Records) == 0 {
+		return // load tells of an error
+	}
+	err = c.app.RunInTransaction(func(tx core.App) error {
+		collection, err := tx.FindCollectionByNameOrId(pb_migrations.ChannelsCollectionID)
+		if err != nil {
+			if _, err := tx.FindCollectionByNameOrId(pb_migrations.ChannelsCollectionName); err == nil || !isStart {
+				return nil // the name is taken, or a superuser may import it yet
+			}
+			collection = pb_migrations.NewChannelsCollection()
+			if err := tx.Save(collection); err != nil {
+				return err
+			}
+		}
+		if count, err := tx.CountRecords(collection); err != nil || count > 0 {
+			return err // a superuser has said what there is now
+		}
+		records, err := kept.records(collection)
+		if err != nil {
+			return err
+		}
+		for _, record := range records {
+			if err := tx.Save(record); err != nil {
+				return err
+			}
+		}
+		tx.Logger().Warn("The channels are back, as they were before their collection disappeared", slog.Int("channels", len(records)))
+		return nil
+	})
+	if err != nil {
+		c.logKept("Failed to restore the channels", err)
+	}
+}
+
+func (c *channels) logKept(message string, err error) {
+	c.app.Logger().Error(message, slog.String("error", err.Error()))
+}
