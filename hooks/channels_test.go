@@ -367,6 +367,36 @@ func TestMostSpecificChannel(t *testing.T) {
 	}
 }
 
+// TestEmptyWildcard: {name...} that stands for nothing is not the same as a record that is
+// not there.
+func TestEmptyWildcard(t *testing.T) {
+	w := newWorld(t)
+	addMembers(t, w) // of which there are none
+	rule := strings.ReplaceAll(memberRule, "query.room", "query.p")
+	addChannel(t, w, map[string]any{"pattern": "path/{p...}", "subscribeRule": rule, "publishRule": rule, "history": 10})
+	addChannel(t, w, map[string]any{"pattern": "open/{p...}", "subscribeRule": `@request.query.p != "secret"`})
+	server := pbtest.Serve(t, w)
+	for topic, want := range map[string]int{"path/": 403, "path//": 403, "path/a//": 403, "path/a/b": 403, "open/": 403, "open/x": 204} {
+		for _, who := range []*core.Record{nil, w.ann} {
+			if status, _ := server.Connect(t).Try(t, who, topic); status != want {
+				t.Errorf("subscribe to %q: %d, want %d", topic, status, want)
+			}
+			if status, _ := server.Do(t, "GET", historyPath(topic, "", 10), pbtest.Token(t, who), nil); status != 403 && want == 403 {
+				t.Errorf("history of %q: %d", topic, status)
+			}
+			if status, _ := server.Do(t, "POST", publishPath, pbtest.Token(t, who), map[string]any{"topic": topic, "data": 1}); status != 403 {
+				t.Errorf("publish to %q: %d", topic, status)
+			}
+		}
+		server.Connect(t).Set(t, w.root, topic)
+	}
+	// a membership without a room lets nobody in either
+	addMember(t, w, "", w.ann)
+	if status, _ := server.Connect(t).Try(t, w.ann, "path/"); status != 403 {
+		t.Errorf("with an empty membership: %d", status)
+	}
+}
+
 func TestStrict(t *testing.T) {
 	app := pbtest.NewApp(t, func(app core.App) {
 		hooks.MustRegister(app, hooks.Config{Notify: notify.Config{Strict: true}})

@@ -346,6 +346,79 @@ func TestHeldMessages(t *testing.T) {
 	bob.Expect(t, "join/42", `"still here"`)
 }
 
+// TestManyBytes: who reads loses nothing because much comes at once, or while it is held;
+// what may wait is bounded all the same.
+func TestManyBytes(t *testing.T) {
+	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
+		addMembers(t, w)
+		member := addMember(t, w, "42", w.ann)
+		addChannel(t, w, map[string]any{"pattern": "join/{room}", "subscribeRule": memberRule})
+		server := serve(t, w)
+		ann := server.Subscribe(t, w.ann, "join/42")
+		expect := func(count, size int) {
+			t.Helper()
+			for i := range count {
+				if event := ann.Next(t); len(event.Data) != size+2 {
+					t.Fatalf("message %d has %d bytes", i, len(event.Data))
+				}
+			}
+		}
+		const large = 200 << 10
+		messages := make([]string, 20)
+		for i := range messages {
+			messages[i] = fmt.Sprintf(`{"topic":"join/42","data":"%s"}`, strings.Repeat("x", large))
+		}
+		if status, answer := server.Do(t, "POST", "/api/notify/batch", pbtest.Token(t, w.root), `{"messages":[`+strings.Join(messages, ",")+`]}`); status != http.StatusOK {
+			t.Fatal(status, answer)
+		}
+		expect(len(messages), large)
+
+		const many, size = 300, 30 << 10 // 9 MB
+		if err := w.RunInTransaction(func(tx core.App) error {
+			member.Set("room", " 42 ")
+			if err := tx.Save(member); err != nil {
+				return err
+			}
+			member.Set("room", "42")
+			if err := tx.Save(member); err != nil {
+				return err
+			}
+			for range many {
+				if report := send(t, w, notify.Message{Topic: "join/42", Data: strings.Repeat("y", size)}); report.Queued != 1 {
+					t.Fatalf("report %+v", report)
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		for range 5 { // while those are written
+			mustSend(t, w, "join/42", strings.Repeat("z", size))
+		}
+		expect(many+5, size)
+
+		// without an end it is not
+		if err := w.RunInTransaction(func(tx core.App) error {
+			if err := tx.Delete(member); err != nil {
+				return err
+			}
+			for i := range 40 << 20 / (250 << 10) {
+				if report := send(t, w, notify.Message{Topic: "join/42", Data: strings.Repeat("y", 250<<10)}); report.Queued == 0 {
+					if i < 16<<20/(251<<10) {
+						t.Errorf("closed after %d messages", i)
+					}
+					return nil
+				}
+			}
+			t.Error("40 MiB wait")
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		awaitReason(t, w, notify.ReasonQueueFull)
+	})
+}
+
 // TestChangeOfMany: a transaction with many changes, of which each concerns
 // everybody, checks everybody once.
 func TestChangeOfMany(t *testing.T) {

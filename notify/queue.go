@@ -24,6 +24,7 @@ type queue struct {
 	busy      bool          // what was taken off the queue is being written to the socket
 	blocked   bool          // the socket takes no more for now; a goroutine waits until it does
 	held      int           // how many want nothing to be written for now, see hold
+	excess    bool          // more waits than is allowed, from when it was held
 	room      chan struct{} // closed when there is room for a page of a replay; nil: nobody waits
 	wake      chan struct{} // tells the stream or channel reader that something waits; nil for a socket
 	closing   string        // not empty: end for this reason as soon as all is written
@@ -47,7 +48,8 @@ const (
 //
 // That the queue is full is held against a client only when it does not take
 // what is written to it. While it is the server that is behind, because there
-// is more to send than it has come to write, the sender writes for itself.
+// is more to send than it has come to write, the sender writes for itself, or where it
+// cannot the queue may grow: see hasRoom.
 func (c *Client) enqueue(f *frame) outcome {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -93,6 +95,7 @@ func (c *Client) hold() {
 func (c *Client) release() {
 	c.mu.Lock()
 	c.held--
+	c.excess = !c.isWithinLimits()
 	again := c.held == 0 && c.socket != nil && len(c.frames) > 0 && !c.scheduled && !c.blocked
 	c.scheduled = c.scheduled || again
 	c.wakeLocked()
@@ -125,17 +128,31 @@ func (c *Client) removeQueued(match func(*frame) bool) {
 	c.endIfDoneLocked()
 }
 
+// excused is how many times as many bytes may wait in a queue as usual while it is not the
+// client's fault.
+const excused = 16
+
 // hasRoom reports whether f may be queued. mu is held.
+//
+// A client cannot help it that much waits for it while it is held, until that is written,
+// and while its stream is not slow but busy. Then its messages are not counted, but their
+// bytes are, up to excused times as many. (Most of what waits is shared with others.)
 func (c *Client) hasRoom(f *frame) bool {
 	config := &c.notifier.config
-	if len(c.frames) == 0 {
+	size := c.bytes + len(f.wire)
+	switch {
+	case len(c.frames) == 0:
 		return true // whatever its size
+	case c.held > 0 || c.excess || c.stream != nil && c.stream.isBehind():
+		return size <= excused*config.QueueBytes
 	}
-	if c.bytes+len(f.wire) > config.QueueBytes {
-		return false
-	}
-	// while it is held it cannot help it that they get many
-	return len(c.frames) < config.QueueSize || c.held > 0 || c.stream != nil && c.stream.isBehind()
+	return size <= config.QueueBytes && len(c.frames) < config.QueueSize
+}
+
+// isWithinLimits reports whether no more waits than usual. mu is held.
+func (c *Client) isWithinLimits() bool {
+	config := &c.notifier.config
+	return c.bytes <= config.QueueBytes && len(c.frames) <= config.QueueSize
 }
 
 func (c *Client) wakeLocked() {
@@ -159,6 +176,7 @@ func (c *Client) dropLocked(count int) {
 	for _, f := range c.frames[:count] {
 		c.bytes -= len(f.wire)
 	}
+	c.excess = c.excess && !c.isWithinLimits()
 	left := copy(c.frames, c.frames[count:])
 	clear(c.frames[left:])
 	c.frames = c.frames[:left]

@@ -24,6 +24,8 @@ type rule struct {
 	filter *string
 
 	looksAtHeaders bool
+	// wildcards are those of the pattern whose values it looks at.
+	wildcards set[string]
 	// authFields are the fields of the auth record that it looks at. Empty:
 	// every signed-in user and guest gets the same answer.
 	authFields set[string]
@@ -36,7 +38,7 @@ func (r *rule) looksAtAuth() bool { return len(r.authFields) > 0 }
 // compileRule reads the rule of a channel, a record of collection, whose
 // wildcards have names. field is the rule's own, for the error.
 func compileRule(app core.App, collection *core.Collection, field, text string, names []string) (*rule, *FieldError) {
-	r := &rule{authFields: set[string]{}, collections: map[string]*dependency{}}
+	r := &rule{wildcards: set[string]{}, authFields: set[string]{}, collections: map[string]*dependency{}}
 	switch text = strings.TrimSpace(text); text {
 	case "":
 		return r, nil
@@ -92,6 +94,7 @@ func (r *ruleResolver) note(field string) error {
 			if !slices.Contains(r.names, name) {
 				return fmt.Errorf("%s: the pattern has no {%s}", field, name)
 			}
+			r.rule.wildcards[name] = struct{}{}
 		case "body":
 			return fmt.Errorf("%s: a channel's rules see no body", field)
 		}
