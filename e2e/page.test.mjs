@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 
 import { addUser, Herald, launchBrowser, password, root as repository, send, until } from "./kit.mjs";
+import { RudeProxy } from "./proxy.mjs";
 
 const pictures = join(repository, "e2e/output");
 
@@ -436,5 +437,31 @@ test("the page catches up on what was missed", async (t) => {
 
   await tab.getByRole("button", { name: "Unsubscribe from log" }).click();
   await until("it is unsubscribed", async () => !(await root.send("/api/notify/topics", {})).items.some(({ topic }) => topic === "log"));
+  assert.deepEqual(problems, []);
+});
+
+test("the page below a path of its host", async (t) => {
+  const herald = await (await Herald.install(t)).start();
+  const root = await herald.superuser();
+  const proxy = await RudeProxy.to(herald.port);
+  t.after(() => proxy.close());
+  proxy.path = "/pb";
+  const browser = await launchBrowser(t);
+  const problems = [];
+  const tab = await openTab(await browser.newContext(), `${proxy.url}/pb/`, problems);
+  await connected(tab);
+  await subscribe(tab, "example");
+  await tab.locator("#topics li").waitFor();
+  await send(root, { topic: "example", data: "below" });
+  await messages(tab).first().waitFor();
+  assert.deepEqual(await text(messages(tab)), ['example "below"']);
+  const icon = tab.locator(".brand img");
+  assert.ok(await icon.evaluate((image) => image.complete && image.naturalWidth > 0));
+  await signIn(tab, "_superusers", "root@example.com");
+  await tab.getByRole("button", { name: "Send" }).click();
+  await messages(tab).nth(1).waitFor();
+  assert.match(await tab.locator("#code-send").textContent(), new RegExp(`curl ${proxy.url}/pb/api/notify`));
+  await tab.getByRole("link", { name: "Dashboard" }).first().click();
+  await tab.waitForURL(`${proxy.url}/pb/_/**`);
   assert.deepEqual(problems, []);
 });

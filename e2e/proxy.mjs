@@ -11,6 +11,8 @@ export class RudeProxy {
   #streams = new Set(); // of /api/realtime
   /** "pass", "cut" (half of the answer), "html" (with 200), "hang", or a status. */
   fate = () => "pass";
+  /** The path below which the server is; what is not below it is not found. */
+  path = "";
   /** Requests that did not pass. */
   count = 0;
   /** Streams that were opened. */
@@ -41,6 +43,8 @@ export class RudeProxy {
   }
 
   #handle(port, request, response) {
+    if (!request.url.startsWith(`${this.path}/`)) return response.writeHead(404).end();
+    request.url = request.url.slice(this.path.length);
     const isStream = request.method === "GET" && request.url.startsWith("/api/realtime");
     const fate = this.fate(request);
     if (fate !== "pass") this.count++;

@@ -1,6 +1,9 @@
 // Small helpers over the DOM. Text from outside gets into the page as text
 // only: nothing here takes HTML.
 
+/** Where the server is: the page may be below a path of its host. */
+export const server = new URL("..", import.meta.url).href.replace(/\/$/, "");
+
 /** The element with the id. */
 export const byId = (id) => document.getElementById(id);
 

@@ -1,6 +1,6 @@
 // Herald's playground, over the stock PocketBase SDK.
 
-import { byId, describe, setText } from "./dom.js";
+import { byId, describe, server, setText } from "./dom.js";
 import { Bell } from "./bell.js";
 import { Connection } from "./connection.js";
 import { bindReceiver } from "./receiver.js";
@@ -9,7 +9,7 @@ import { installPlug } from "./plug.js";
 import { bindSession } from "./session.js";
 
 async function start() {
-  const sdk = await import("/lib/pocketbase.es.mjs").catch(() => null);
+  const sdk = await import("../lib/pocketbase.es.mjs").catch(() => null);
   if (!sdk) {
     byId("state").dataset.state = "unavailable";
     byId("state").textContent = "unavailable";
@@ -20,7 +20,7 @@ async function start() {
   }
 
   installPlug();
-  const pb = new sdk.default(location.origin, new sdk.LocalAuthStore("herald_auth"));
+  const pb = new sdk.default(server, new sdk.LocalAuthStore("herald_auth"));
   const connection = new Connection(pb);
   const bell = new Bell(pb, connection);
 
@@ -35,7 +35,7 @@ async function start() {
   };
 
   // herald.js has a connection of its own, which it keeps over sign-ins
-  const recoverer = new sdk.default(location.origin, pb.authStore);
+  const recoverer = new sdk.default(server, pb.authStore);
 
   bindReceiver(connection, recoverer);
   bindSender(pb);

@@ -1,7 +1,7 @@
 // Sends messages, as a superuser to whomever, as others where a channel lets them,
 // and shows how code would.
 
-import { byId, describe, fieldErrors, setText } from "./dom.js";
+import { byId, describe, fieldErrors, server, setText } from "./dom.js";
 
 export function bindSender(pb) {
   const form = byId("send-form");
@@ -105,5 +105,5 @@ function showCode(form, subscribeForm, isSuperuser) {
   byId("code-send-how").textContent = isSuperuser ? "Send, from your server" : "Publish, with the JavaScript SDK";
   byId("code-send").textContent = !isSuperuser ?
     `pb.send("/api/notify/publish", {\n  method: "POST",\n  headers: { "X-Client-Id": pb.realtime.clientId },\n  body: ${message.replaceAll("\n", "\n  ")},\n});` :
-    `curl ${location.origin}/api/notify \\\n  -H "Authorization: $TOKEN" \\\n  -d '${message.replaceAll("'", "'\\''")}'`;
+    `curl ${server}/api/notify \\\n  -H "Authorization: $TOKEN" \\\n  -d '${message.replaceAll("'", "'\\''")}'`;
 }
