@@ -72,6 +72,11 @@ soak: ## 5,000 clients that come, stall, leave and return, for 10 minutes (ARGS=
 	go build -o bin/bench ./bench
 	bin/bench $(or $(ARGS),-soak 10m)
 
+.PHONY: chaos
+chaos: node_modules/.complete build ## 50 kills, and 2 minutes of a network that fails (CHAOS_SEED=… for the same faults again)
+	CRASHES=$(or $(CRASHES),50) CHAOS_SECONDS=$(or $(CHAOS_SECONDS),120) node --test --test-concurrency=1 \
+		--test-name-pattern='kill -9|fails at random' e2e/crash.test.mjs e2e/herald.test.mjs
+
 .PHONY: help
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/\1\t\2/' | expand -t 10

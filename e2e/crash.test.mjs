@@ -7,8 +7,8 @@ import { test } from "node:test";
 import { subscribe } from "../pb_public/herald.js";
 import { Herald, send, until } from "./kit.mjs";
 
-test("kill -9, 50 times", async (t) => {
-  const kills = Number(process.env.CRASHES || 50), senders = 8;
+test("kill -9 under load", async (t) => {
+  const kills = Number(process.env.CRASHES || 5), senders = 8; // 50 in make chaos
   const herald = await (await Herald.install(t)).start();
   const root = await herald.superuser();
   await root.collection("notify_channels").create({ pattern: "log", subscribeRule: "*", history: 1_000_000 });

@@ -62,8 +62,8 @@ const restart = async (herald, f) => {
   await herald.start();
 };
 
-async function install(t) {
-  const herald = await (await Herald.install(t)).start();
+async function install(t, ...args) {
+  const herald = await (await Herald.install(t)).start(...args);
   const root = await herald.superuser();
   const channels = root.collection("notify_channels");
   const channel = await channels.create({ pattern: "log/{name}", subscribeRule: "*", history: 100 });
@@ -421,60 +421,84 @@ test("the SDK's own calls end a subscription", async (t) => {
   await assert.rejects(subscribe({ realtime: { subscribe: (topic, callback) => callback } }, "log/one", () => {}), /0\.21 or newer/);
 });
 
-/** A subscription of herald.js in a tab of its own. */
-async function openTab(browser, url, topic) {
+/** A subscription of herald.js in a tab of its own, whose clock is ahead by some time. */
+async function openTab(browser, url, topic, ahead, auth) {
   const tab = await (await browser.newContext()).newPage(); // each context has connections of its own
+  tab.problems = [];
+  tab.on("pageerror", (error) => tab.problems.push(String(error))); // unhandled rejections too
+  await tab.addInitScript((ahead) => {
+    const now = Date.now;
+    Date.now = () => now() + ahead;
+  }, ahead);
   await tab.goto(url);
-  await tab.evaluate(async (topic) => {
+  await tab.evaluate(async ({ topic, auth }) => {
     const [{ default: PocketBase }, { subscribe }] = await Promise.all([import("/lib/pocketbase.es.mjs"), import("/herald.js")]);
     const pb = new PocketBase(location.origin);
+    if (auth) pb.authStore.save(auth.token, auth.record);
     window.log = { messages: [], gaps: [], state: "" };
     await subscribe(pb, topic, (message) => window.log.messages.push(message), {
       onGap: (gap) => window.log.gaps.push(gap),
       onState: (state) => (window.log.state = state),
     });
-  }, topic);
+  }, { topic, auth });
   return tab;
 }
 
 test("a network that fails at random", async (t) => {
-  const clients = 50, tabs = 5; // 45 in Node, 5 in Chromium
-  const seconds = Number(process.env.CHAOS_SECONDS || 120);
-  const { herald, root, channel, channels } = await install(t);
+  const clients = 50, tabs = 5, year = 365 * 86_400_000; // 45 in Node, 5 in Chromium
+  const seconds = Number(process.env.CHAOS_SECONDS || 20);
+  const { herald, root, channel, channels } = await install(t, "--notifyHeartbeat=2s");
   await channels.update(channel.id, { history: 100_000 });
-  const proxy = await FaultyProxy.to(herald.port);
-  t.after(() => proxy.close());
+  await addUser(root, "ann@example.com");
+  const { token, record } = (await herald.signIn("ann@example.com")).authStore;
+  const rude = await RudeProxy.to(herald.port); // which speaks HTTP
+  t.after(() => rude.close());
+  const faulty = await FaultyProxy.to(rude.port); // which does not
+  t.after(() => faulty.close());
   const seed = Number(process.env.CHAOS_SEED || Date.now() % 1_000_000);
   t.diagnostic(`seed ${seed}`);
 
+  const now = Date.now;
+  t.mock.method(Date, "now", () => now() + year);
+  // the even ones signed in, every fourth with the oldest SDK
+  const client = (i) => {
+    const pb = herald.client(faulty.url, i % 4 === 1 ? OldestPocketBase : undefined);
+    if (i % 2 === 0) pb.authStore.save(token, record);
+    return pb;
+  };
   const browser = await launchBrowser(t);
-  const logs = await Promise.all(Array.from({ length: clients - tabs }, (_, i) => Log.on(herald.client(proxy.url), `log/${i % 5}`)));
-  const opened = await Promise.all(Array.from({ length: tabs }, (_, i) => openTab(browser, proxy.url, `log/${i % 5}`)));
+  const logs = await Promise.all(Array.from({ length: clients - tabs }, (_, i) => Log.on(client(i), `log/${i % 5}`)));
+  const opened = await Promise.all(Array.from({ length: tabs }, (_, i) =>
+    openTab(browser, faulty.url, `log/${i % 5}`, (i - 2) * year, i % 2 === 0 ? { token, record } : null)));
   await Promise.all(logs.map((log) => log.live()));
   await Promise.all(opened.map((tab) => tab.waitForFunction(() => window.log.state === "live")));
-  proxy.fail(seed);
+  faulty.fail(seed);
+  rude.fail(seed);
   const sent = [0, 0, 0, 0, 0];
-  for (const end = Date.now() + seconds * 1000; Date.now() < end; ) {
+  for (const end = now() + seconds * 1000; now() < end; ) {
     await Promise.all(sent.map(async (count, i) => {
       await send(root, { topic: `log/${i}`, data: count });
       sent[i]++;
     }));
     await new Promise((resolve) => setTimeout(resolve, 50)); // the pace of the senders; nothing depends on it
   }
-  proxy.heal();
+  faulty.heal();
+  rude.heal();
   for (const [i, log] of logs.entries()) {
     await log.count(sent[i % 5]);
     await log.live();
   }
   for (const [i, tab] of opened.entries()) {
-    await tab.waitForFunction((count) => window.log.messages.length >= count && window.log.state === "live", sent[i % 5]);
+    await tab.waitForFunction((count) => window.log.messages.length >= count && window.log.state === "live", sent[i % 5], { timeout: 60_000 });
     logs.push(await tab.evaluate(() => window.log));
+    assert.deepEqual(tab.problems, []);
   }
   for (const [i, log] of logs.entries()) {
     assert.deepEqual(log.messages.map(({ data, seq }) => [data, seq]), Array.from({ length: sent[i % 5] }, (_, n) => [n, n + 1]), `client ${i}`);
     assert.deepEqual(log.gaps, []);
   }
   const replayed = logs.reduce((sum, log) => sum + log.messages.filter((message) => message.replayed).length, 0);
-  t.diagnostic(`${sent[0] * 5} messages, ${proxy.count} connections failed, ${replayed} of ${logs.reduce((sum, log) => sum + log.messages.length, 0)} deliveries were recovered`);
-  assert.ok(proxy.count > clients / 5, "the network did not fail");
+  t.diagnostic(`${sent[0] * 5} messages, ${faulty.count} connections failed, ${rude.count} answers were not the server's, ` +
+    `${replayed} of ${logs.reduce((sum, log) => sum + log.messages.length, 0)} deliveries were recovered`);
+  assert.ok(faulty.count > clients / 5 && rude.count > clients / 5, "the network did not fail");
 });

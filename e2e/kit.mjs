@@ -20,7 +20,7 @@ export const password = "1234567890";
 const rootEmail = "root@example.com";
 
 /** How long to wait for what has to come; it matters where a test fails only. */
-const patience = 30_000;
+const patience = 60_000;
 
 export async function until(what, condition) {
   const deadline = Date.now() + patience;
@@ -56,7 +56,10 @@ export class Herald {
     herald.clients = [];
     t.after(async () => {
       // first: an SDK client that lost its server tries for ever, and Node would not end
-      for (const client of herald.clients) await client.realtime.unsubscribe().catch(() => {});
+      for (const client of herald.clients) {
+        await client.realtime.unsubscribe().catch(() => {});
+        client.realtime.disconnect(); // which unsubscribe leaves out while it is connecting again
+      }
       await herald.stop();
       await rm(herald.folder, { recursive: true, force: true, maxRetries: 3 });
     });

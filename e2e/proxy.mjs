@@ -6,9 +6,21 @@ import { connect, createServer } from "node:net";
 
 /** An HTTP proxy that answers in the server's place, as those do that are being deployed,
  * filter, or belong to a hotel: fate says what becomes of a request. */
+/** Random numbers from 0 to 1, the same for the same seed (mulberry32). */
+function seeded(seed) {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 4294967296;
+  };
+}
+
 export class RudeProxy {
   #server;
   #streams = new Set(); // of /api/realtime
+  #timer;
   /** "pass", "cut" (half of the answer), "html" (with 200), "hang", or a status. */
   fate = () => "pass";
   /** The path below which the server is; what is not below it is not found. */
@@ -28,6 +40,7 @@ export class RudeProxy {
   }
 
   async close() {
+    clearInterval(this.#timer);
     this.#server.closeAllConnections();
     await new Promise((resolve) => this.#server.close(resolve));
   }
@@ -40,6 +53,31 @@ export class RudeProxy {
   /** Forwards nothing more on the streams there are, and does not end them. */
   hangStreams() {
     for (const response of this.#streams) response.isHung = true;
+  }
+
+  /** Answers at random from now on, in every way it can. */
+  fail(seed) {
+    const random = seeded(seed);
+    this.fate = (request) => {
+      if (random() < 0.75) return "pass";
+      const fates = ["html", 404, 401, 403, 400, 502, "hang"];
+      if (!request.url.startsWith("/api/realtime") || request.method !== "GET") fates.push("cut", "cut", "cut");
+      return fates[Math.floor(random() * fates.length)];
+    };
+    this.#timer = setInterval(() => {
+      for (const response of this.#streams) {
+        if (random() < 0.03) {
+          this.count++;
+          response.isHung = true;
+        }
+      }
+    }, 1000);
+  }
+
+  /** Answers as the server does again. Streams that hang go on hanging. */
+  heal() {
+    this.fate = () => "pass";
+    clearInterval(this.#timer);
   }
 
   #handle(port, request, response) {
@@ -184,13 +222,7 @@ export class FaultyProxy {
   /** Lets connections fail from now on; the same seed gives the same faults, as far
    * as the connections come in the same order. */
   fail(seed) {
-    let state = seed >>> 0;
-    this.#random = () => { // mulberry32
-      state = (state + 0x6d2b79f5) | 0;
-      let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-      mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-      return ((mixed ^ (mixed >>> 14)) >>> 0) / 4294967296;
-    };
+    this.#random = seeded(seed);
     this.#failing = true;
     for (const pair of this.#pairs) this.#plan(pair);
   }
