@@ -35,7 +35,7 @@ $(SDK):
 
 .PHONY: test
 test: node_modules/.complete build ## run all tests: engine, HTTP, PocketBase's own, JS SDK, browser (needs Node and Chromium)
-	go test -race -timeout 10m ./...
+	go test -race -timeout 10m -parallel 6 ./...
 	.ci/pocketbase-tests
 	node --test --test-concurrency=1 --test-timeout=300000 e2e/*.test.mjs
 

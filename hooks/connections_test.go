@@ -91,6 +91,7 @@ func waitGone(t *testing.T, app core.App, clientID string) {
 }
 
 func TestStalledSubscriber(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
 		server := serve(t, w)
 		stalled := stall(t, server, nil, "flood")

@@ -170,6 +170,7 @@ func TestGarbage(t *testing.T) {
 }
 
 func TestHeartbeat(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	for name, serve := range map[string]func(testing.TB, core.App) *pbtest.Server{"taken": pbtest.Serve, "HTTP2": pbtest.ServeHTTP2} {
 		t.Run(name, func(t *testing.T) {
 			app := pbtest.NewApp(t, func(app core.App) {
@@ -196,6 +197,7 @@ func TestHeartbeat(t *testing.T) {
 
 // TestBeat: who subscribes to it gets beats that EventSource shows, and nobody else does.
 func TestBeat(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	for every, want := range map[time.Duration][]string{
 		time.Millisecond: {`{"every":0.001}`, `{"every":0.001}`, `{"every":0.001}`},
 		-1:               {`{"every":0}`},
@@ -257,6 +259,7 @@ func TestHead(t *testing.T) {
 // TestTimeouts checks that what a handler sets holds, and that what was sent
 // before the end arrives.
 func TestTimeouts(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
 		lifetime, idle := time.Hour, time.Hour
 		w.OnRealtimeConnectRequest().BindFunc(func(e *core.RealtimeConnectRequestEvent) error {
@@ -286,6 +289,7 @@ func TestTimeouts(t *testing.T) {
 }
 
 func TestTokenExpiry(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
 		server := serve(t, w)
 		subscriber := server.Connect(t)
@@ -335,6 +339,7 @@ func fill(t *testing.T, app core.App, client *notify.Client, msg notify.Message)
 // TestRevoked lets a user's messages wait for a connection that does not read
 // when the user is signed out: these must not be written any more.
 func TestRevoked(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	for name, revoke := range map[string]func(w *world) error{
 		"new password": func(w *world) error { w.ann.SetPassword("0987654321"); return w.Save(w.ann) },
 		"deleted":      func(w *world) error { return w.Delete(w.ann) },
@@ -478,6 +483,7 @@ func (c *counting) Send(m subscriptions.Message) { c.count(); c.Client.Send(m) }
 
 // TestShutdown sends until the server stops: what it accepted has to arrive.
 func TestShutdown(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
 		server := serve(t, w)
 		token := pbtest.Token(t, w.root)
@@ -524,6 +530,7 @@ func TestShutdown(t *testing.T) {
 
 // TestShutdownOfStalled is about clients that never take what is queued.
 func TestShutdownOfStalled(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
 		server := serve(t, w)
 		id := stall(t, server, nil, "flood")

@@ -514,6 +514,7 @@ INSERT INTO topics (id, name) VALUES (1, 'log/a');`
 // TestHistoryDamaged: a file that is no database any more stops neither messages nor
 // backups, and is kept.
 func TestHistoryDamaged(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	path := func(w *world) string { return filepath.Join(w.DataDir(), "notify_history.db") }
 	overwrite := func(t *testing.T, w *world, from int64) {
 		t.Helper()
@@ -861,6 +862,7 @@ func TestHistoryHandOver(t *testing.T) {
 // TestReplayToStalled: a client that does not read its replay keeps a part of its
 // queue for it and no more, and nobody else waits.
 func TestReplayToStalled(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	w := newWorld(t)
 	addLog(t, w, 10_000)
 	server := pbtest.Serve(t, w)
@@ -908,6 +910,7 @@ func TestReplayToStalled(t *testing.T) {
 // TestReplayThrownOut: who loses the right in the middle of a replay, or asks for
 // the history, gets nothing that was sent after it.
 func TestReplayThrownOut(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	const rounds = 30
 	w := newWorld(t)
 	addMembers(t, w)

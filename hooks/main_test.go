@@ -5,13 +5,12 @@ import (
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tests"
-	"go.uber.org/goleak"
 
 	"herald/hooks"
 	"herald/internal/pbtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { pbtest.Main(m) }
 
 func register(app core.App) { hooks.MustRegister(app, hooks.Config{}) }
 

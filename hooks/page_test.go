@@ -16,6 +16,7 @@ import (
 )
 
 func TestPage(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	page := fstest.MapFS{"index.html": {Data: []byte("the page")}, "app/main.js": {Data: []byte("script")},
 		"herald.js": {Data: []byte("the module")}, "herald.d.ts": {Data: []byte("its types")}}
 	folder := t.TempDir()

@@ -349,6 +349,7 @@ func TestHeldMessages(t *testing.T) {
 // TestManyBytes: who reads loses nothing because much comes at once, or while it is held;
 // what may wait is bounded all the same.
 func TestManyBytes(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
 		addMembers(t, w)
 		member := addMember(t, w, "42", w.ann)

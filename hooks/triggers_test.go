@@ -112,6 +112,7 @@ func TestTriggerActions(t *testing.T) {
 }
 
 func TestTriggerTransactions(t *testing.T) {
+	t.Parallel() // it waits most of the time
 	w := newShop(t)
 	addTrigger(t, w, map[string]any{"topic": "changes"})
 	server := pbtest.Serve(t, w)

@@ -6,12 +6,12 @@ import (
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
-	"go.uber.org/goleak"
 
+	"herald/internal/pbtest"
 	"herald/notify"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { pbtest.Main(m) }
 
 // connect registers a client that is signed in as auth (nil: a guest) and
 // subscribed to keys. Nothing writes out what it gets.

@@ -10,7 +10,9 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -20,6 +22,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tests"
 	"github.com/tmaxmax/go-sse"
+	"go.uber.org/goleak"
 )
 
 // Timeout is how long the kit waits for what has to come. It is long because it
@@ -30,7 +33,11 @@ const Timeout = 30 * time.Second
 // that the test binary imports have run. register binds to it what is tested.
 func NewApp(t testing.TB, register ...func(core.App)) *tests.TestApp {
 	t.Helper()
-	app, err := tests.NewTestApp(t.TempDir())
+	folder, err := migrated()
+	if err != nil {
+		t.Fatal(err)
+	}
+	app, err := tests.NewTestApp(folder) // a copy of it
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,6 +50,33 @@ func NewApp(t testing.TB, register ...func(core.App)) *tests.TestApp {
 		f(app)
 	}
 	return app
+}
+
+// migrated returns a data directory in which all migrations have run: with the race detector
+// they take a second for each app.
+var migrated = sync.OnceValues(func() (string, error) {
+	empty, err := os.MkdirTemp("", "")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(empty)
+	app, err := tests.NewTestApp(empty)
+	if err != nil {
+		return "", err
+	}
+	event := &core.TerminateEvent{}
+	event.App = app
+	return app.DataDir(), app.OnTerminate().Trigger(event, func(*core.TerminateEvent) error { return app.ClearBootstrap() })
+})
+
+// Main runs the tests of a package, and fails where they leave goroutines behind.
+func Main(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if folder, err := migrated(); err == nil {
+			_ = os.RemoveAll(folder)
+		}
+		os.Exit(code)
+	}))
 }
 
 // AddField adds a field to the collection with the name.
