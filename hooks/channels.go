@@ -84,15 +84,16 @@ func bindChannels(app core.App, notifier *notify.Notifier) {
 	})
 }
 
-// channelsMissing tells why there are no channels, or "" when there are.
-func channelsMissing(app core.App) string {
-	if _, err := app.FindCachedCollectionByNameOrId(pb_migrations.ChannelsCollectionID); err == nil {
+// missing tells why there is no collection of Herald's own with the id, or "" when
+// there is; name is what the migration called it.
+func missing(app core.App, id, name string) string {
+	if _, err := app.FindCachedCollectionByNameOrId(id); err == nil {
 		return ""
 	}
-	if _, err := app.FindCachedCollectionByNameOrId(pb_migrations.ChannelsCollectionName); err == nil {
-		return "the application has a collection \"notify_channels\" of its own"
+	if _, err := app.FindCachedCollectionByNameOrId(name); err == nil {
+		return fmt.Sprintf("the application has a collection %q of its own", name)
 	}
-	return "their collection \"notify_channels\" was removed"
+	return fmt.Sprintf("their collection %q was removed", name)
 }
 
 // load gives the engine the channels there are, and returns how many count now or have
@@ -114,7 +115,7 @@ func (c *channels) load() (count int, err error) {
 // find returns the records of the channels. Where their collection has disappeared they
 // are those of the copy, closed.
 func (c *channels) find() ([]*core.Record, error) {
-	reason := channelsMissing(c.app)
+	reason := missing(c.app, pb_migrations.ChannelsCollectionID, pb_migrations.ChannelsCollectionName)
 	kept, err := c.readKept()
 	if err != nil {
 		return nil, fmt.Errorf("read their copy: %w", err)

@@ -276,5 +276,3 @@ func list[T any](ctx context.Context, c *cli, path string, query url.Values) (it
 		}
 	}
 }
-
-var errNoJSON = errors.New("is not JSON; a text needs quotes of its own, as in '\"text\"'")

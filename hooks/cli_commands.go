@@ -92,7 +92,7 @@ func readData(in io.Reader, source string) (jsontext.Value, error) {
 	}
 	value := jsontext.Value(data)
 	if !value.IsValid() {
-		return nil, exitWith(exitUsage, "%s %w", name, errNoJSON)
+		return nil, exitWith(exitUsage, `%s is not JSON; a text needs quotes of its own, as in '"text"'`, name)
 	}
 	return value, nil
 }

@@ -224,6 +224,9 @@ func (t template) prefix() string {
 	return ""
 }
 
+// inTopic escapes a value.
+var inTopic = strings.NewReplacer("%", "%25", "/", "%2F", "?", "%3F")
+
 // of returns the topic for record; "" where a placeholder has no value. A "/" in a
 // value is escaped: who writes the record is not to choose another topic.
 func (t template) of(app core.App, record *core.Record) (string, error) {
@@ -249,7 +252,7 @@ func (t template) of(app core.App, record *core.Record) (string, error) {
 		if value == "" {
 			return "", nil
 		}
-		topic.WriteString(strings.NewReplacer("%", "%25", "/", "%2F", "?", "%3F").Replace(value))
+		topic.WriteString(inTopic.Replace(value))
 	}
 	return topic.String(), nil
 }

@@ -22,7 +22,7 @@ func (t *triggers) rename(e *core.CollectionEvent) error {
 	if err := e.Next(); err != nil {
 		return err
 	}
-	if err != nil || before.Name == e.Collection.Name || triggersMissing(e.App) != "" {
+	if err != nil || before.Name == e.Collection.Name || missing(e.App, pb_migrations.TriggersCollectionID, pb_migrations.TriggersCollectionName) != "" {
 		return nil
 	}
 	records := []*core.Record{}

@@ -146,17 +146,6 @@ func bindTriggers(app core.App, notifier *notify.Notifier) *triggers {
 	return t
 }
 
-// triggersMissing tells why there are no triggers, or "" when there are.
-func triggersMissing(app core.App) string {
-	if _, err := app.FindCachedCollectionByNameOrId(pb_migrations.TriggersCollectionID); err == nil {
-		return ""
-	}
-	if _, err := app.FindCachedCollectionByNameOrId(pb_migrations.TriggersCollectionName); err == nil {
-		return "the application has a collection \"notify_triggers\" of its own"
-	}
-	return "their collection \"notify_triggers\" was removed"
-}
-
 // of returns the triggers of a collection.
 func (t *triggers) of(collection *core.Collection) []*trigger {
 	return t.known.Load().byID[collection.Id]
@@ -167,7 +156,7 @@ func (t *triggers) of(collection *core.Collection) []*trigger {
 func (t *triggers) load() {
 	t.loading.Lock()
 	defer t.loading.Unlock()
-	reason := triggersMissing(t.app)
+	reason := missing(t.app, pb_migrations.TriggersCollectionID, pb_migrations.TriggersCollectionName)
 	if reason != "" && !t.off {
 		t.app.Logger().Warn("Herald's triggers are off: " + reason)
 	}

@@ -572,7 +572,9 @@ func (h *history) sweep() error {
 	if err != nil {
 		return h.reading(s, err)
 	}
-	h.swept = 0
+	if len(topics) == 0 {
+		h.swept = 0
+	}
 	var trims []trimming
 	for i, t := range topics {
 		trim, err := h.trimmingOf(s, t, now)
