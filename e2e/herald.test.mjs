@@ -11,6 +11,8 @@ import OldestPocketBase from "pocketbase-oldest";
 import { addUser, Herald, launchBrowser, send, until } from "./kit.mjs";
 import { FaultyProxy, RudeProxy } from "./proxy.mjs";
 
+delete AbortSignal.timeout; // which older Safari and React Native lack
+
 // as in a browser
 const window = new EventTarget();
 setMaxListeners(0, window);

@@ -178,10 +178,12 @@ func TestHeartbeat(t *testing.T) {
 			})
 			_, lines := open(t, serve(t, app))
 			for beats := 0; beats < 2 && lines.Scan(); {
-				switch line := lines.Text(); line {
-				case ":":
+				switch line := lines.Text(); {
+				case line == ":":
 					beats++
-				case "", `event:PB_CONNECT`:
+				case line == "" && beats > 0:
+					t.Fatal("an empty line after a heartbeat, which some parsers take for an event")
+				case line == "", line == `event:PB_CONNECT`:
 				default:
 					if !strings.HasPrefix(line, "data:{\"clientId\"") {
 						t.Fatalf("got %q", line)

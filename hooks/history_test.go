@@ -301,6 +301,55 @@ func TestHistoryAudience(t *testing.T) {
 	})
 }
 
+// TestReplayWithSmallQueue: a replay ends also where a page, or one message, is larger than
+// the queue.
+func TestReplayWithSmallQueue(t *testing.T) {
+	for name, serve := range map[string]func(testing.TB, core.App) *pbtest.Server{"taken": pbtest.Serve, "HTTP2": pbtest.ServeHTTP2} {
+		t.Run(name, func(t *testing.T) {
+			app := pbtest.NewApp(t, func(app core.App) {
+				hooks.MustRegister(app, hooks.Config{Notify: notify.Config{QueueBytes: 64 << 10}})
+			})
+			addLog(t, app, 1000)
+			server := serve(t, app)
+			const large, small = 20, 100
+			for range large {
+				mustSend(t, app, "log/a", strings.Repeat("y", 250<<10))
+			}
+			for range small {
+				mustSend(t, app, "log/a", strings.Repeat("x", 4000))
+			}
+			for range 3 {
+				client := server.Connect(t)
+				key := withQuery("log/a", "rewind", "1000")
+				client.Set(t, nil, key)
+				for range large + small {
+					client.Next(t)
+				}
+			}
+			if ends := engine(app).Stats().Disconnects; ends[notify.ReasonQueueFull] > 0 {
+				t.Errorf("disconnects: %v", ends)
+			}
+		})
+	}
+}
+
+// TestHistoryRegained: a topic that gets its history back, since a more specific channel
+// got another pattern, knows that it has missed something.
+func TestHistoryRegained(t *testing.T) {
+	w := newWorld(t)
+	addLog(t, w, 10)
+	server := pbtest.Serve(t, w)
+	last := mustSendAll(t, w, "log/a", "a", "b")
+	specific := addChannel(t, w, map[string]any{"pattern": "log/a", "subscribeRule": "*"})
+	mustSend(t, w, "log/a", "not stored")
+	specific.Set("pattern", "log/zzz")
+	save(t, w, specific)
+	mustSend(t, w, "log/a", "c")
+	if p := historyOf(t, server, nil, "log/a", last.Epoch+":2", 0); p.Complete || !slices.Equal(p.list(), []string{"3:c"}) {
+		t.Errorf("since 2: %v, complete %v", p.list(), p.Complete)
+	}
+}
+
 // TestHistoryRenamed: what is stored is for whom it was sent to, whatever the collections
 // are called since.
 func TestHistoryRenamed(t *testing.T) {

@@ -338,6 +338,24 @@ func TestOnPublish(t *testing.T) {
 	bob.Expect(t, "chat/1", `"damn"`)
 }
 
+// TestGuestsIDs: guests behind one address cannot take each other's ids, and a retry of one
+// is one.
+func TestGuestsIDs(t *testing.T) {
+	w := newWorld(t)
+	addChannel(t, w, map[string]any{"pattern": "open", "subscribeRule": "*", "publishRule": "*"})
+	server := pbtest.Serve(t, w)
+	client := server.Subscribe(t, nil, "open", "fence")
+	for _, data := range []string{"one", "two", "one"} {
+		if status, text := server.DoText(t, "POST", publishPath, "", fmt.Sprintf(`{"topic":"open","data":%q,"id":"1"}`, data)); status != 200 {
+			t.Fatal(text)
+		}
+	}
+	mustSend(t, w, "fence", 1)
+	client.Expect(t, "open", `"one"`)
+	client.Expect(t, "open", `"two"`)
+	client.Expect(t, "fence", `1`)
+}
+
 // TestPublishRequest: the rule sees the request's headers, and a bad token is none.
 func TestPublishRequest(t *testing.T) {
 	w := newWorld(t)

@@ -346,6 +346,31 @@ func TestHeldMessages(t *testing.T) {
 	bob.Expect(t, "join/42", `"still here"`)
 }
 
+// TestDatabaseFails: a database that does not answer is no reason to deny anybody anything.
+// Connections of which nobody can tell whether they may listen are ended, and come back.
+func TestDatabaseFails(t *testing.T) {
+	w := newRooms(t)
+	addChannel(t, w, map[string]any{"pattern": "members/only", "subscribeRule": `@request.auth.id != ""`})
+	server := pbtest.Serve(t, w)
+	ann := server.Subscribe(t, w.ann, "members/only", "@denied")
+	if _, err := w.NonconcurrentDB().NewQuery("ALTER TABLE users RENAME TO gone").Execute(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := engine(w).Recheck(notify.RecheckFilter{}); err != nil {
+		t.Fatal(err)
+	}
+	if events := ann.ExpectEnd(t); len(events) > 0 {
+		t.Errorf("it got %v", events)
+	}
+	awaitReason(t, w, notify.ReasonRuleFailed)
+	if _, err := w.NonconcurrentDB().NewQuery("ALTER TABLE gone RENAME TO users").Execute(); err != nil {
+		t.Fatal(err)
+	}
+	again := server.Subscribe(t, w.ann, "members/only")
+	mustSend(t, w, "members/only", 1)
+	again.Expect(t, "members/only", "1")
+}
+
 // TestManyBytes: who reads loses nothing because much comes at once, or while it is held;
 // what may wait is bounded all the same.
 func TestManyBytes(t *testing.T) {

@@ -4,6 +4,9 @@
 package notify
 
 import (
+	"database/sql"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -105,7 +108,12 @@ func (n *Notifier) Admit(client subscriptions.Client, auth *core.Record, keys []
 type memo struct {
 	n       *Notifier
 	answers map[question]answer
-	users   map[userRef]*core.Record
+	users   map[userRef]foundUser
+}
+
+type foundUser struct {
+	record *core.Record
+	err    error
 }
 
 // question is all that an answer depends on.
@@ -122,7 +130,7 @@ type answer struct {
 }
 
 func (n *Notifier) newMemo() *memo {
-	return &memo{n: n, answers: map[question]answer{}, users: map[userRef]*core.Record{}}
+	return &memo{n: n, answers: map[question]answer{}, users: map[userRef]foundUser{}}
 }
 
 // decide tells whether auth may subscribe to key.
@@ -168,21 +176,28 @@ func (m *memo) decide(key string, auth *core.Record) answer {
 }
 
 // user returns the auth record as the database has it now; nil, which is a
-// guest, where it is gone or its tokens are revoked.
-func (m *memo) user(auth *core.Record) *core.Record {
+// guest, where it is gone or its tokens are revoked. A database that does not answer is
+// an error, and says nothing of the user.
+func (m *memo) user(auth *core.Record) (*core.Record, error) {
 	if auth == nil {
-		return nil
+		return nil, nil
 	}
 	ref := refOf(auth)
-	fresh, known := m.users[ref]
+	found, known := m.users[ref]
 	if !known {
-		fresh, _ = m.n.app.FindRecordById(ref.collectionID, ref.id)
-		m.users[ref] = fresh
+		found.record, found.err = m.n.app.FindRecordById(ref.collectionID, ref.id)
+		if errors.Is(found.err, sql.ErrNoRows) {
+			found.err = nil
+		}
+		m.users[ref] = found
 	}
-	if fresh == nil || fresh.TokenKey() != auth.TokenKey() {
-		return nil
+	if found.err != nil {
+		return nil, fmt.Errorf("look up the user of a connection: %w", found.err)
 	}
-	return fresh
+	if found.record == nil || found.record.TokenKey() != auth.TokenKey() {
+		return nil, nil
+	}
+	return found.record, nil
 }
 
 // passes asks PocketBase whether somebody passes a rule of channel: one query,

@@ -36,6 +36,9 @@ type channel struct {
 	history   retention
 }
 
+// maxTTL is as long as any time: a century, of which the end of is no overflow.
+const maxTTL = 100 * 365 * 24 * time.Hour
+
 // newChannel compiles a channel's record. Where a rule does not compile the
 // channel is returned too: that rule then lets nobody but superusers pass.
 func newChannel(app core.App, record *core.Record) (*channel, Errors) {
@@ -73,7 +76,7 @@ func newChannel(app core.App, record *core.Record) (*channel, Errors) {
 		maxSize:   record.GetInt(channelMaxSize),
 		history: retention{
 			count: int64(record.GetInt(channelHistory)),
-			ttl:   time.Duration(record.GetInt(channelHistoryTTL)) * time.Second,
+			ttl:   time.Duration(min(record.GetFloat(channelHistoryTTL), maxTTL.Seconds())) * time.Second,
 		},
 	}
 	compile(channelPresenceRule)
@@ -160,9 +163,11 @@ func (n *Notifier) activate(next *channels) {
 	for _, c := range before.all {
 		hadHistory[c.pattern.text] = c.history.count > 0
 	}
-	regains := len(next.all) != len(before.all) // another pattern may take a topic
+	regains := len(next.all) != len(before.all)
 	for _, c := range next.all {
-		regains = regains || c.history.count > 0 && !hadHistory[c.pattern.text]
+		had, known := hadHistory[c.pattern.text]
+		// another pattern may take a topic, or leave it to one with history
+		regains = regains || !known || c.history.count > 0 && !had
 	}
 	if !regains {
 		n.channels.Store(next)

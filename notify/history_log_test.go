@@ -163,7 +163,7 @@ func TestLogAgainstModel(t *testing.T) {
 				want++
 			}
 		}
-		page, err := l.read(name(i), from, limit)
+		page, err := l.read(name(i), from, limit, maxPageBytes)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -221,7 +221,7 @@ func TestLogAgainstModel(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if page, err := l.read(name(i), Start{}, 10); err != nil || len(page.items) > 0 || page.epoch != "" {
+			if page, err := l.read(name(i), Start{}, 10, maxPageBytes); err != nil || len(page.items) > 0 || page.epoch != "" {
 				t.Fatalf("without a history there is %v %v", page, err)
 			}
 			if err := l.resume(func(topic string) bool { return topic == name(i) }); err != nil {
@@ -310,7 +310,7 @@ func TestLogClock(t *testing.T) {
 				}
 				numbers := func(from Start) (seqs []int64) {
 					t.Helper()
-					page, err := l.read("topic", from, 100)
+					page, err := l.read("topic", from, 100, maxPageBytes)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -443,7 +443,7 @@ func TestLogFull(t *testing.T) {
 		{"PRAGMA max_page_count = 1", "PRAGMA max_page_count = 1000000"}, // SQLITE_FULL
 		{"PRAGMA query_only = 1", "PRAGMA query_only = 0"},               // SQLITE_READONLY
 	} {
-		before, err := l.read("topic", Start{}, 100)
+		before, err := l.read("topic", Start{}, 100, maxPageBytes)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -459,7 +459,7 @@ func TestLogFull(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		page, err := l.read("topic", Start{}, 100)
+		page, err := l.read("topic", Start{}, 100, maxPageBytes)
 		if err != nil || page.head != before.head || len(page.items) != len(before.items) {
 			t.Errorf("%s: read %v %v", state.broken, page, err)
 		}
@@ -483,7 +483,7 @@ func TestLogCannotOpen(t *testing.T) {
 	if _, err := l.add("topic", "", []byte("1")); !errors.Is(err, ErrHistory) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := l.read("topic", Start{}, 100); !errors.Is(err, ErrHistory) {
+	if _, err := l.read("topic", Start{}, 100, maxPageBytes); !errors.Is(err, ErrHistory) {
 		t.Errorf("got %v", err)
 	}
 	l.history.path = path
@@ -526,7 +526,7 @@ func TestLogEpoch(t *testing.T) {
 	if restored.Epoch == first.Epoch || restored.Seq != 3 {
 		t.Fatalf("from a backup: %v, before %v", restored, first)
 	}
-	page, err := l.read("topic", Start{Since: &Position{first.Epoch, 3}}, 10)
+	page, err := l.read("topic", Start{Since: &Position{first.Epoch, 3}}, 10, maxPageBytes)
 	if err != nil || page.complete || len(page.items) != 3 {
 		t.Errorf("since a number that was given out twice: %v %v", page, err)
 	}
@@ -635,7 +635,7 @@ func TestLogTrimsInSteps(t *testing.T) {
 		if first := l.topics["topic"].first; first != before+maxTrim {
 			t.Errorf("the first was %d and is %d", before, first)
 		}
-		if page, err := l.read("topic", Start{}, 100); err != nil || len(page.items) != 10 {
+		if page, err := l.read("topic", Start{}, 100, maxPageBytes); err != nil || len(page.items) != 10 {
 			t.Errorf("read %v %v", page, err)
 		}
 	}

@@ -5,6 +5,8 @@ package notify
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/json/v2"
 	"errors"
 	"fmt"
 	"math"
@@ -82,10 +84,16 @@ func (n *Notifier) MayPublish(p Publisher, topic string, size int) (*core.Record
 }
 
 // SendFrom is [Notifier.Send] for a message of a client. Who sent it is in its
-// envelope, and its ID is that publisher's own. Whether it may is for the caller
-// to ask: see [Notifier.MayPublish].
+// envelope, and its ID is that publisher's own: a guest's that of whoever has the same
+// address and sends the same data. Whether it may is for the caller to ask: see
+// [Notifier.MayPublish].
 func (n *Notifier) SendFrom(ctx context.Context, p Publisher, msg Message) (Report, error) {
-	return n.sendOnce(ctx, msg, p.key()+"\x00", func() (*publication, error) {
+	sender := p.key()
+	if p.Auth == nil { // others may have the address, and the ID
+		data, _ := json.Marshal(msg.Data, json.Deterministic(true)) // an error is Send's to tell
+		sender = fmt.Sprintf("%s\x00%x", sender, sha256.Sum256(data))
+	}
+	return n.sendOnce(ctx, msg, sender+"\x00", func() (*publication, error) {
 		pub, err := n.prepare(msg, false)
 		if err == nil && p.Auth != nil {
 			pub.sender = refOf(p.Auth)

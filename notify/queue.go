@@ -149,6 +149,13 @@ func (c *Client) hasRoom(f *frame) bool {
 	return size <= config.QueueBytes && len(c.frames) < config.QueueSize
 }
 
+// allowExcess excuses what is queued next, until as little waits as usual.
+func (c *Client) allowExcess() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.excess = true
+}
+
 // isWithinLimits reports whether no more waits than usual. mu is held.
 func (c *Client) isWithinLimits() bool {
 	config := &c.notifier.config

@@ -10,6 +10,7 @@ package notify
 
 import (
 	"encoding/json/v2"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -294,7 +295,12 @@ func (n *Notifier) recheckClient(client *Client, memo *memo) (checked, ended int
 		if len(keys) == 0 {
 			return 0, 0
 		}
-		auth := memo.user(client.authAt(time.Now()))
+		auth, err := memo.user(client.authAt(time.Now()))
+		if err != nil {
+			n.app.Logger().Error("Failed to check subscriptions again", slog.String("error", err.Error()))
+			client.Close(ReasonRuleFailed) // as below
+			return len(keys), 0
+		}
 		grants := make(map[string]grant, len(keys))
 		var denied []string
 		for _, key := range keys {
@@ -318,7 +324,11 @@ func (n *Notifier) recheckClient(client *Client, memo *memo) (checked, ended int
 
 // recheckForeign does the same for a client of other code.
 func (n *Notifier) recheckForeign(client subscriptions.Client, memo *memo, report *RecheckReport) {
-	auth := memo.user(authOf(client))
+	auth, err := memo.user(authOf(client))
+	if err != nil {
+		n.app.Logger().Error("Failed to check subscriptions again", slog.String("error", err.Error()))
+		return
+	}
 	for key := range client.Subscriptions() {
 		report.Checked++
 		if a := memo.decide(key, auth); !a.ok && a.err == nil {

@@ -60,7 +60,7 @@ func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from 
 	if err != nil {
 		return nil, err
 	}
-	page, err := n.history.read(topic, from, limit)
+	page, err := n.history.read(topic, from, limit, maxPageBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +90,9 @@ func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from 
 	if n.changes.quietSince(generation) {
 		return answer, nil
 	}
-	p.Auth = n.newMemo().user(p.Auth)
+	if p.Auth, err = n.newMemo().user(p.Auth); err != nil {
+		return nil, err
+	}
 	_, err = n.mayListen(p, topic)
 	return answer, err
 }
@@ -130,9 +132,10 @@ type historyPage struct {
 
 func (p *historyPage) next() Position { return Position{p.epoch, p.last} }
 
-// read returns the page that begins at from, with at most limit messages. Without
+// read returns the page that begins at from, with at most limit messages and, but for the
+// last one, maxBytes of data. Without
 // a history the page is empty.
-func (h *history) read(topic string, from Start, limit int) (*historyPage, error) {
+func (h *history) read(topic string, from Start, limit, maxBytes int) (*historyPage, error) {
 	keep := h.keep(topic)
 	if keep.count == 0 {
 		return &historyPage{complete: from.Since == nil || *from.Since == Position{}}, nil
@@ -141,14 +144,14 @@ func (h *history) read(topic string, from Start, limit int) (*historyPage, error
 	if err != nil {
 		return nil, err
 	}
-	page, err := h.readFrom(s, topic, keep, from, limit)
+	page, err := h.readFrom(s, topic, keep, from, limit, maxBytes)
 	if err != nil {
 		return nil, h.reading(s, err)
 	}
 	return page, nil
 }
 
-func (h *history) readFrom(s *store, topic string, keep retention, from Start, limit int) (*historyPage, error) {
+func (h *history) readFrom(s *store, topic string, keep retention, from Start, limit, maxBytes int) (*historyPage, error) {
 	t, err := s.topic(topic)
 	if err != nil {
 		return nil, err
@@ -187,7 +190,7 @@ func (h *history) readFrom(s *store, topic string, keep retention, from Start, l
 	}
 
 	page.last = after
-	messages, err := s.messages(t.id, after, limit, maxPageBytes)
+	messages, err := s.messages(t.id, after, limit, maxBytes)
 	if err != nil {
 		return nil, err
 	}

@@ -100,7 +100,7 @@ func (c *Client) runReplay(p pendingReplay) {
 	from, gap := p.replay.from, false
 	for c.awaitRoom() {
 		n.replaySlots <- struct{}{}
-		page, err := n.history.read(p.topic, from, max(1, n.config.QueueSize/replayShare))
+		page, err := n.history.read(p.topic, from, max(1, n.config.QueueSize/replayShare), min(maxPageBytes, n.config.QueueBytes/replayShare))
 		<-n.replaySlots
 		if err != nil {
 			n.app.Logger().Error("Failed to replay the history of a topic", slog.String("topic", p.topic), slog.String("error", err.Error()))
@@ -186,6 +186,7 @@ func (c *Client) queuePage(p pendingReplay, page *historyPage, frames []*frame, 
 	}
 
 	isReady := false
+	c.allowExcess() // a message may be larger than the queue
 	for _, f := range frames {
 		outcome := c.enqueue(f)
 		if outcome < queued {
