@@ -397,6 +397,25 @@ test("who is signed in is what the token says", async (t) => {
   }
 });
 
+test("another user signs in before the first page comes", async (t) => {
+  const { herald, root } = await install(t);
+  const [ann] = [await addUser(root, "ann@example.com"), await addUser(root, "bob@example.com")];
+  await send(root, { topic: "log/late", data: "for Ann", to: { users: [`users:${ann.id}`] } });
+  await send(root, { topic: "log/late", data: "for all" });
+  const pb = await herald.signIn("ann@example.com");
+  const bob = (await herald.signIn("bob@example.com")).authStore;
+  const request = pb.send.bind(pb);
+  pb.send = async (...args) => {
+    const answer = await request(...args); // as Ann
+    if (args[0].includes("history")) pb.authStore.save(bob.token, bob.record);
+    return answer;
+  };
+  const log = await Log.on(pb, "log/late", { rewind: 10 });
+  await log.count(1);
+  await log.live();
+  assert.deepEqual(log.data, ["for all"]);
+});
+
 test("the SDK's own calls end a subscription", async (t) => {
   const { herald } = await install(t);
   const proxy = await RudeProxy.to(herald.port);

@@ -30,6 +30,7 @@ test("$notify in pb_hooks", async (t) => {
     routerAdd("GET", "/undefined", (e) => e.json(200, [
       { to: undefined }, { to: null }, { to: {} }, { to: { users: undefined } }, { to: { auth: "user", filter: undefined } },
       { except: undefined }, { except: { users: undefined } }, { to: { users: [undefined] } },
+      { to: () => ["users:x"] }, { to: { auth: "user", users: () => [] } }, { to: Symbol() }, { except: { users: Symbol() } },
     ].map((audience) => {
       try {
         $notify.send({ topic: "said", data: 1, ...audience });

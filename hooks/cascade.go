@@ -6,7 +6,9 @@ package hooks
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/pocketbase/dbx"
@@ -45,38 +47,95 @@ func cascadesTo(app core.App, byID map[string][]*trigger) map[string]bool {
 	return cascades
 }
 
+// foresights are what was asked before the first delete of a cascade, in one transaction.
+type foresights struct {
+	mu    sync.Mutex // guards what follows
+	tx    *core.TxAppInfo
+	byRef map[recordRef]*foresight
+}
+
+// foresight is a record as it was, and what fires for its delete.
+type foresight struct {
+	record  *core.Record
+	firings []*firing
+}
+
+// begin begins with those of a transaction, unless it has. There is one at a time that
+// writes: those of another one are of no use any more, however it ended.
+func (f *foresights) begin(tx *core.TxAppInfo) (isNew bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.tx == tx {
+		return false
+	}
+	f.tx, f.byRef = tx, map[recordRef]*foresight{}
+	return true
+}
+
+// end forgets those of a transaction.
+func (f *foresights) end(tx *core.TxAppInfo) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.tx == tx {
+		f.tx, f.byRef = nil, nil
+	}
+}
+
+// add notes a foresight; false where there is one of the same record.
+func (f *foresights) add(ref recordRef, noted *foresight) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.byRef == nil || f.byRef[ref] != nil {
+		return false
+	}
+	f.byRef[ref] = noted
+	return true
+}
+
+// take returns a foresight of a transaction, and forgets it; nil where there is none.
+func (f *foresights) take(tx *core.TxAppInfo, ref recordRef) *foresight {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.tx != tx {
+		return nil
+	}
+	noted := f.byRef[ref]
+	delete(f.byRef, ref)
+	return noted
+}
+
 // foresee notes what fires when record is deleted, and with it those that lead to it, until
 // the transaction is over, of which the cascade is the last part.
 func (t *triggers) foresee(app core.App, record, auth *core.Record) {
 	if !app.IsTransactional() {
 		return // there is no cascade: PocketBase makes a transaction for it
 	}
-	noted := t.foreseeDelete(nil, app, record, auth)
-	app.TxInfo().OnComplete(func(error) error {
-		for _, ref := range noted {
-			t.foreseen.Delete(ref)
-		}
-		return nil
-	})
+	tx := app.TxInfo()
+	if t.foreseen.begin(tx) {
+		tx.OnComplete(func(error) error {
+			t.foreseen.end(tx)
+			return nil
+		})
+	}
+	t.foreseeDelete(app, record, auth)
 }
 
-func (t *triggers) foreseeDelete(noted []recordRef, app core.App, record, auth *core.Record) []recordRef {
-	ref := refOf(record)
-	if _, isNoted := t.foreseen.LoadOrStore(ref, []*firing(nil)); isNoted {
-		return noted // by the delete of which this one is a part
+func (t *triggers) foreseeDelete(app core.App, record, auth *core.Record) {
+	ref, noted := refOf(record), &foresight{record: record}
+	if !t.foreseen.add(ref, noted) {
+		return // by the delete of which this one is a part
 	}
-	noted = append(noted, ref)
 	if candidates := t.candidates(record, "delete"); len(candidates) > 0 {
-		t.foreseen.Store(ref, t.composed(app, record, candidates, auth))
+		noted.firings = t.composed(app, record, candidates, auth)
 	}
 	known := t.known.Load()
 	if !known.cascades[ref.collectionID] {
-		return noted
+		return
 	}
 	references, err := app.FindCachedCollectionReferences(record.Collection())
 	if err != nil {
 		app.Logger().Error("A trigger cannot find what a delete takes along", "error", err.Error())
-		return noted
+		return
 	}
 	for collection, fields := range references {
 		if collection.IsView() || !known.cascades[collection.Id] && len(known.byID[collection.Id]) == 0 {
@@ -93,11 +152,10 @@ func (t *triggers) foreseeDelete(noted []recordRef, app core.App, record, auth *
 				continue
 			}
 			for _, other := range others {
-				noted = t.foreseeDelete(noted, app, other, auth)
+				t.foreseeDelete(app, other, auth)
 			}
 		}
 	}
-	return noted
 }
 
 // leadsTo is the condition for the records of which a relation has id.
@@ -122,12 +180,32 @@ func (t *triggers) composed(app core.App, record *core.Record, candidates []*tri
 
 // firingsOfDelete returns what fires for the delete of a record that is there still.
 func (t *triggers) firingsOfDelete(e *core.RecordEvent, candidates []*trigger, auth *core.Record) []*firing {
-	if noted, ok := t.foreseen.LoadAndDelete(refOf(e.Record)); ok {
-		firings := noted.([]*firing)
-		for _, f := range firings {
-			f.since = time.Now()
-		}
-		return firings
+	record := stored(e)
+	noted := t.foreseen.take(e.App.TxInfo(), refOf(record))
+	if noted == nil || !isAsForeseen(noted.record, record) {
+		return t.composed(e.App, record, candidates, auth)
 	}
-	return t.composed(e.App, stored(e), candidates, auth)
+	for _, f := range noted.firings {
+		f.since = time.Now()
+	}
+	return noted.firings
+}
+
+// isAsForeseen reports whether record has not been changed since, but for what a cascade
+// takes out of its relations before it deletes it.
+func isAsForeseen(before, record *core.Record) bool {
+	for _, field := range record.Collection().Fields {
+		name := field.GetName()
+		if relation, ok := field.(*core.RelationField); ok && relation.CascadeDelete && relation.IsMultiple() {
+			had := before.GetStringSlice(name)
+			if slices.ContainsFunc(record.GetStringSlice(name), func(id string) bool { return !slices.Contains(had, id) }) {
+				return false
+			}
+			continue
+		}
+		if _, isUpdated := field.(*core.AutodateField); !isUpdated && !reflect.DeepEqual(before.GetRaw(name), record.GetRaw(name)) {
+			return false
+		}
+	}
+	return true
 }

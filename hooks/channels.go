@@ -123,13 +123,17 @@ func (c *channels) find() ([]*core.Record, error) {
 	if reason == "" {
 		c.off = false
 		records, err := findChannels(c.app)
-		if err == nil && len(records) == 0 && kept.Missing {
-			return kept.closed() // the collection is back, and empty yet
+		if err != nil {
+			return nil, err
 		}
-		if err == nil {
-			c.keep(records, false)
+		if kept.Missing { // the collection is back: not all of its channels may be, yet
+			closed, err := kept.closed(records)
+			if err != nil || len(closed) > 0 {
+				return append(records, closed...), err
+			}
 		}
-		return records, err
+		c.keep(records, false)
+		return records, nil
 	}
 	if !c.off && len(kept.Records) == 0 {
 		c.app.Logger().Warn("Herald's channels are off: " + reason)
@@ -145,7 +149,7 @@ func (c *channels) find() ([]*core.Record, error) {
 	}
 	kept.Missing = true
 	c.save(kept)
-	return kept.closed()
+	return kept.closed(nil)
 }
 
 // findChannels returns the records of all channels, oldest first.

@@ -10,6 +10,7 @@ import (
 	"encoding/json/v2"
 	"errors"
 	"log/slog"
+	"slices"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
@@ -86,10 +87,21 @@ func (k keptChannels) records(collection *core.Collection) ([]*core.Record, erro
 	return records, nil
 }
 
-// closed returns the channels of the copy with what is open to everyone as it is, and all
-// else for superusers only: their rules cannot be asked without the collection.
-func (k keptChannels) closed() ([]*core.Record, error) {
-	records, err := k.records(pb_migrations.NewChannelsCollection())
+// besides returns the channels of the copy that are not among present ones, by their id and
+// their pattern. collection is to be that of the records.
+func (k keptChannels) besides(present []*core.Record, collection *core.Collection) ([]*core.Record, error) {
+	records, err := k.records(collection)
+	return slices.DeleteFunc(records, func(record *core.Record) bool {
+		return slices.ContainsFunc(present, func(other *core.Record) bool {
+			return other.Id == record.Id || other.GetString("pattern") == record.GetString("pattern")
+		})
+	}), err
+}
+
+// closed returns them with what is open to everyone as it is, and all else for superusers
+// only: their rules cannot be asked without the collection.
+func (k keptChannels) closed(present []*core.Record) ([]*core.Record, error) {
+	records, err := k.besides(present, pb_migrations.NewChannelsCollection())
 	for _, record := range records {
 		for _, field := range []string{"subscribeRule", "publishRule", "presenceRule"} {
 			if record.GetString(field) != "*" {
@@ -104,7 +116,9 @@ func (k keptChannels) closed() ([]*core.Record, error) {
 // still missing at the start of the server it makes it. Nothing happens where it did not
 // disappear.
 func (c *channels) restore(isStart bool) {
+	c.mu.Lock()
 	kept, err := c.readKept()
+	c.mu.Unlock() // they are loaded when the transaction is over
 	if err != nil || !kept.Missing || len(kept.Records) == 0 {
 		return // load tells of an error
 	}
@@ -119,15 +133,17 @@ func (c *channels) restore(isStart bool) {
 				return err
 			}
 		}
-		if count, err := tx.CountRecords(collection); err != nil || count > 0 {
-			return err // a superuser has said what there is now
+		present, err := findChannels(tx)
+		if err != nil {
+			return err
 		}
-		records, err := kept.records(collection)
+		records, err := kept.besides(present, collection)
 		if err != nil {
 			return err
 		}
 		for _, record := range records {
-			if err := tx.Save(record); err != nil {
+			// a rule that does not compile any more closes its channel, as ever
+			if err := tx.SaveNoValidate(record); err != nil {
 				return err
 			}
 		}
@@ -135,7 +151,7 @@ func (c *channels) restore(isStart bool) {
 		return nil
 	})
 	if err != nil {
-		c.logKept("Failed to restore the channels", err)
+		c.logKept("Failed to restore the channels; what they closed stays closed", err)
 	}
 }
 

@@ -575,6 +575,22 @@ func TestChannelsDisappear(t *testing.T) {
 				t.Errorf("a guest: %d", got)
 			}
 
+			// with a rule that does not compile any more, and a new channel of a superuser
+			addMembers(t, app)
+			addChannel(t, app, map[string]any{"pattern": "room/{room}", "subscribeRule": memberRule})
+			if err := app.ImportCollections(kept, true); err != nil {
+				t.Fatal(err)
+			}
+			if err := app.ImportCollections([]map[string]any{decoded(t, string(encoded)).(map[string]any)}, false); err != nil {
+				t.Fatal(err)
+			}
+			addChannel(t, app, map[string]any{"pattern": "other", "subscribeRule": "*"})
+			for _, topic := range []string{"room/x", topic} {
+				if got := status(server, nil, topic); got != 403 {
+					t.Errorf("%s: %d", topic, got)
+				}
+			}
+
 			// a superuser says otherwise
 			private, err = app.FindRecordById("notify_channels", private.Id)
 			if err != nil {

@@ -64,6 +64,7 @@ type tail struct {
 	out           io.Writer
 
 	positions map[string]string // of the last message, by topic
+	silent    int               // connections in a row on which no beat came
 }
 
 // errOutput says that nobody reads the output any more.
@@ -84,6 +85,9 @@ func (t *tail) run(ctx context.Context) error {
 			return nil // as with "| head"
 		case !connected, errors.As(err, &exit) && exit.Code != exitUnreachable && !errors.Is(err, errNotNow):
 			return err
+		}
+		if errors.Is(err, errNoBeats) {
+			t.silent = min(t.silent+1, 8) // until one comes: a client that the application has wrapped gets none
 		}
 		if wait = min(2*wait+200*time.Millisecond, 5*time.Second); time.Since(began) > 10*time.Second {
 			wait = 0
@@ -118,7 +122,7 @@ func beatsWithin(data string) time.Duration {
 func (t *tail) watch(ctx context.Context, connected func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	beats := time.AfterFunc(firstBeatWithin, func() { cancel(errNoBeats) })
+	beats := time.AfterFunc(firstBeatWithin<<t.silent, func() { cancel(errNoBeats) })
 	defer beats.Stop()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(t.url, "/")+"/api/realtime", nil)
 	if err != nil {
@@ -157,6 +161,7 @@ func (t *tail) watch(ctx context.Context, connected func()) error {
 		}
 		if event.Type == notify.BeatTopic {
 			beats.Stop()
+			t.silent = 0
 			if within := beatsWithin(event.Data); within > 0 {
 				beats.Reset(within)
 			}

@@ -461,6 +461,61 @@ func TestHistoryRenamed(t *testing.T) {
 	expect(bob, false, from, "1:all", "3:not ann", "4:collection", "8:said")
 }
 
+// TestHistoryRecreated: a collection that is made anew has the id of the one of its name
+// before it, and is another one all the same.
+func TestHistoryRecreated(t *testing.T) {
+	w := newWorld(t)
+	addLog(t, w, 100)
+	before := core.NewAuthCollection("staff")
+	if err := w.Save(before); err != nil {
+		t.Fatal(err)
+	}
+	server := pbtest.Serve(t, w)
+	for _, to := range []notify.Audience{{Collections: []string{"staff"}}, {Collections: []string{"staff"}, Filter: `email != ""`}, {Filter: `email != ""`}} {
+		send(t, w, notify.Message{Topic: "log/a", Data: "secret", To: to})
+	}
+	if err := w.Delete(before); err != nil {
+		t.Fatal(err)
+	}
+	after := core.NewAuthCollection("staff")
+	if err := w.Save(after); err != nil {
+		t.Fatal(err)
+	}
+	if before.Id != after.Id {
+		t.Errorf("PocketBase gives other ids now: %s, %s", before.Id, after.Id)
+	}
+	carl := pbtest.AddAuth(t, w, "staff", "carl@x.com", nil)
+	if got := historyOf(t, server, carl, "log/a", "", 100).list(); len(got) > 0 {
+		t.Errorf("its members see %v", got)
+	}
+}
+
+// TestHistoryBackRelation: the field behind a back-relation is part of what a filter means.
+func TestHistoryBackRelation(t *testing.T) {
+	w := newWorld(t)
+	addLog(t, w, 100)
+	users := mustFind(t, w, "users")
+	posts := addCollection(t, w, "posts", &core.RelationField{Name: "author", CollectionId: users.Id}, &core.RelationField{Name: "reader", CollectionId: users.Id})
+	addRecord(t, w, "posts", map[string]any{"author": w.ann.Id, "reader": w.bob.Id})
+	server := pbtest.Serve(t, w)
+	send(t, w, notify.Message{Topic: "log/a", Data: "x", To: notify.Audience{Filter: `posts_via_author.id ?!= ""`}})
+	sees := func(who *core.Record, want ...string) {
+		t.Helper()
+		if got := historyOf(t, server, who, "log/a", "", 100).list(); !slices.Equal(got, want) {
+			t.Errorf("got %v", got)
+		}
+	}
+	sees(w.ann, "1:x")
+	sees(w.bob)
+	posts.Fields.GetByName("author").SetName("writer")
+	posts.Fields.GetByName("reader").SetName("author")
+	if err := w.Save(posts); err != nil {
+		t.Fatal(err)
+	}
+	sees(w.ann)
+	sees(w.bob)
+}
+
 // TestHistoryFilters: two messages with one filter and other collections are two questions.
 func TestHistoryFilters(t *testing.T) {
 	w := newWorld(t)

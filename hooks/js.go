@@ -143,19 +143,20 @@ func rawJSON(value goja.Value) (string, bool) {
 	return string(raw), err == nil
 }
 
-// checkDefined throws for an undefined in an audience. JSON.stringify leaves it out, and
-// what is left would be everybody.
+// checkDefined throws for an undefined in an audience, a function (somebody forgot to call
+// it) or a symbol. JSON.stringify leaves them out, and what is left would be everybody.
 func (j jsNotify) checkDefined(message goja.Value) {
 	errs := validation.Errors{}
 	for name, value := range members(message) {
 		if name != "to" && name != "except" {
 			continue
 		}
-		if goja.IsUndefined(value) {
+		if isLeftOut(value) {
 			nest(errs, errEmptyAudience, []string{name})
+			continue
 		}
 		for part, value := range members(value) {
-			if goja.IsUndefined(value) {
+			if isLeftOut(value) {
 				nest(errs, errEmptyAudience, []string{name, part})
 			}
 		}
@@ -163,6 +164,13 @@ func (j jsNotify) checkDefined(message goja.Value) {
 	if len(errs) > 0 {
 		j.check(router.NewBadRequestError(sendFailed, errs))
 	}
+}
+
+// isLeftOut reports whether JSON.stringify leaves out a member with the value.
+func isLeftOut(value goja.Value) bool {
+	_, isFunction := goja.AssertFunction(value)
+	_, isSymbol := value.(*goja.Symbol)
+	return goja.IsUndefined(value) || isFunction || isSymbol
 }
 
 // members ranges over the properties of a value that is an object.

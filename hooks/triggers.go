@@ -39,7 +39,7 @@ type triggers struct {
 	known   atomic.Pointer[knownTriggers]
 
 	authors  sync.Map // *core.Record that a request is changing, to its auth *core.Record
-	foreseen sync.Map // recordRef of a record that a cascade deletes, to its []*firing; see cascade.go
+	foreseen foresights
 
 	sent, failed atomic.Int64
 
@@ -132,7 +132,7 @@ func bindTriggers(app core.App, notifier *notify.Notifier) *triggers {
 		})
 	}
 	author := func(e *core.RecordRequestEvent) error {
-		if e.Auth != nil && len(t.of(e.Record.Collection())) > 0 {
+		if known := t.known.Load(); e.Auth != nil && (len(t.of(e.Record.Collection())) > 0 || known.cascades[e.Record.Collection().Id]) {
 			t.authors.Store(e.Record, e.Auth)
 			defer t.authors.Delete(e.Record)
 		}

@@ -696,6 +696,90 @@ func TestTriggerCascadeRelations(t *testing.T) {
 	expect()
 }
 
+// TestTriggerCascadeStale: what was asked before a cascade is for that cascade, and for the
+// record as it was.
+func TestTriggerCascadeStale(t *testing.T) {
+	w := newShop(t)
+	shops, users := mustFind(t, w, "shops"), mustFind(t, w, "users")
+	addCollection(t, w, "lines", &core.TextField{Name: "status"}, &core.RelationField{Name: "to", CollectionId: users.Id},
+		&core.RelationField{Name: "shops", CollectionId: shops.Id, CascadeDelete: true, MaxSelect: 9})
+	addTrigger(t, w, map[string]any{"name": "orders", "topic": "status/{status}", "events": []string{"delete"}})
+	addTrigger(t, w, map[string]any{"name": "lines", "collection": "lines", "topic": "gone", "events": []string{"delete"}, "to": "record:to"})
+	server := pbtest.Serve(t, w)
+	ann, bob := server.Subscribe(t, w.ann, "gone", "status/a", "fence"), server.Subscribe(t, w.bob, "gone", "status/b")
+
+	// it only loses one of its relations first, and is changed before it goes
+	a, b := addRecord(t, w, "shops", map[string]any{"name": "a"}), addRecord(t, w, "shops", map[string]any{"name": "b"})
+	line := addRecord(t, w, "lines", map[string]any{"status": "for Ann", "to": w.ann.Id, "shops": []string{a.Id, b.Id}})
+	if err := w.RunInTransaction(func(tx core.App) error {
+		if err := tx.Delete(a); err != nil {
+			return err
+		}
+		line, err := tx.FindRecordById("lines", line.Id)
+		if err != nil {
+			return err
+		}
+		line.Load(map[string]any{"to": w.bob.Id, "status": "for Bob"})
+		if err := tx.Save(line); err != nil {
+			return err
+		}
+		return tx.Delete(b)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	bob.Expect(t, "gone", `{"action":"delete","collection":"lines","record":{"status":"for Bob"}}`)
+
+	// a transaction that panics tells of no end
+	order := addOrder(t, w, map[string]any{"status": "a", "owner": w.ann.Id})
+	panics := true
+	w.OnRecordDelete("orders").BindFunc(func(e *core.RecordEvent) error {
+		if panics {
+			panic("test")
+		}
+		return e.Next()
+	})
+	func() {
+		defer func() { _ = recover() }()
+		_ = w.Delete(w.ann)
+	}()
+	panics = false
+	order, err := w.FindRecordById("orders", order.Id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	order.Set("status", "b")
+	save(t, w, order)
+	mustSend(t, w, "fence", 1)
+	if err := w.Delete(order); err != nil {
+		t.Fatal(err)
+	}
+	bob.Expect(t, "status/b", fired("delete", `{"status":"b"}`))
+	ann.Expect(t, "fence", "1") // and nothing else came before it
+}
+
+// TestTriggerCascadeAuthor: a cascade has the author of the request, whatever else is
+// watched.
+func TestTriggerCascadeAuthor(t *testing.T) {
+	w := newShop(t)
+	shops := mustFind(t, w, "shops")
+	shops.DeleteRule = new(string)
+	if err := w.Save(shops); err != nil {
+		t.Fatal(err)
+	}
+	addCollection(t, w, "lines", &core.TextField{Name: "status"}, &core.RelationField{Name: "shop", CollectionId: shops.Id, CascadeDelete: true})
+	addTrigger(t, w, map[string]any{"collection": "lines", "topic": "gone", "events": []string{"delete"}, "filter": `@request.auth.name = "Ann"`})
+	server := pbtest.Serve(t, w)
+	client := server.Subscribe(t, nil, "gone")
+	for _, who := range []*core.Record{w.bob, w.ann} {
+		shop := addRecord(t, w, "shops", map[string]any{"name": "x"})
+		addRecord(t, w, "lines", map[string]any{"status": who.GetString("name"), "shop": shop.Id})
+		if status, answer := server.Do(t, "DELETE", "/api/collections/shops/records/"+shop.Id, pbtest.Token(t, who), nil); status != http.StatusNoContent {
+			t.Fatal(status, answer)
+		}
+	}
+	client.Expect(t, "gone", `{"action":"delete","collection":"lines","record":{"status":"Ann"}}`)
+}
+
 // TestTriggerBesideRecordEvents: for the same change, PocketBase tells who may see the
 // record, a trigger whom it names.
 func TestTriggerBesideRecordEvents(t *testing.T) {

@@ -62,7 +62,7 @@ func (r *meaningResolver) Resolve(field string) (*search.ResolverResult, error) 
 	collection := r.collection
 	if parts[0] == "@collection" && len(parts) > 2 {
 		if collection = r.collectionBehind(parts[1]); collection != nil {
-			r.ids[parts[1]+"="+collection.Id] = struct{}{}
+			r.note(parts[1], collection)
 		}
 		parts = parts[2:]
 	}
@@ -71,7 +71,7 @@ func (r *meaningResolver) Resolve(field string) (*search.ResolverResult, error) 
 			break // a path into JSON, or nothing
 		}
 		field := collection.Fields.GetByName(name)
-		from, _, isBack := strings.Cut(name, "_via_")
+		from, via, isBack := strings.Cut(name, "_via_")
 		relation, isRelation := field.(*core.RelationField)
 		switch before := collection.Id; {
 		case isRelation:
@@ -82,13 +82,22 @@ func (r *meaningResolver) Resolve(field string) (*search.ResolverResult, error) 
 			r.ids[before+"."+name+"="+field.GetId()] = struct{}{}
 		case isBack:
 			if collection = r.collectionBehind(from); collection != nil {
-				r.ids[before+"."+name+"="+collection.Id] = struct{}{}
+				r.note(before+"."+name, collection)
+				if field := collection.Fields.GetByName(via); field != nil {
+					r.ids[before+"."+name+"="+field.GetId()] = struct{}{}
+				}
 			}
 		default:
 			collection = nil
 		}
 	}
 	return r.RecordFieldResolver.Resolve(field)
+}
+
+// note notes a collection. One that was made anew has the id of that with the same name
+// before it.
+func (r *meaningResolver) note(path string, collection *core.Collection) {
+	r.ids[path+"="+collection.Id+" "+collection.Created.String()] = struct{}{}
 }
 
 func (r *meaningResolver) collectionBehind(nameOrID string) *core.Collection {

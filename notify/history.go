@@ -388,9 +388,9 @@ const evenedOut = 5000
 func (t *topicState) stamp(s *store, now int64) error {
 	if now >= t.lastTime-evenedOut {
 		if now >= t.lastTime && t.fell > t.first {
-			peak, isDip, err := s.dip(t.topicRow, now)
+			fell, peak, isDip, err := s.dip(t.topicRow, now)
 			if err == nil && isDip {
-				err = s.even(t.id, t.fell, peak)
+				err = s.even(t.id, fell, peak)
 				t.fell = 0
 			}
 			if err != nil {
@@ -423,7 +423,7 @@ func (h *history) trimOnSend(s *store, state *topicState, keep retention) error 
 func (h *history) trim(s *store, t *topicRow, upTo int64) error {
 	upTo = max(t.first-1, min(upTo, t.first+maxTrim-1))
 	now := h.now()
-	if err := s.trim(t.id, upTo, now.Add(-h.idWindow).UnixMilli(), now.UnixMilli()); err != nil {
+	if err := s.trim(t.id, upTo, now.Add(-h.idWindow).UnixMilli(), now.UnixMilli()+evenedOut); err != nil {
 		return err
 	}
 	t.first = max(t.first, upTo+1)

@@ -290,6 +290,7 @@ func TestLogClock(t *testing.T) {
 		"a little ahead":   {[]time.Duration{2 * time.Second}, []int64{5, 6}, []int64{3, 4, 5, 6}},
 		"behind":           {[]time.Duration{-20000 * day}, []int64{5, 6}, []int64{3, 4, 5, 6}},
 		"behind, many":     {[]time.Duration{-20000 * day, -20000 * day, -20000 * day}, []int64{7, 8}, []int64{3, 4, 5, 6, 7, 8}},
+		"behind, twice":    {[]time.Duration{-50 * time.Hour, -49 * time.Hour, -100 * time.Hour}, []int64{7, 8}, []int64{3, 4, 5, 6, 7, 8}},
 		"behind and ahead": {[]time.Duration{-100 * day, 100 * day}, []int64{5, 6, 7}, []int64{5, 6, 7}},
 	} {
 		for _, restarts := range []bool{false, true} {
@@ -352,6 +353,25 @@ func TestLogClock(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestLogIDs: a clock that goes back a little forgets no id.
+func TestLogIDs(t *testing.T) {
+	l := newTestLog(t)
+	l.setKeep("topic", retention{count: 1})
+	first, err := l.add("topic", "first", []byte("1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.clock = l.clock.Add(-2 * time.Second)
+	for i := range 100 {
+		if _, err := l.add("topic", fmt.Sprint(i), []byte("1")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if again, err := l.add("topic", "first", []byte("1")); err != nil || again.Seq != first.Seq {
+		t.Errorf("sent again: %+v %v", again, err)
 	}
 }
 

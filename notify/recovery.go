@@ -250,6 +250,10 @@ func (v *viewer) sees(pub *publication) (verdictOf, error) {
 		return forOthers, nil
 	case to.looksAtAuth && !to.matchAuth(v.auth):
 		return forOthers, nil
+	case (to.collections != nil || stored.FilterOn != nil) && v.auth != nil && v.auth.Collection().Created.Time().After(pub.time):
+		// PocketBase makes ids of collections from their names: this is another
+		// collection of the id, the one that was meant is gone
+		return forOthers, nil
 	case stored.FilterOn == nil:
 		return forViewer, nil
 	case v.auth == nil:

@@ -39,6 +39,7 @@ type store struct {
 	begin, commit, rollback              *sql.Stmt
 	selectTopic, selectMessages          *sql.Stmt // on read
 	selectTime, selectBefore, selectID   *sql.Stmt
+	selectFall                           *sql.Stmt
 	statements                           []*sql.Stmt // all of these
 }
 
@@ -148,7 +149,9 @@ func openStore(path string, identify func(sent time.Time, audience []byte, sende
 			"WHERE topic = ? AND seq > ? ORDER BY seq LIMIT ?",
 		&s.selectTime:   "SELECT time FROM messages WHERE topic = ? AND seq = ?",
 		&s.selectBefore: "SELECT seq FROM messages WHERE topic = ? AND seq < ? AND time < ? ORDER BY seq DESC LIMIT 1",
-		&s.selectID:     "SELECT seq FROM topics JOIN ids ON topic = topics.id WHERE name = ? AND key = ?",
+		&s.selectFall: "SELECT seq, before FROM (SELECT seq, time, lag(time) OVER (ORDER BY seq) AS before FROM messages WHERE topic = ?) " +
+			"WHERE time < before ORDER BY seq LIMIT 1",
+		&s.selectID: "SELECT seq FROM topics JOIN ids ON topic = topics.id WHERE name = ? AND key = ?",
 	} {
 		if *statement, err = s.read.PrepareContext(ctx, query); err != nil {
 			return nil, err
@@ -432,14 +435,14 @@ func (s *store) notBefore(t topicRow, time, now int64) (int64, error) {
 // last message from before the time.
 func (s *store) notBeforeUneven(t topicRow, time, now int64) (int64, error) {
 	upTo := t.head + 1
-	peak, isDip, err := s.dip(t, now)
+	fell, peak, isDip, err := s.dip(t, now)
 	switch {
 	case err != nil:
 		return 0, err
 	case isDip && peak < time:
 		return upTo, nil
 	case isDip:
-		upTo = t.fell // those from there on count as sent at the peak
+		upTo = fell // those from there on count as sent at the peak
 	}
 	var last int64
 	err = s.selectBefore.QueryRow(t.id, upTo, time).Scan(&last)
@@ -455,12 +458,15 @@ func (s *store) notBeforeUneven(t topicRow, time, now int64) (int64, error) {
 // peak, comes again it is taken for the latter: most clocks that are wrong are wrong by so
 // much that it does not come again otherwise, and what was ahead by minutes only is out by
 // minutes only.
-func (s *store) dip(t topicRow, now int64) (peak int64, isDip bool, err error) {
-	peak, err = s.timeOf(t.id, t.fell-1)
+//
+// fell is where they fall first. The query reads all of the topic, for as long as it has
+// such a place.
+func (s *store) dip(t topicRow, now int64) (fell, peak int64, isDip bool, err error) {
+	err = s.selectFall.QueryRow(t.id).Scan(&fell, &peak)
 	if errors.Is(err, sql.ErrNoRows) {
-		return 0, false, nil // trimmed, or not committed yet
+		return 0, 0, false, nil // trimmed, or not committed yet
 	}
-	return peak, err == nil && now >= peak && t.lastTime < peak, err
+	return fell, peak, err == nil && now >= peak && t.lastTime < peak, err
 }
 
 func (s *store) timeOf(topicID, seq int64) (at int64, err error) {

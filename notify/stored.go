@@ -33,6 +33,12 @@ type storedAudience struct {
 
 	// Unknown: for whom it was meant cannot be told any more.
 	Unknown bool `json:"unknown,omitzero"`
+
+	// To is for the first versions, should one of them be started again: nobody. They
+	// would not see anything else of this, and show the message to everybody.
+	To struct {
+		Users []string `json:"users"`
+	} `json:"to"`
 }
 
 const storedVersion = 1
@@ -56,6 +62,7 @@ func (a *audience) stored() ([]byte, error) {
 }
 
 func (s storedAudience) encode() ([]byte, error) {
+	s.To.Users = []string{}
 	encoded, err := json.Marshal(s, json.FormatNilSliceAsNull(true), json.Deterministic(true))
 	if err != nil {
 		return nil, fmt.Errorf("encode the audience: %w", err)
@@ -143,6 +150,12 @@ func (n *Notifier) identify(sent time.Time, encoded []byte, sender string) ([]by
 		return nil, sender
 	}
 	unknown, _ := storedAudience{Version: storedVersion, Unknown: true}.encode()
+	var version struct {
+		Version int `json:"v"`
+	}
+	if json.Unmarshal(encoded, &version) == nil && version.Version > 0 {
+		return encoded, sender // by an older version that was started in between
+	}
 	var names byNames
 	if err := json.Unmarshal(encoded, &names); err != nil {
 		return unknown, sender

@@ -85,7 +85,7 @@ class Subscription {
       if (since) {
         this.#moveTo(since);
       } else if (rewind !== undefined) {
-        this.#take(await this.#persist(() => this.#fetch({ rewind })));
+        this.#take(await this.#fetchForOne({ rewind }));
       } else {
         const { epoch, head } = await this.#persist(() => this.#fetch({ limit: 1 }));
         this.#moveTo(`${epoch}:${head}`);
@@ -245,6 +245,15 @@ class Subscription {
   /** There is nothing to recover: it was closed, or denied and nothing came after. */
   get #isOver() {
     return this.#closed || (this.isDenied && !this.#again);
+  }
+
+  /** A page of one user: another may sign in before it comes. */
+  async #fetchForOne(query) {
+    for (const { authStore } = this.#hub.pb; ; ) {
+      const user = userOf(authStore);
+      const page = await this.#persist(() => this.#fetch(query));
+      if (user === userOf(authStore)) return page;
+    }
   }
 
   async #fetch(query, failures = 0) {
