@@ -377,7 +377,7 @@ func (h *history) append(s *store, group []*turn) error {
 // isSteady reports whether a message on topic takes no more than its own row.
 func (h *history) isSteady(topic string, now int64) bool {
 	state := h.topics[topic]
-	return state != nil && state.id != 0 && !state.isOver(h.keep(topic), 1) && state.fell == 0 && now >= state.lastTime-evenedOut
+	return state != nil && state.id != 0 && !state.isOver(h.keep(topic), 1) && state.fall == fall{} && now >= state.lastTime-evenedOut
 }
 
 // evenedOut is by how much a clock may go back, in milliseconds, before the messages after
@@ -386,22 +386,27 @@ const evenedOut = 5000
 
 // stamp sets lastTime for the message head.
 func (t *topicState) stamp(s *store, now int64) error {
-	if now >= t.lastTime-evenedOut {
-		if now >= t.lastTime && t.fell > t.first {
-			fell, peak, isDip, err := s.dip(t.topicRow, now)
-			if err == nil && isDip {
-				err = s.even(t.id, fell, peak)
-				t.fell = 0
-			}
-			if err != nil {
-				return err
-			}
+	if t.fall != (fall{}) && !t.isUneven() { // what was before it is gone
+		t.fall = fall{}
+		if err := s.saveFall(t.id, t.fall); err != nil {
+			return err
 		}
-		t.lastTime = max(t.lastTime, now)
-		return nil
 	}
-	t.fell, t.lastTime = t.head, now
-	return s.fall(t.id, t.fell)
+	if now < t.lastTime-evenedOut {
+		if t.fall == (fall{}) {
+			t.fall = fall{dipped: t.head, peak: t.lastTime}
+		}
+		t.fall.fell, t.lastTime = t.head, now
+		return s.saveFall(t.id, t.fall)
+	}
+	if t.isDip(now) {
+		if err := s.even(t.id, t.fall.dipped, t.fall.peak); err != nil {
+			return err
+		}
+		t.fall, t.lastTime = fall{}, t.fall.peak
+	}
+	t.lastTime = max(t.lastTime, now)
+	return nil
 }
 
 // isOver reports whether some messages are to be deleted, when there are as many more.

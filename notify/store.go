@@ -39,7 +39,6 @@ type store struct {
 	begin, commit, rollback              *sql.Stmt
 	selectTopic, selectMessages          *sql.Stmt // on read
 	selectTime, selectBefore, selectID   *sql.Stmt
-	selectFall                           *sql.Stmt
 	statements                           []*sql.Stmt // all of these
 }
 
@@ -47,9 +46,9 @@ type store struct {
 //
 // head is the number of the last message where its row may be gone. Up to lost
 // messages are not to be shown, and may have been sent without being stored: the
-// topic had no history for a while. fell is the number of the last message that was sent
-// at an earlier time than the one before it, since a clock was wrong; 0: there is none.
-// ids are those of messages that came with one.
+// topic had no history for a while. Times fall where a clock was wrong: fell is the number
+// of the last message that was sent at an earlier time than the one before it, 0 where
+// there is none, dipped the first one, and peak the time before that. ids are those of messages that came with one.
 const schema = `
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS topics (
@@ -57,7 +56,9 @@ CREATE TABLE IF NOT EXISTS topics (
 	name TEXT NOT NULL UNIQUE,
 	head INTEGER NOT NULL DEFAULT 0,
 	lost INTEGER NOT NULL DEFAULT -1,
-	fell INTEGER NOT NULL DEFAULT 0
+	fell INTEGER NOT NULL DEFAULT 0,
+	dipped INTEGER NOT NULL DEFAULT 0,
+	peak INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE IF NOT EXISTS messages (
 	topic    INTEGER NOT NULL,
@@ -135,7 +136,7 @@ func openStore(path string, identify func(sent time.Time, audience []byte, sende
 		&s.deleteIDs:      "DELETE FROM ids WHERE topic = ? AND seq <= ? AND (time < ? OR time > ?)",
 		&s.saveHead:       "UPDATE topics SET head = max(head, ?) WHERE id = ?",
 		&s.markLost:       "UPDATE topics SET head = max(head, ?1), lost = max(lost, ?1) WHERE id = ?2",
-		&s.markFall:       "UPDATE topics SET fell = ? WHERE id = ?",
+		&s.markFall:       "UPDATE topics SET fell = ?, dipped = ?, peak = ? WHERE id = ?",
 		&s.saveTimes:      "UPDATE messages SET time = ? WHERE topic = ? AND seq >= ?",
 	} {
 		if *statement, err = s.write.PrepareContext(ctx, query); err != nil {
@@ -149,9 +150,7 @@ func openStore(path string, identify func(sent time.Time, audience []byte, sende
 			"WHERE topic = ? AND seq > ? ORDER BY seq LIMIT ?",
 		&s.selectTime:   "SELECT time FROM messages WHERE topic = ? AND seq = ?",
 		&s.selectBefore: "SELECT seq FROM messages WHERE topic = ? AND seq < ? AND time < ? ORDER BY seq DESC LIMIT 1",
-		&s.selectFall: "SELECT seq, before FROM (SELECT seq, time, lag(time) OVER (ORDER BY seq) AS before FROM messages WHERE topic = ?) " +
-			"WHERE time < before ORDER BY seq LIMIT 1",
-		&s.selectID: "SELECT seq FROM topics JOIN ids ON topic = topics.id WHERE name = ? AND key = ?",
+		&s.selectID:     "SELECT seq FROM topics JOIN ids ON topic = topics.id WHERE name = ? AND key = ?",
 	} {
 		if *statement, err = s.read.PrepareContext(ctx, query); err != nil {
 			return nil, err
@@ -180,12 +179,15 @@ func (s *store) migrate(ctx context.Context, identify func(sent time.Time, audie
 		topic int64
 		stored
 	}
-	var hasFell bool
-	if err := tx.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM pragma_table_info('topics') WHERE name = 'fell')").Scan(&hasFell); err != nil {
-		return err
-	}
-	if !hasFell {
-		if _, err := tx.ExecContext(ctx, "ALTER TABLE topics ADD COLUMN fell INTEGER NOT NULL DEFAULT 0"); err != nil {
+	for _, column := range []string{"fell", "dipped", "peak"} {
+		var has bool
+		if err := tx.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM pragma_table_info('topics') WHERE name = ?)", column).Scan(&has); err != nil {
+			return err
+		}
+		if has {
+			continue
+		}
+		if _, err := tx.ExecContext(ctx, "ALTER TABLE topics ADD COLUMN "+column+" INTEGER NOT NULL DEFAULT 0"); err != nil {
 			return err
 		}
 	}
@@ -321,15 +323,19 @@ type topicRow struct {
 	// first to head are the numbers of the messages that are stored; first is
 	// head + 1 where there are none.
 	first, head int64
-	lost, fell  int64 // see schema
+	lost        int64 // see schema
+	fall        fall
 	lastTime    int64 // of the message head, in Unix milliseconds
 	leftIDs     bool  // there are ids of messages that are gone
 }
 
+// fall is where the times of a topic fall: see schema.
+type fall struct{ fell, dipped, peak int64 }
+
 const selectTopics = `SELECT id, name,
 	(SELECT min(seq) FROM messages WHERE topic = topics.id),
 	max(head, ifnull((SELECT max(seq) FROM messages WHERE topic = topics.id), 0)),
-	lost, fell,
+	lost, fell, dipped, peak,
 	ifnull((SELECT time FROM messages WHERE topic = topics.id ORDER BY seq DESC LIMIT 1), 0),
 	EXISTS (SELECT 1 FROM ids WHERE topic = topics.id
 		AND seq < ifnull((SELECT min(seq) FROM messages WHERE topic = topics.id), seq + 1))
@@ -337,7 +343,7 @@ const selectTopics = `SELECT id, name,
 
 func (t *topicRow) scan(row interface{ Scan(...any) error }) error {
 	var first sql.NullInt64
-	if err := row.Scan(&t.id, &t.name, &first, &t.head, &t.lost, &t.fell, &t.lastTime, &t.leftIDs); err != nil {
+	if err := row.Scan(&t.id, &t.name, &first, &t.head, &t.lost, &t.fall.fell, &t.fall.dipped, &t.fall.peak, &t.lastTime, &t.leftIDs); err != nil {
 		return err
 	}
 	if t.first = first.Int64; !first.Valid {
@@ -410,7 +416,7 @@ func (s *store) messages(topicID, after int64, limit, maxBytes int) ([]stored, e
 // no holes, and times do not fall unless a clock was wrong: so that it finds it like a
 // word in a dictionary.
 func (s *store) notBefore(t topicRow, time, now int64) (int64, error) {
-	if t.fell > t.first {
+	if t.isUneven() {
 		return s.notBeforeUneven(t, time, now)
 	}
 	low, high := t.first, t.head+1
@@ -435,38 +441,31 @@ func (s *store) notBefore(t topicRow, time, now int64) (int64, error) {
 // last message from before the time.
 func (s *store) notBeforeUneven(t topicRow, time, now int64) (int64, error) {
 	upTo := t.head + 1
-	fell, peak, isDip, err := s.dip(t, now)
-	switch {
-	case err != nil:
-		return 0, err
-	case isDip && peak < time:
+	switch isDip := t.isDip(now); {
+	case isDip && t.fall.peak < time:
 		return upTo, nil
 	case isDip:
-		upTo = fell // those from there on count as sent at the peak
+		upTo = t.fall.dipped // those from there on count as sent at the peak
 	}
 	var last int64
-	err = s.selectBefore.QueryRow(t.id, upTo, time).Scan(&last)
+	err := s.selectBefore.QueryRow(t.id, upTo, time).Scan(&last)
 	if errors.Is(err, sql.ErrNoRows) {
 		return t.first, nil
 	}
 	return max(last+1, t.first), err
 }
 
-// dip tells what to make of the place where the times of t fall. Either the clock had been
-// ahead before it, and is right since then; or it has been behind for a while (a machine
-// without a battery, until it has asked for the time). When the time before the fall, the
-// peak, comes again it is taken for the latter: most clocks that are wrong are wrong by so
-// much that it does not come again otherwise, and what was ahead by minutes only is out by
-// minutes only.
-//
-// fell is where they fall first. The query reads all of the topic, for as long as it has
-// such a place.
-func (s *store) dip(t topicRow, now int64) (fell, peak int64, isDip bool, err error) {
-	err = s.selectFall.QueryRow(t.id).Scan(&fell, &peak)
-	if errors.Is(err, sql.ErrNoRows) {
-		return 0, 0, false, nil // trimmed, or not committed yet
-	}
-	return fell, peak, err == nil && now >= peak && t.lastTime < peak, err
+// isUneven reports whether times fall among the messages that are stored.
+func (t *topicRow) isUneven() bool { return t.fall.fell > t.first }
+
+// isDip tells what to make of the place where the times fall first. Either the clock had
+// been ahead before it, and is right since then; or it has been behind for a while (a
+// machine without a battery, until it has asked for the time). When the time before the
+// fall, the peak, comes again it is taken for the latter: most clocks that are wrong are
+// wrong by so much that it does not come again otherwise, and what was ahead by minutes
+// only is out by minutes only.
+func (t *topicRow) isDip(now int64) bool {
+	return t.isUneven() && now >= t.fall.peak && t.lastTime < t.fall.peak
 }
 
 func (s *store) timeOf(topicID, seq int64) (at int64, err error) {
@@ -527,10 +526,9 @@ func (s *store) addMessage(topicID int64, m *stored, key string) error {
 	return err
 }
 
-// fall notes that the message seq was sent at an earlier time than the one before it; 0:
-// there is none such.
-func (s *store) fall(topicID, seq int64) error {
-	_, err := s.markFall.Exec(seq, topicID)
+// saveFall saves where the times of a topic fall.
+func (s *store) saveFall(topicID int64, f fall) error {
+	_, err := s.markFall.Exec(f.fell, f.dipped, f.peak, topicID)
 	return err
 }
 
@@ -539,7 +537,7 @@ func (s *store) even(topicID, seq, time int64) error {
 	if _, err := s.saveTimes.Exec(time, topicID, seq); err != nil {
 		return err
 	}
-	return s.fall(topicID, 0)
+	return s.saveFall(topicID, fall{})
 }
 
 // trim deletes the messages of a topic up to the number upTo, and of their ids
