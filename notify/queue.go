@@ -6,6 +6,7 @@ package notify
 import (
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
@@ -27,7 +28,9 @@ type queue struct {
 	excess    bool          // more waits than is allowed, from when it was held
 	room      chan struct{} // closed when there is room for a page of a replay; nil: nobody waits
 	wake      chan struct{} // tells the stream or channel reader that something waits; nil for a socket
+	inFlight  bool          // a stream is writing something that is private
 	closing   string        // not empty: end for this reason as soon as all is written
+	closes    int64         // when it is ended all the same, by Notifier.clock
 	ended     bool
 	counted   bool // among Notifier.registered
 
@@ -242,18 +245,30 @@ func (c *Client) Queued() int {
 	return len(c.frames)
 }
 
-// Finish ends the connection when all that is queued has been written; nothing
-// more is queued from here on.
+// finishTimeout is how long a connection that is to end may take to read what is queued.
+const finishTimeout = time.Minute
+
+// Finish ends the connection when all that is queued has been written, or some time is
+// over; nothing more is queued from here on.
 func (c *Client) Finish(reason string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended || c.closing != "" {
 		return
 	}
-	c.closing = reason
+	c.closing, c.closes = reason, c.notifier.clock.Load()+int64(finishTimeout)
 	c.tellRoomLocked()
 	c.endIfDoneLocked()
 	c.wakeLocked()
+}
+
+// endIfOverdue ends a connection that should have ended by now.
+func (c *Client) endIfOverdue(now int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.ended && c.closing != "" && now >= c.closes {
+		c.endLocked(c.closing)
+	}
 }
 
 // endIfDoneLocked ends a connection that is closing and has nothing left to
@@ -265,13 +280,14 @@ func (c *Client) endIfDoneLocked() {
 	}
 }
 
+func isPrivate(f *frame) bool { return f.private }
+
 // endIfPrivate ends the connection where something waits in it that was meant
-// for its auth record; what a slow socket has left counts as such.
+// for its auth record, or is being written; what a slow socket has left counts as such.
 func (c *Client) endIfPrivate() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	isPrivate := func(f *frame) bool { return f.private }
-	if !c.ended && (c.blocked || slices.ContainsFunc(c.frames, isPrivate)) {
+	if !c.ended && (c.blocked || c.inFlight || slices.ContainsFunc(c.frames, isPrivate)) {
 		c.endLocked(ReasonAuthEnded)
 	}
 }

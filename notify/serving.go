@@ -168,7 +168,10 @@ func (n *Notifier) tick(c *Client) {
 	elapsed := func(since int64, limit time.Duration) bool {
 		return limit > 0 && time.Duration(now-since) >= limit
 	}
+	c.endIfOverdue(now)
 	switch {
+	case c.stream != nil && c.stream.isStuck(): // whatever else is due, it would wait for that
+		c.Close(ReasonTooSlow)
 	case c.auth.Load() != nil && c.expired(wall):
 		c.Close(ReasonTokenExpired)
 		c.Unset(apis.RealtimeClientAuthKey)
@@ -176,8 +179,6 @@ func (n *Notifier) tick(c *Client) {
 		c.Finish(ReasonLifetime)
 	case elapsed(c.lastMessage.Load(), c.idle):
 		c.Finish(ReasonIdle)
-	case c.stream != nil && c.stream.isStuck():
-		c.Close(ReasonTooSlow)
 	case elapsed(c.lastWrite.Load(), n.config.Heartbeat):
 		c.lastWrite.Store(now)
 		if c.Queued() == 0 {

@@ -7,6 +7,7 @@ package notify
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,8 +35,11 @@ type Response interface {
 // stream is the writing side of a request's goroutine.
 type stream struct {
 	cut   func()
-	since atomic.Int64 // when the write under way began, in Unix nanoseconds; 0: there is none
+	since atomic.Int64 // when the write under way began, after processStart; 0: there is none
 }
+
+// processStart is what times of writes count from: the wall clock may be set meanwhile.
+var processStart = time.Now()
 
 // behindFor is how long a write may take without being held against the client:
 // from its goroutine nobody can tell a peer that does not read from a server
@@ -51,7 +55,7 @@ func (s *stream) lasts() time.Duration {
 	if since == 0 {
 		return 0
 	}
-	return time.Duration(time.Now().UnixNano() - since)
+	return time.Since(processStart) - time.Duration(since)
 }
 
 // ServeStream writes PocketBase's connect event and then what is queued to
@@ -102,7 +106,7 @@ func (c *Client) ServeStream(ctx context.Context, response Response) (err error)
 
 // write calls f and notes when it began.
 func (s *stream) write(f func() error) error {
-	s.since.Store(time.Now().UnixNano())
+	s.since.Store(int64(time.Since(processStart)))
 	defer s.since.Store(0)
 	return f()
 }
@@ -114,12 +118,18 @@ var streamBuffers = sync.Pool{New: func() any { return new([]byte) }}
 // writeBatch writes some of what waits; it reports whether there was anything.
 func (c *Client) writeBatch(response Response) (any bool, err error) {
 	c.mu.Lock()
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.inFlight = false
+	}()
 	if response.Hooked() {
 		if c.writable() == 0 {
 			c.mu.Unlock()
 			return false, nil
 		}
 		f := c.frames[0]
+		c.inFlight = f.private
 		c.dropLocked(1)
 		c.mu.Unlock()
 		if !f.comment {
@@ -134,7 +144,9 @@ func (c *Client) writeBatch(response Response) (any bool, err error) {
 
 	buffer := streamBuffers.Get().(*[]byte)
 	defer streamBuffers.Put(buffer)
+	hadPrivate := slices.ContainsFunc(c.frames, isPrivate)
 	out, shared := c.join(*buffer)
+	c.inFlight = hadPrivate && len(out) > 0 // or it waits still
 	last := c.writable() == 0
 	c.mu.Unlock()
 	if !shared {
