@@ -29,6 +29,10 @@ type channels struct {
 	off   bool       // there are none, and the log says so
 	count int        // as many count now
 	kept  string     // the copy as it is saved, see channels_kept.go
+
+	gathering sync.Mutex // guards what follows
+	tx        *core.TxAppInfo
+	gathered  *txChanges // of tx
 }
 
 // bindChannels binds to the collection by the id that the migration gave it.
@@ -192,6 +196,42 @@ func stored(e *core.RecordEvent) *core.Record {
 	return record
 }
 
+// txChanges are changes that are committed together.
+type txChanges struct {
+	list       []*notify.Change
+	hasChannel bool
+}
+
+// gather adds changes to those of a transaction, which end together when it is over. There
+// is one at a time that writes; one that panicked never tells of its end, and the engine
+// ends its changes.
+func (c *channels) gather(tx *core.TxAppInfo, changes *txChanges) {
+	c.gathering.Lock()
+	defer c.gathering.Unlock()
+	if c.tx == tx {
+		c.gathered.list = append(c.gathered.list, changes.list...)
+		c.gathered.hasChannel = c.gathered.hasChannel || changes.hasChannel
+		return
+	}
+	c.tx, c.gathered = tx, changes
+	tx.OnComplete(func(txErr error) error {
+		c.gathering.Lock()
+		if c.tx == tx {
+			c.tx, c.gathered = nil, nil
+		}
+		c.gathering.Unlock()
+		c.end(changes, txErr == nil)
+		return nil
+	})
+}
+
+func (c *channels) end(changes *txChanges, committed bool) {
+	if changes.hasChannel && committed {
+		_, _ = c.load()
+	}
+	notify.EndAll(committed, changes.list...)
+}
+
 // change tells the engine of a change of a record before and after it is committed.
 func (c *channels) change(e *core.RecordEvent) error {
 	isChannel := e.Record.Collection().Id == pb_migrations.ChannelsCollectionID
@@ -212,21 +252,13 @@ func (c *channels) change(e *core.RecordEvent) error {
 		return e.Next()
 	}
 
-	end := func(committed bool) {
-		if isChannel && committed {
-			_, _ = c.load()
-		}
-		change.End(committed)
-	}
+	changes := &txChanges{list: []*notify.Change{change}, hasChannel: isChannel}
 	if e.App.IsTransactional() {
-		e.App.TxInfo().OnComplete(func(txErr error) error {
-			end(txErr == nil)
-			return nil
-		})
+		c.gather(e.App.TxInfo(), changes)
 		return e.Next()
 	}
 	committed := false
-	defer func() { end(committed) }() // also when a handler panics
+	defer func() { c.end(changes, committed) }() // also when a handler panics
 	err := e.Next()
 	committed = err == nil
 	return err

@@ -11,6 +11,7 @@ package notify
 import (
 	"encoding/json/v2"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -91,44 +92,58 @@ func (c *Change) add(client *Client) {
 
 // End says that the change is over. Unless it was rolled back the rules are asked
 // again, on another goroutine. It may be called on nil.
-func (c *Change) End(committed bool) {
-	if c == nil {
+func (c *Change) End(committed bool) { EndAll(committed, c) }
+
+// EndAll is [Change.End] for all changes of one transaction: whom several of them concern
+// is checked once. Some may be nil.
+func EndAll(committed bool, changes ...*Change) {
+	changes = slices.DeleteFunc(changes, func(c *Change) bool { return c == nil })
+	if len(changes) == 0 {
 		return
 	}
-	n := c.n
-	c.timer.Stop()
+	n := changes[0].n
+	held := map[*Client]int{} // and how often
+	var late []*Change        // they took too long, and are committed only now
 	n.changes.mu.Lock()
-	delete(n.changes.pending, c)
+	for _, c := range changes {
+		c.timer.Stop()
+		delete(n.changes.pending, c)
+		if c.held == nil {
+			late = append(late, c)
+		}
+		for client := range c.held {
+			held[client]++
+		}
+		c.held = nil
+	}
 	n.changes.generation++
-	held := c.held
-	c.held = nil
 	n.changes.mu.Unlock()
 
-	if held == nil { // it took too long, and was committed only now
-		held = set[*Client]{}
+	for _, c := range late {
 		for _, client := range c.find() {
-			held[client] = struct{}{}
+			held[client]++
 			client.hold()
 		}
 	}
 	if !committed {
-		for client := range held {
-			client.release()
+		for client, holds := range held {
+			for range holds {
+				client.release()
+			}
 		}
 		return
 	}
 	n.checkLater(held)
 }
 
-// checkLater asks the rules again for held clients and releases them, on another
-// goroutine. Clients that many changes hold, such as those of one transaction, are
-// checked once.
-func (n *Notifier) checkLater(held set[*Client]) {
+// checkLater asks the rules again for held clients and releases them as often as they are
+// held, on another goroutine.
+func (n *Notifier) checkLater(held map[*Client]int) {
 	c := &n.changes
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for client := range held {
-		c.waiting[client]++
+	for client, holds := range held {
+		c.waiting[client] += holds
 	}
 	if !c.checking && len(c.waiting) > 0 {
 		c.checking = true
