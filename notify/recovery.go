@@ -237,11 +237,8 @@ func (v *viewer) sees(pub *publication) (verdictOf, error) {
 	if pub.stored == nil {
 		return forViewer, nil
 	}
-	stored, to, err := readStored(pub.stored)
-	if err != nil {
-		return forWhom, fmt.Errorf("message %d of %q: %w", pub.seq, pub.topic, err)
-	}
-	if stored.Unknown {
+	stored, to := readStored(pub.stored)
+	if to == nil {
 		return forWhom, nil
 	}
 	pub.to = to
@@ -266,6 +263,7 @@ func (v *viewer) sees(pub *publication) (verdictOf, error) {
 	key := viewedFilter{stored.Filter, meaning}
 	verdict, known := v.filters[key]
 	if !known {
+		var err error
 		if verdict, err = v.passes(stored.Filter, meaning); err != nil {
 			return forWhom, fmt.Errorf("resolve the filter of message %d of %q: %w", pub.seq, pub.topic, err)
 		}

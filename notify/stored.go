@@ -70,21 +70,18 @@ func (s storedAudience) encode() ([]byte, error) {
 	return encoded, nil
 }
 
-// readStored returns the audience that is stored, without its filter.
-func readStored(encoded []byte) (s storedAudience, a *audience, err error) {
-	if err := json.Unmarshal(encoded, &s); err != nil {
-		return s, nil, fmt.Errorf("read an audience: %w", err)
-	}
-	if s.Version != storedVersion || s.Unknown {
-		s.Unknown = true
-		return s, nil, nil
+// readStored returns the audience that is stored, without its filter; nil where nobody can
+// tell any more for whom it was.
+func readStored(encoded []byte) (s storedAudience, a *audience) {
+	if err := json.Unmarshal(encoded, &s); err != nil || s.Version != storedVersion || s.Unknown {
+		return s, nil
 	}
 	a = &audience{
 		auth: s.Auth, users: toRefs(s.Users), collections: toSet(s.Collections), clients: toSet(s.Clients),
 		exceptUsers: toRefs(s.ExceptUsers), exceptClients: toSet(s.ExceptClients),
 	}
 	a.noteLooks(s.FilterOn != nil)
-	return s, a, nil
+	return s, a
 }
 
 // listOf returns the members of a set in order; nil of nil.
