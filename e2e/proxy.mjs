@@ -4,8 +4,6 @@
 import { createServer as createHTTPServer, request as httpRequest } from "node:http";
 import { connect, createServer } from "node:net";
 
-/** An HTTP proxy that answers in the server's place, as those do that are being deployed,
- * filter, or belong to a hotel: fate says what becomes of a request. */
 /** Random numbers from 0 to 1, the same for the same seed (mulberry32). */
 function seeded(seed) {
   let state = seed >>> 0;
@@ -17,6 +15,8 @@ function seeded(seed) {
   };
 }
 
+/** An HTTP proxy that answers in the server's place, as those do that are being deployed,
+ * filter, or belong to a hotel: fate says what becomes of a request. */
 export class RudeProxy {
   #server;
   #streams = new Set(); // of /api/realtime

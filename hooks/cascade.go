@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/pocketbase/dbx"
@@ -47,12 +46,8 @@ func cascadesTo(app core.App, byID map[string][]*trigger) map[string]bool {
 	return cascades
 }
 
-// foresights are what was asked before the first delete of a cascade, in one transaction.
-type foresights struct {
-	mu    sync.Mutex // guards what follows
-	tx    *core.TxAppInfo
-	byRef map[recordRef]*foresight
-}
+// foresights are what was asked before the first delete of a cascade.
+type foresights map[recordRef]*foresight
 
 // foresight is a record as it was, and what fires for its delete.
 type foresight struct {
@@ -60,70 +55,38 @@ type foresight struct {
 	firings []*firing
 }
 
-// begin begins with those of a transaction, unless it has. There is one at a time that
-// writes: those of another one are of no use any more, however it ended.
-func (f *foresights) begin(tx *core.TxAppInfo) (isNew bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.tx == tx {
-		return false
-	}
-	f.tx, f.byRef = tx, map[recordRef]*foresight{}
-	return true
-}
-
-// end forgets those of a transaction.
-func (f *foresights) end(tx *core.TxAppInfo) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.tx == tx {
-		f.tx, f.byRef = nil, nil
-	}
-}
-
-// add notes a foresight; false where there is one of the same record.
-func (f *foresights) add(ref recordRef, noted *foresight) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.byRef == nil || f.byRef[ref] != nil {
-		return false
-	}
-	f.byRef[ref] = noted
-	return true
-}
-
-// take returns a foresight of a transaction, and forgets it; nil where there is none.
-func (f *foresights) take(tx *core.TxAppInfo, ref recordRef) *foresight {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.tx != tx {
-		return nil
-	}
-	noted := f.byRef[ref]
-	delete(f.byRef, ref)
-	return noted
-}
-
-// foresee notes what fires when record is deleted, and with it those that lead to it, until
-// the transaction is over, of which the cascade is the last part.
-func (t *triggers) foresee(app core.App, record, auth *core.Record) {
-	if !app.IsTransactional() {
+// foresee notes what fires when the record of e is deleted, and with it those that lead to
+// it, until the transaction is over, of which the cascade is the last part.
+func (t *triggers) foresee(e *core.RecordEvent) {
+	if !e.App.IsTransactional() {
 		return // there is no cascade: PocketBase makes a transaction for it
 	}
-	tx := app.TxInfo()
-	if t.foreseen.begin(tx) {
-		tx.OnComplete(func(error) error {
-			t.foreseen.end(tx)
-			return nil
-		})
+	isNoted := false
+	t.withForesights(e.App, func(noted foresights) { isNoted = noted[refOf(e.Record)] != nil })
+	if !isNoted { // else by the delete of which this one is a part
+		t.foreseeDelete(e.App, stored(e), t.authorOf(e.Record))
 	}
-	t.foreseeDelete(app, record, auth)
+}
+
+func (t *triggers) withForesights(app core.App, use func(noted foresights)) {
+	t.foreseen.with(app.TxInfo(), func(foresights, bool) {}, func(noted *foresights) {
+		if *noted == nil {
+			*noted = foresights{}
+		}
+		use(*noted)
+	})
 }
 
 func (t *triggers) foreseeDelete(app core.App, record, auth *core.Record) {
 	ref, noted := refOf(record), &foresight{record: record}
-	if !t.foreseen.add(ref, noted) {
-		return // by the delete of which this one is a part
+	isNoted := false
+	t.withForesights(app, func(all foresights) {
+		if isNoted = all[ref] != nil; !isNoted {
+			all[ref] = noted
+		}
+	})
+	if isNoted {
+		return
 	}
 	if candidates := t.candidates(record, "delete"); len(candidates) > 0 {
 		noted.firings = t.composed(app, record, candidates, auth)
@@ -181,7 +144,11 @@ func (t *triggers) composed(app core.App, record *core.Record, candidates []*tri
 // firingsOfDelete returns what fires for the delete of a record that is there still.
 func (t *triggers) firingsOfDelete(e *core.RecordEvent, candidates []*trigger, auth *core.Record) []*firing {
 	record := stored(e)
-	noted := t.foreseen.take(e.App.TxInfo(), refOf(record))
+	var noted *foresight
+	t.withForesights(e.App, func(all foresights) {
+		noted = all[refOf(record)]
+		delete(all, refOf(record))
+	})
 	if noted == nil || !isAsForeseen(noted.record, record) {
 		return t.composed(e.App, record, candidates, auth)
 	}

@@ -28,11 +28,8 @@ type channels struct {
 	mu    sync.Mutex // held while the channels are loaded, so that the last to do so is the last
 	off   bool       // there are none, and the log says so
 	count int        // as many count now
-	kept  string     // the copy as it is saved, see channels_kept.go
 
-	gathering sync.Mutex // guards what follows
-	tx        *core.TxAppInfo
-	gathered  *txChanges // of tx
+	changes perTx[txChanges]
 }
 
 // bindChannels binds to the collection by the id that the migration gave it.
@@ -136,20 +133,21 @@ func (c *channels) find() ([]*core.Record, error) {
 				return append(records, closed...), err
 			}
 		}
-		c.keep(records, false)
+		c.keep(kept, records)
 		return records, nil
 	}
-	if !c.off && len(kept.Records) == 0 {
-		c.app.Logger().Warn("Herald's channels are off: " + reason)
+	isNews := !c.off
+	c.off = true
+	if len(kept.Records) == 0 {
+		if isNews {
+			c.app.Logger().Warn("Herald's channels are off: " + reason)
+		}
+		return nil, nil
 	}
-	if !c.off && len(kept.Records) > 0 {
+	if isNews {
 		c.app.Logger().Error("Herald's channels are off: "+reason+". What they closed stays closed to all but superusers. "+
 			"They are as they were when the collection is imported again or the server is started again; to do without them, delete them then",
 			slog.Int("channels", len(kept.Records)))
-	}
-	c.off = true
-	if len(kept.Records) == 0 {
-		return nil, nil
 	}
 	kept.Missing = true
 	c.save(kept)
@@ -202,30 +200,8 @@ type txChanges struct {
 	hasChannel bool
 }
 
-// gather adds changes to those of a transaction, which end together when it is over. There
-// is one at a time that writes; one that panicked never tells of its end, and the engine
-// ends its changes.
-func (c *channels) gather(tx *core.TxAppInfo, changes *txChanges) {
-	c.gathering.Lock()
-	defer c.gathering.Unlock()
-	if c.tx == tx {
-		c.gathered.list = append(c.gathered.list, changes.list...)
-		c.gathered.hasChannel = c.gathered.hasChannel || changes.hasChannel
-		return
-	}
-	c.tx, c.gathered = tx, changes
-	tx.OnComplete(func(txErr error) error {
-		c.gathering.Lock()
-		if c.tx == tx {
-			c.tx, c.gathered = nil, nil
-		}
-		c.gathering.Unlock()
-		c.end(changes, txErr == nil)
-		return nil
-	})
-}
-
-func (c *channels) end(changes *txChanges, committed bool) {
+// end says that changes are over.
+func (c *channels) end(changes txChanges, committed bool) {
 	if changes.hasChannel && committed {
 		_, _ = c.load()
 	}
@@ -252,11 +228,14 @@ func (c *channels) change(e *core.RecordEvent) error {
 		return e.Next()
 	}
 
-	changes := &txChanges{list: []*notify.Change{change}, hasChannel: isChannel}
 	if e.App.IsTransactional() {
-		c.gather(e.App.TxInfo(), changes)
+		c.changes.with(e.App.TxInfo(), c.end, func(all *txChanges) {
+			all.list = append(all.list, change)
+			all.hasChannel = all.hasChannel || isChannel
+		})
 		return e.Next()
 	}
+	changes := txChanges{[]*notify.Change{change}, isChannel}
 	committed := false
 	defer func() { c.end(changes, committed) }() // also when a handler panics
 	err := e.Next()

@@ -24,11 +24,13 @@ type keptChannels struct {
 	// Missing: their collection has disappeared since.
 	Missing bool             `json:"missing"`
 	Records []jsontext.Value `json:"records"`
+
+	saved string // as it is in the database; empty: it is not
 }
 
 // keep saves a copy of the channels, if it is another one than before.
-func (c *channels) keep(records []*core.Record, isMissing bool) {
-	kept := keptChannels{Missing: isMissing, Records: []jsontext.Value{}}
+func (c *channels) keep(before keptChannels, records []*core.Record) {
+	kept := keptChannels{Records: []jsontext.Value{}, saved: before.saved}
 	for _, record := range records {
 		encoded, err := json.Marshal(record.FieldsData(), json.Deterministic(true))
 		if err != nil {
@@ -42,7 +44,7 @@ func (c *channels) keep(records []*core.Record, isMissing bool) {
 
 func (c *channels) save(kept keptChannels) {
 	encoded, err := json.Marshal(kept)
-	if err != nil || string(encoded) == c.kept {
+	if err != nil || string(encoded) == kept.saved {
 		return
 	}
 	// not through app.Save, which would load the settings of PocketBase anew
@@ -51,23 +53,17 @@ func (c *channels) save(kept keptChannels) {
 		Bind(dbx.Params{"id": pb_migrations.ChannelsParam, "value": string(encoded), "now": types.NowDateTime().String()}).Execute()
 	if err != nil {
 		c.logKept("Failed to keep a copy of the channels", err)
-		return
 	}
-	c.kept = string(encoded)
 }
 
 // readKept returns the copy; an empty one where there is none.
 func (c *channels) readKept() (kept keptChannels, err error) {
-	var value string
-	err = c.app.DB().Select("value").From("_params").Where(dbx.HashExp{"id": pb_migrations.ChannelsParam}).Row(&value)
+	err = c.app.DB().Select("value").From("_params").Where(dbx.HashExp{"id": pb_migrations.ChannelsParam}).Row(&kept.saved)
 	if errors.Is(err, sql.ErrNoRows) {
 		return kept, nil
 	}
 	if err == nil {
-		err = json.Unmarshal([]byte(value), &kept)
-	}
-	if err == nil {
-		c.kept = value
+		err = json.Unmarshal([]byte(kept.saved), &kept)
 	}
 	return kept, err
 }
@@ -116,9 +112,7 @@ func (k keptChannels) closed(present []*core.Record) ([]*core.Record, error) {
 // still missing at the start of the server it makes it. Nothing happens where it did not
 // disappear.
 func (c *channels) restore(isStart bool) {
-	c.mu.Lock()
 	kept, err := c.readKept()
-	c.mu.Unlock() // they are loaded when the transaction is over
 	if err != nil || !kept.Missing || len(kept.Records) == 0 {
 		return // load tells of an error
 	}

@@ -4,6 +4,7 @@
 package hooks
 
 import (
+	"encoding/json/jsontext"
 	"encoding/json/v2"
 	"log/slog"
 	"strings"
@@ -11,7 +12,6 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
-	"herald/notify"
 	"herald/pb_migrations"
 )
 
@@ -53,36 +53,27 @@ func (t *triggers) rename(e *core.CollectionEvent) error {
 // renamedAudience returns the audience of a trigger with another name of a collection;
 // false where it has not got that.
 func renamedAudience(text, from, to string) (string, bool) {
-	var audience notify.Audience
-	if json.Unmarshal([]byte(text), &audience) != nil {
+	var parts map[string]jsontext.Value
+	if json.Unmarshal([]byte(text), &parts) != nil {
 		return "", false
 	}
 	isNamed := false
-	for i, user := range audience.Users {
-		if name, id, ok := strings.Cut(user, ":"); ok && strings.EqualFold(name, from) {
-			audience.Users[i], isNamed = to+":"+id, true
+	for part, end := range map[string]string{"users": ":", "collections": ""} { // of the name
+		var list []string
+		if json.Unmarshal(parts[part], &list) != nil {
+			continue
 		}
-	}
-	for i, name := range audience.Collections {
-		if strings.EqualFold(name, from) {
-			audience.Collections[i], isNamed = to, true
+		isNamedHere := false
+		for i, item := range list {
+			name, id, _ := strings.Cut(item, ":")
+			if strings.EqualFold(name, from) {
+				list[i], isNamedHere = to+end+id, true
+			}
 		}
-	}
-	if !isNamed {
-		return "", false
-	}
-	parts := map[string]any{} // what is empty is refused
-	if audience.Auth != "" {
-		parts["auth"] = audience.Auth
-	}
-	if audience.Filter != "" {
-		parts["filter"] = audience.Filter
-	}
-	for name, list := range map[string][]string{"users": audience.Users, "collections": audience.Collections, "clients": audience.Clients} {
-		if list != nil {
-			parts[name] = list
+		if encoded, err := json.Marshal(list); err == nil && isNamedHere {
+			parts[part], isNamed = encoded, true
 		}
 	}
 	encoded, err := json.Marshal(parts, json.Deterministic(true))
-	return string(encoded), err == nil
+	return string(encoded), err == nil && isNamed
 }

@@ -39,7 +39,7 @@ type triggers struct {
 	known   atomic.Pointer[knownTriggers]
 
 	authors  sync.Map // *core.Record that a request is changing, to its auth *core.Record
-	foreseen foresights
+	foreseen perTx[foresights]
 
 	sent, failed atomic.Int64
 
@@ -220,7 +220,7 @@ func (t *triggers) check(e *core.RecordEvent) error {
 // change finds out which triggers fire for a change, around its execution.
 func (t *triggers) change(e *core.RecordEvent, action string) error {
 	if action == "delete" && t.known.Load().cascades[e.Record.Collection().Id] {
-		t.foresee(e.App, stored(e), t.authorOf(e.Record))
+		t.foresee(e)
 	}
 	candidates := t.candidates(e.Record, action)
 	if len(candidates) == 0 {
@@ -382,10 +382,12 @@ func (t *triggers) fire(f *firing) {
 			t.app.Logger().Error("Panic in a trigger", slog.String("trigger", trigger.name), slog.Any("cause", cause))
 		}
 	}()
-	if f.message.Topic == "" {
-		t.compose(t.app, f)
-	}
-	if f.message.Topic == "" || !t.notifier.IsWanted(f.message.Topic) {
+	switch {
+	case f.message.Topic == "":
+		if t.compose(t.app, f); f.message.Topic == "" {
+			return
+		}
+	case !t.notifier.IsWanted(f.message.Topic): // any more
 		return
 	}
 	if _, err := t.notifier.Send(context.Background(), f.message); err != nil {

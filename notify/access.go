@@ -189,10 +189,14 @@ func (m *memo) user(auth *core.Record) (*core.Record, error) {
 		if errors.Is(found.err, sql.ErrNoRows) {
 			found.err = nil
 		}
+		if found.err != nil {
+			found.err = fmt.Errorf("look up the user of a connection: %w", found.err)
+			m.n.app.Logger().Error("Failed to check rights again", slog.String("error", found.err.Error()))
+		}
 		m.users[ref] = found
 	}
 	if found.err != nil {
-		return nil, fmt.Errorf("look up the user of a connection: %w", found.err)
+		return nil, found.err
 	}
 	if found.record == nil || found.record.TokenKey() != auth.TokenKey() {
 		return nil, nil

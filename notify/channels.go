@@ -36,7 +36,7 @@ type channel struct {
 	history   retention
 }
 
-// maxTTL is as long as any time: a century, of which the end of is no overflow.
+// maxTTL is the longest historyTTL: a century, which no time.Duration overflows at.
 const maxTTL = 100 * 365 * 24 * time.Hour
 
 // newChannel compiles a channel's record. Where a rule does not compile the

@@ -55,10 +55,7 @@ type meaningResolver struct {
 
 // Resolve implements [search.FieldResolver].
 func (r *meaningResolver) Resolve(field string) (*search.ResolverResult, error) {
-	parts := strings.Split(field, ".")
-	for i := range parts { // without modifiers
-		parts[i], _, _ = strings.Cut(parts[i], ":")
-	}
+	parts := pathOf(field)
 	collection := r.collection
 	if parts[0] == "@collection" && len(parts) > 2 {
 		if collection = r.collectionBehind(parts[1]); collection != nil {

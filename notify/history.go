@@ -21,8 +21,6 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
-	"modernc.org/sqlite"
-	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // ErrHistory refuses a message, or a request for missed ones, because the history
@@ -380,35 +378,6 @@ func (h *history) isSteady(topic string, now int64) bool {
 	return state != nil && state.id != 0 && !state.isOver(h.keep(topic), 1) && state.fall == fall{} && now >= state.lastTime-evenedOut
 }
 
-// evenedOut is by how much a clock may go back, in milliseconds, before the messages after
-// that are sent at an earlier time than those before.
-const evenedOut = 5000
-
-// stamp sets lastTime for the message head.
-func (t *topicState) stamp(s *store, now int64) error {
-	if t.fall != (fall{}) && !t.isUneven() { // what was before it is gone
-		t.fall = fall{}
-		if err := s.saveFall(t.id, t.fall); err != nil {
-			return err
-		}
-	}
-	if now < t.lastTime-evenedOut {
-		if t.fall == (fall{}) {
-			t.fall = fall{dipped: t.head, peak: t.lastTime}
-		}
-		t.fall.fell, t.lastTime = t.head, now
-		return s.saveFall(t.id, t.fall)
-	}
-	if t.isDip(now) {
-		if err := s.even(t.id, t.fall.dipped, t.fall.peak); err != nil {
-			return err
-		}
-		t.fall, t.lastTime = fall{}, t.fall.peak
-	}
-	t.lastTime = max(t.lastTime, now)
-	return nil
-}
-
 // isOver reports whether some messages are to be deleted, when there are as many more.
 func (t *topicState) isOver(keep retention, more int64) bool {
 	excess := t.head + more - keep.count - t.first + 1
@@ -493,48 +462,6 @@ func (h *history) open() (*store, error) {
 		h.log(err)
 	}
 	return nil, fmt.Errorf("%w: %w", ErrHistory, h.openError)
-}
-
-// isDamaged reports whether err says that the file is no database, or not a whole one.
-func isDamaged(err error) bool {
-	var failure *sqlite.Error
-	if !errors.As(err, &failure) {
-		return false
-	}
-	code := failure.Code() & 0xff // without what the extended code adds
-	return code == sqlite3.SQLITE_CORRUPT || code == sqlite3.SQLITE_NOTADB
-}
-
-// setAside renames the damaged files of the database, for a person to look at. The history
-// begins anew, with another epoch. Only who leads may call it.
-func (h *history) setAside(cause error) error {
-	aside := h.path + ".broken-" + h.now().UTC().Format("20060102T150405.000Z")
-	if err := os.Rename(h.path, aside); err != nil {
-		return err
-	}
-	for _, suffix := range []string{"-wal", "-shm"} {
-		if err := os.Rename(h.path+suffix, aside+suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	h.damaged.Add(1)
-	h.app.Logger().Error("The history of topics was damaged: it begins anew, and what there was is kept beside it",
-		slog.String("path", h.path), slog.String("kept", aside), slog.String("error", cause.Error()))
-	return nil
-}
-
-// reading is told of an error of a query on s, and returns it. A damaged file is set
-// aside.
-func (h *history) reading(s *store, err error) error {
-	if isDamaged(err) {
-		_ = h.exclusive(func(current *store) error {
-			if current != s {
-				return nil // it has been already
-			}
-			return err
-		})
-	}
-	return fmt.Errorf("%w: %w", ErrHistory, err)
 }
 
 func (h *history) startSweeping() {

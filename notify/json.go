@@ -5,6 +5,7 @@ package notify
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json/jsontext"
 	"errors"
 	"io"
@@ -21,31 +22,29 @@ func NormalizeJSON(raw []byte) (jsontext.Value, error) {
 	var buffer bytes.Buffer
 	encoder := jsontext.NewEncoder(&buffer, lenient...)
 
-	var dropped []span       // members of which a later one has the name
-	var open []*openedObject // what is being read; nil for a list
-	values := 0
+	var dropped []span     // members of which a later one has the name
+	var open []*openObject // what is being read; nil for a list
 	for {
+		container, before := decoder.StackIndex(decoder.StackDepth()) // and how many tokens of it were read
+		isName := container == jsontext.KindBeginObject && before%2 == 0 && decoder.PeekKind() != jsontext.KindEndObject
 		token, err := decoder.ReadToken()
-		if err == io.EOF && values == 1 {
+		if _, values := decoder.StackIndex(0); err == io.EOF && values == 1 {
 			break
 		}
 		if err != nil {
 			return nil, err
 		}
-		kind, start := token.Kind(), encoder.OutputOffset()
-		isName := false
-		if n := len(open); n > 0 && open[n-1] != nil && kind != jsontext.KindEndObject {
-			isName = open[n-1].isName()
-			if isName {
-				open[n-1].begin(token.String(), start)
-			}
+		kind := token.Kind()
+		if isName {
+			object := open[len(open)-1]
+			object.name, object.start = token.String(), encoder.OutputOffset()
 		}
 		if err := encoder.WriteToken(token); err != nil {
 			return nil, err
 		}
 		switch kind {
 		case jsontext.KindBeginObject:
-			open = append(open, &openedObject{members: map[string]span{}})
+			open = append(open, &openObject{members: map[string]span{}})
 			continue
 		case jsontext.KindBeginArray:
 			open = append(open, nil)
@@ -54,16 +53,16 @@ func NormalizeJSON(raw []byte) (jsontext.Value, error) {
 			open = open[:len(open)-1]
 		}
 		switch n := len(open); {
-		case isName:
 		case n == 0:
-			values++
-			if values > 1 {
+			if _, values := decoder.StackIndex(0); values > 1 {
 				return nil, errors.New("more than one value")
 			}
-		case open[n-1] != nil:
-			if before, isTwice := open[n-1].end(encoder.OutputOffset()); isTwice {
+		case !isName && open[n-1] != nil:
+			object := open[n-1]
+			if before, isTwice := object.members[object.name]; isTwice {
 				dropped = append(dropped, before)
 			}
+			object.members[object.name] = span{object.start, encoder.OutputOffset()}
 		}
 	}
 	return without(bytes.TrimSpace(buffer.Bytes()), dropped), nil
@@ -72,26 +71,11 @@ func NormalizeJSON(raw []byte) (jsontext.Value, error) {
 // span is a part of the output.
 type span struct{ start, end int64 }
 
-// openedObject is an object of which not all has been read.
-type openedObject struct {
+// openObject is an object of which not all has been read.
+type openObject struct {
 	members map[string]span
-	name    string // of the member that is being read
+	name    string // of the member that is being read, which begins at start
 	start   int64
-	inValue bool
-}
-
-func (o *openedObject) isName() bool { return !o.inValue }
-
-func (o *openedObject) begin(name string, start int64) {
-	o.name, o.start, o.inValue = name, start, true
-}
-
-// end notes the end of a member, and returns the one of that name before it.
-func (o *openedObject) end(at int64) (before span, isTwice bool) {
-	before, isTwice = o.members[o.name]
-	o.members[o.name] = span{o.start, at}
-	o.inValue = false
-	return before, isTwice
 }
 
 // without returns text without some members. Each has the comma before it, but the first
@@ -100,7 +84,7 @@ func without(text []byte, members []span) []byte {
 	if len(members) == 0 {
 		return text
 	}
-	slices.SortFunc(members, func(a, b span) int { return int(a.start - b.start) })
+	slices.SortFunc(members, func(a, b span) int { return cmp.Compare(a.start, b.start) })
 	out := make([]byte, 0, len(text))
 	at := int64(0)
 	for _, member := range append(members, span{int64(len(text)), int64(len(text))}) {

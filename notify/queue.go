@@ -212,20 +212,21 @@ func (c *Client) tellRoomLocked() {
 }
 
 // join takes as many frames off the queue as go into one write and returns
-// their bytes; none when nothing waits. These are in buffer (or a larger one)
+// their bytes, and whether some are private; none when nothing waits. These are in buffer (or a larger one)
 // where there are several, and else the frame's own, which is shared: not to be
 // written to. mu is held.
-func (c *Client) join(buffer []byte) (out []byte, shared bool) {
+func (c *Client) join(buffer []byte) (out []byte, shared, private bool) {
 	size, count := 0, 0
 	for _, f := range c.frames[:c.writable()] {
 		if size += len(f.wire); size > maxBatch && count > 0 {
 			break
 		}
 		count++
+		private = private || f.private
 	}
 	switch count {
 	case 0:
-		return nil, true
+		return nil, true, false
 	case 1:
 		out, shared = c.frames[0].wire, true
 	default:
@@ -235,7 +236,7 @@ func (c *Client) join(buffer []byte) (out []byte, shared bool) {
 		}
 	}
 	c.dropLocked(count)
-	return out, shared
+	return out, shared, private
 }
 
 // Queued returns how many messages wait to be written.

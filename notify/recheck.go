@@ -10,7 +10,6 @@ package notify
 
 import (
 	"encoding/json/v2"
-	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -312,7 +311,6 @@ func (n *Notifier) recheckClient(client *Client, memo *memo) (checked, ended int
 		}
 		auth, err := memo.user(client.authAt(time.Now()))
 		if err != nil {
-			n.app.Logger().Error("Failed to check subscriptions again", slog.String("error", err.Error()))
 			client.Close(ReasonRuleFailed) // as below
 			return len(keys), 0
 		}
@@ -341,7 +339,6 @@ func (n *Notifier) recheckClient(client *Client, memo *memo) (checked, ended int
 func (n *Notifier) recheckForeign(client subscriptions.Client, memo *memo, report *RecheckReport) {
 	auth, err := memo.user(authOf(client))
 	if err != nil {
-		n.app.Logger().Error("Failed to check subscriptions again", slog.String("error", err.Error()))
 		return
 	}
 	for key := range client.Subscriptions() {

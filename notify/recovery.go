@@ -133,8 +133,7 @@ type historyPage struct {
 func (p *historyPage) next() Position { return Position{p.epoch, p.last} }
 
 // read returns the page that begins at from, with at most limit messages and, but for the
-// last one, maxBytes of data. Without
-// a history the page is empty.
+// last one, maxBytes of data. Without a history the page is empty.
 func (h *history) read(topic string, from Start, limit, maxBytes int) (*historyPage, error) {
 	keep := h.keep(topic)
 	if keep.count == 0 {

@@ -75,11 +75,18 @@ func (r *ruleResolver) Resolve(field string) (*search.ResolverResult, error) {
 	return r.RecordFieldResolver.Resolve(field)
 }
 
-func (r *ruleResolver) note(field string) error {
-	parts := strings.Split(field, ".")
-	for i := range parts { // without modifiers
+// pathOf returns the parts of an identifier without their modifiers: of
+// "@collection.rooms:alias.name:lower" they are "@collection", "rooms" and "name".
+func pathOf(identifier string) []string {
+	parts := strings.Split(identifier, ".")
+	for i := range parts {
 		parts[i], _, _ = strings.Cut(parts[i], ":")
 	}
+	return parts
+}
+
+func (r *ruleResolver) note(field string) error {
+	parts := pathOf(field)
 	switch {
 	case parts[0] == "@request" && len(parts) > 2:
 		name := parts[2]

@@ -122,7 +122,7 @@ func (c *Client) flushWith(buffer *[maxBatch]byte) (again bool) {
 		c.mu.Unlock()
 		return false
 	}
-	out, shared := c.join(buffer[:0])
+	out, shared, _ := c.join(buffer[:0])
 	c.busy = true
 	c.mu.Unlock()
 
@@ -199,7 +199,7 @@ func (c *Client) writeSlowly(rest []byte) {
 			return
 		}
 		c.mu.Lock()
-		rest, _ = c.join(nil)
+		rest, _, _ = c.join(nil)
 		if len(rest) == 0 {
 			c.blocked = false
 			c.endIfDoneLocked()

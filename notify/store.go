@@ -160,71 +160,6 @@ func openStore(path string, identify func(sent time.Time, audience []byte, sende
 	return s, s.readEpoch(path)
 }
 
-// migrate brings what an older version has stored into the form of this one.
-func (s *store) migrate(ctx context.Context, identify func(sent time.Time, audience []byte, sender string) ([]byte, string)) (err error) {
-	var version int
-	if err := s.write.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil || version >= storedVersion {
-		return err
-	}
-	tx, err := s.write.BeginTx(ctx, nil)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, tx.Rollback())
-		}
-	}()
-	type row struct {
-		topic int64
-		stored
-	}
-	for _, column := range []string{"fell", "dipped", "peak"} {
-		var has bool
-		if err := tx.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM pragma_table_info('topics') WHERE name = ?)", column).Scan(&has); err != nil {
-			return err
-		}
-		if has {
-			continue
-		}
-		if _, err := tx.ExecContext(ctx, "ALTER TABLE topics ADD COLUMN "+column+" INTEGER NOT NULL DEFAULT 0"); err != nil {
-			return err
-		}
-	}
-	for last := (row{topic: -1}); ; {
-		rows, err := tx.QueryContext(ctx, "SELECT topic, seq, time, sender, audience FROM messages "+
-			"WHERE (topic, seq) > (?, ?) AND (audience IS NOT NULL OR sender <> '') ORDER BY topic, seq LIMIT 1000", last.topic, last.seq)
-		if err != nil {
-			return err
-		}
-		var group []row
-		for rows.Next() {
-			var r row
-			if err := rows.Scan(&r.topic, &r.seq, &r.time, &r.sender, &r.audience); err != nil {
-				return errors.Join(err, rows.Close())
-			}
-			group = append(group, r)
-		}
-		if err := rows.Err(); err != nil {
-			return err
-		}
-		if len(group) == 0 {
-			break
-		}
-		for _, r := range group {
-			audience, sender := identify(unixMilli(r.time), r.audience, r.sender)
-			if _, err := tx.ExecContext(ctx, "UPDATE messages SET audience = ?, sender = ? WHERE topic = ? AND seq = ?", audience, sender, r.topic, r.seq); err != nil {
-				return err
-			}
-		}
-		last = group[len(group)-1]
-	}
-	if _, err := tx.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", storedVersion)); err != nil {
-		return err
-	}
-	return tx.Commit()
-}
-
 // maxReads is how many may read at a time; the others wait.
 const maxReads = 4
 
@@ -329,9 +264,6 @@ type topicRow struct {
 	leftIDs     bool  // there are ids of messages that are gone
 }
 
-// fall is where the times of a topic fall: see schema.
-type fall struct{ fell, dipped, peak int64 }
-
 const selectTopics = `SELECT id, name,
 	(SELECT min(seq) FROM messages WHERE topic = topics.id),
 	max(head, ifnull((SELECT max(seq) FROM messages WHERE topic = topics.id), 0)),
@@ -411,68 +343,6 @@ func (s *store) messages(topicID, after int64, limit, maxBytes int) ([]stored, e
 	return messages, rows.Err()
 }
 
-// notBefore returns the number of the first message of t that was sent at the
-// time or later (Unix milliseconds), t.head + 1 where there is none. Numbers have
-// no holes, and times do not fall unless a clock was wrong: so that it finds it like a
-// word in a dictionary.
-func (s *store) notBefore(t topicRow, time, now int64) (int64, error) {
-	if t.isUneven() {
-		return s.notBeforeUneven(t, time, now)
-	}
-	low, high := t.first, t.head+1
-	for low < high {
-		middle := low + (high-low)/2
-		at, err := s.timeOf(t.id, middle)
-		switch {
-		case errors.Is(err, sql.ErrNoRows): // trimmed meanwhile
-			low = middle + 1
-		case err != nil:
-			return 0, err
-		case at < time:
-			low = middle + 1
-		default:
-			high = middle
-		}
-	}
-	return low, nil
-}
-
-// notBeforeUneven is notBefore for a topic whose times fall somewhere: what follows the
-// last message from before the time.
-func (s *store) notBeforeUneven(t topicRow, time, now int64) (int64, error) {
-	upTo := t.head + 1
-	switch isDip := t.isDip(now); {
-	case isDip && t.fall.peak < time:
-		return upTo, nil
-	case isDip:
-		upTo = t.fall.dipped // those from there on count as sent at the peak
-	}
-	var last int64
-	err := s.selectBefore.QueryRow(t.id, upTo, time).Scan(&last)
-	if errors.Is(err, sql.ErrNoRows) {
-		return t.first, nil
-	}
-	return max(last+1, t.first), err
-}
-
-// isUneven reports whether times fall among the messages that are stored.
-func (t *topicRow) isUneven() bool { return t.fall.fell > t.first }
-
-// isDip tells what to make of the place where the times fall first. Either the clock had
-// been ahead before it, and is right since then; or it has been behind for a while (a
-// machine without a battery, until it has asked for the time). When the time before the
-// fall, the peak, comes again it is taken for the latter: most clocks that are wrong are
-// wrong by so much that it does not come again otherwise, and what was ahead by minutes
-// only is out by minutes only.
-func (t *topicRow) isDip(now int64) bool {
-	return t.isUneven() && now >= t.fall.peak && t.lastTime < t.fall.peak
-}
-
-func (s *store) timeOf(topicID, seq int64) (at int64, err error) {
-	err = s.selectTime.QueryRow(topicID, seq).Scan(&at)
-	return at, err
-}
-
 // findID returns the number of the message of the topic that came with the key,
 // 0 where there is none.
 func (s *store) findID(topic, key string) (seq int64, err error) {
@@ -524,20 +394,6 @@ func (s *store) addMessage(topicID int64, m *stored, key string) error {
 	}
 	_, err := s.insertID.Exec(topicID, key, m.seq, m.time)
 	return err
-}
-
-// saveFall saves where the times of a topic fall.
-func (s *store) saveFall(topicID int64, f fall) error {
-	_, err := s.markFall.Exec(f.fell, f.dipped, f.peak, topicID)
-	return err
-}
-
-// even gives the messages from seq on a time, after which the topic's times do not fall.
-func (s *store) even(topicID, seq, time int64) error {
-	if _, err := s.saveTimes.Exec(time, topicID, seq); err != nil {
-		return err
-	}
-	return s.saveFall(topicID, fall{})
 }
 
 // trim deletes the messages of a topic up to the number upTo, and of their ids

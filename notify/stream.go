@@ -7,7 +7,6 @@ package notify
 
 import (
 	"context"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -118,11 +117,7 @@ var streamBuffers = sync.Pool{New: func() any { return new([]byte) }}
 // writeBatch writes some of what waits; it reports whether there was anything.
 func (c *Client) writeBatch(response Response) (any bool, err error) {
 	c.mu.Lock()
-	defer func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.inFlight = false
-	}()
+	c.inFlight = false // what was written is
 	if response.Hooked() {
 		if c.writable() == 0 {
 			c.mu.Unlock()
@@ -144,9 +139,8 @@ func (c *Client) writeBatch(response Response) (any bool, err error) {
 
 	buffer := streamBuffers.Get().(*[]byte)
 	defer streamBuffers.Put(buffer)
-	hadPrivate := slices.ContainsFunc(c.frames, isPrivate)
-	out, shared := c.join(*buffer)
-	c.inFlight = hadPrivate && len(out) > 0 // or it waits still
+	out, shared, private := c.join(*buffer)
+	c.inFlight = private
 	last := c.writable() == 0
 	c.mu.Unlock()
 	if !shared {
