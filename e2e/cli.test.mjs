@@ -28,7 +28,7 @@ test("herald notify", async (t) => {
   const herald = await (await Herald.install(t)).start();
   const ok = async (...args) => {
     const { code, out, err } = await run(herald, args).done;
-    assert.equal(code, 0, `${args}: ${err}`);
+    assert.deepEqual([code, err], [0, ""], args.join(" "));
     return out;
   };
   const fails = async (code, pattern, args, options) => {

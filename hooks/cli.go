@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"net"
 	"net/http"
@@ -58,6 +59,7 @@ func BindCommands(app core.App, root *cobra.Command) {
 		Id: "heraldCommands",
 		Func: func(e *core.BootstrapEvent) error {
 			if found, _, err := root.Find(os.Args[1:]); err == nil && isBelow(found, "notify") && !c.opens {
+				slog.SetDefault(slog.New(slog.DiscardHandler)) // where PocketBase warns that nothing was opened
 				return nil
 			}
 			return e.Next()
