@@ -64,7 +64,7 @@ func (t *triggers) foresee(e *core.RecordEvent) {
 	isNoted := false
 	t.withForesights(e.App, func(noted foresights) { isNoted = noted[refOf(e.Record)] != nil })
 	if !isNoted { // else by the delete of which this one is a part
-		t.foreseeDelete(e.App, stored(e), t.authorOf(e.Record))
+		t.foreseeDelete(e.App, stored(e.App, e.Record), t.authorOf(e.Record))
 	}
 }
 
@@ -143,7 +143,7 @@ func (t *triggers) composed(app core.App, record *core.Record, candidates []*tri
 
 // firingsOfDelete returns what fires for the delete of a record that is there still.
 func (t *triggers) firingsOfDelete(e *core.RecordEvent, candidates []*trigger, auth *core.Record) []*firing {
-	record := stored(e)
+	record := stored(e.App, e.Record)
 	var noted *foresight
 	t.withForesights(e.App, func(all foresights) {
 		noted = all[refOf(record)]

@@ -186,12 +186,12 @@ func (c *channels) check(e *core.RecordEvent) error {
 // stored returns the record as the database has it before the change. Its Original
 // is what it was when it was loaded: empty for one that the same code has created,
 // and old for one that it has saved since.
-func stored(e *core.RecordEvent) *core.Record {
-	record, err := e.App.FindRecordById(e.Record.Collection(), fmt.Sprint(e.Record.LastSavedPK()))
+func stored(app core.App, record *core.Record) *core.Record {
+	before, err := app.FindRecordById(record.Collection(), fmt.Sprint(record.LastSavedPK()))
 	if err != nil {
-		return e.Record.Original()
+		return record.Original()
 	}
-	return record
+	return before
 }
 
 // txChanges are changes that are committed together.
@@ -216,7 +216,7 @@ func (c *channels) change(e *core.RecordEvent) error {
 	}
 	var before, after *core.Record
 	if e.Type != core.ModelEventTypeCreate {
-		before = stored(e)
+		before = stored(e.App, e.Record)
 	}
 	if e.Type != core.ModelEventTypeDelete {
 		after = e.Record

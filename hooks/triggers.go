@@ -11,6 +11,7 @@ package hooks
 import (
 	"context"
 	"log/slog"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -122,15 +123,22 @@ func bindTriggers(app core.App, notifier *notify.Notifier) *triggers {
 			},
 		})
 	}
-	for action, execute := range map[string]*hook.TaggedHook[*core.RecordEvent]{
-		"create": app.OnRecordCreateExecute(), "update": app.OnRecordUpdateExecute(), "delete": app.OnRecordDeleteExecute(),
+	for action, execute := range map[string]*hook.TaggedHook[*core.ModelEvent]{
+		"create": app.OnModelCreateExecute(), "update": app.OnModelUpdateExecute(),
 	} {
-		execute.Bind(&hook.Handler[*core.RecordEvent]{
-			Id:       "heraldTriggers",
-			Func:     func(e *core.RecordEvent) error { return t.change(e, action) },
-			Priority: 9998, // after the handlers of others, who may still change the record
+		execute.Bind(&hook.Handler[*core.ModelEvent]{
+			Id:   "heraldTriggers",
+			Func: func(e *core.ModelEvent) error { return t.save(e, action) },
+			// The last of all: behind it there is nothing but PocketBase's statement.
+			// Code of the application may write with another app than the event's.
+			Priority: math.MaxInt,
 		})
 	}
+	app.OnRecordDeleteExecute().Bind(&hook.Handler[*core.RecordEvent]{
+		Id:       "heraldTriggers",
+		Func:     t.delete,
+		Priority: 9998, // after the handlers of others, who may still change the record
+	})
 	author := func(e *core.RecordRequestEvent) error {
 		if known := t.known.Load(); e.Auth != nil && (len(t.of(e.Record.Collection())) > 0 || known.cascades[e.Record.Collection().Id]) {
 			t.authors.Store(e.Record, e.Auth)
@@ -217,25 +225,63 @@ func (t *triggers) check(e *core.RecordEvent) error {
 	return errs.Filter()
 }
 
-// change finds out which triggers fire for a change, around its execution.
-func (t *triggers) change(e *core.RecordEvent, action string) error {
-	if action == "delete" && t.known.Load().cascades[e.Record.Collection().Id] {
-		t.foresee(e)
+// save finds out which triggers fire for a record that is created or updated. Without a
+// transaction of the application's it makes one for the one statement that is left to do:
+// numbers that were taken after it would not be in the order of the commits.
+func (t *triggers) save(e *core.ModelEvent, action string) error {
+	record := recordOf(e.Model)
+	if record == nil {
+		return e.Next()
 	}
-	candidates := t.candidates(e.Record, action)
+	candidates := t.candidates(record, action)
 	if len(candidates) == 0 {
 		return e.Next()
 	}
-	if e.App.IsTransactional() {
-		return t.execute(e, action, candidates)
-	}
-	// in a transaction, so that the numbers of firings are in the order of commits
 	original := e.App
 	defer func() { e.App = original }()
 	return original.RunInTransaction(func(tx core.App) error {
 		e.App = tx
-		return t.execute(e, action, candidates)
+		auth := t.authorOf(record)
+		if action == "update" && slices.ContainsFunc(candidates, func(trigger *trigger) bool { return len(trigger.changed) > 0 }) {
+			before := stored(tx, record)
+			candidates = slices.DeleteFunc(candidates, func(trigger *trigger) bool { return !trigger.hasChanged(before, record) })
+		}
+		if err := e.Next(); err != nil {
+			return err
+		}
+		// as it is now: the code that changes it may go on
+		t.stand(tx, t.firings(tx, action, record.Fresh(), candidates, auth))
+		return nil
 	})
+}
+
+// recordOf returns the record that model is, nil where it is none.
+func recordOf(model core.Model) *core.Record {
+	switch m := model.(type) {
+	case *core.Record:
+		return m
+	case core.RecordProxy:
+		return m.ProxyRecord()
+	}
+	return nil
+}
+
+// delete finds out which triggers fire for a delete, of which PocketBase makes a
+// transaction.
+func (t *triggers) delete(e *core.RecordEvent) error {
+	if t.known.Load().cascades[e.Record.Collection().Id] {
+		t.foresee(e)
+	}
+	candidates := t.candidates(e.Record, "delete")
+	if len(candidates) == 0 || !e.App.IsTransactional() {
+		return e.Next()
+	}
+	firings := t.firingsOfDelete(e, candidates, t.authorOf(e.Record))
+	if err := e.Next(); err != nil {
+		return err
+	}
+	t.stand(e.App, firings)
+	return nil
 }
 
 // candidates returns the triggers of a record's collection for an action, whose message
@@ -267,34 +313,18 @@ func (t *triggers) isWanted(trigger *trigger, record *core.Record) bool {
 	return err != nil || topic != "" && t.notifier.IsWanted(topic)
 }
 
-// execute makes the change, within a transaction, and notes what fires.
-func (t *triggers) execute(e *core.RecordEvent, action string, candidates []*trigger) error {
-	auth := t.authorOf(e.Record)
-	if action == "update" && slices.ContainsFunc(candidates, func(trigger *trigger) bool { return len(trigger.changed) > 0 }) {
-		before := stored(e)
-		candidates = slices.DeleteFunc(candidates, func(trigger *trigger) bool { return !trigger.hasChanged(before, e.Record) })
-	}
-	var firings []*firing
-	if action == "delete" {
-		firings = t.firingsOfDelete(e, candidates, auth)
-	}
-	if err := e.Next(); err != nil {
-		return err
-	}
-	if action != "delete" { // as it is now: the code that changes it may go on
-		firings = t.firings(e.App, action, e.Record.Fresh(), candidates, auth)
-	}
+// stand puts what fires in a transaction into the queue, until it is known how that ends.
+func (t *triggers) stand(tx core.App, firings []*firing) {
 	if len(firings) == 0 {
-		return nil
+		return
 	}
 	t.mu.Lock()
 	t.queue = append(t.queue, firings...)
 	t.mu.Unlock()
-	e.App.TxInfo().OnComplete(func(txErr error) error {
+	tx.TxInfo().OnComplete(func(txErr error) error {
 		t.decide(firings, txErr == nil)
 		return nil
 	})
-	return nil
 }
 
 // firings returns what fires for a record as the database has it now.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
 
 	"herald/internal/pbtest"
 	"herald/pb_migrations"
@@ -864,4 +865,53 @@ func BenchmarkImport(b *testing.B) {
 	b.ReportMetric(took[0].Seconds()/float64(b.N), "s/without")
 	b.ReportMetric(took[1].Seconds()/float64(b.N), "s/with")
 	b.ReportMetric(float64(took[1])/float64(took[0]), "x-without")
+}
+
+// Code of the application may write with the app that it was bound to, and not the
+// event's, wherever there is no transaction of its own: a trigger must not make one
+// around it.
+func TestTriggerLeavesPlainSavesPlain(t *testing.T) {
+	t.Parallel()
+	w := newShop(t)
+	writes := 0
+	log := func() {
+		writes++
+		addRecord(t, w, "shops", map[string]any{"name": fmt.Sprint("log ", writes)}) // w, not e.App
+	}
+	for _, priority := range []int{-1000, 0, 9999, 100000} {
+		onRecord := &hook.Handler[*core.RecordEvent]{Priority: priority, Func: func(e *core.RecordEvent) error {
+			log()
+			err := e.Next()
+			log()
+			return err
+		}}
+		onModel := &hook.Handler[*core.ModelEvent]{Priority: priority, Func: func(e *core.ModelEvent) error {
+			log()
+			err := e.Next()
+			log()
+			return err
+		}}
+		w.OnRecordCreate("orders").Bind(onRecord)
+		w.OnRecordUpdate("orders").Bind(onRecord)
+		w.OnRecordCreateExecute("orders").Bind(onRecord)
+		w.OnRecordUpdateExecute("orders").Bind(onRecord)
+		w.OnModelCreateExecute("orders").Bind(onModel)
+		w.OnModelUpdateExecute("orders").Bind(onModel)
+	}
+	addTrigger(t, w, map[string]any{"topic": "changes", "filter": `status != ""`, "changed": "status"})
+	server := pbtest.Serve(t, w)
+	client := server.Subscribe(t, nil, "changes")
+
+	order := addOrder(t, w, map[string]any{"status": "open"})
+	client.Expect(t, "changes", fired("create", `{"status":"open"}`))
+	order.Set("status", "paid")
+	save(t, w, order)
+	client.Expect(t, "changes", fired("update", `{"status":"paid"}`))
+	if status, answer := server.Do(t, "PATCH", "/api/collections/orders/records/"+order.Id, "", `{"status":"api"}`); status != http.StatusOK {
+		t.Fatal(status, answer)
+	}
+	client.Expect(t, "changes", fired("update", `{"status":"api"}`))
+	if want := 3 * 3 * 4 * 2; writes != want {
+		t.Errorf("the handlers wrote %d times, not %d", writes, want)
+	}
 }
