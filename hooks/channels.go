@@ -180,6 +180,11 @@ func (c *channels) check(e *core.RecordEvent) error {
 			errs[fieldErr.Field] = validation.NewError(fieldErr.Code(), fieldErr.Detail)
 		}
 	}
+	pattern := e.Record.GetString("pattern")
+	if reason := c.notifier.ReservedByRecords(pattern); reason != "" && pattern != e.Record.Original().GetString("pattern") {
+		e.App.Logger().Warn("A channel's pattern fits topics for which it does not hold: those with the id of a record are reserved "+reason,
+			slog.String("pattern", pattern))
+	}
 	return errs.Filter()
 }
 

@@ -662,3 +662,11 @@ func decoded(t testing.TB, text string) any {
 	}
 	return value
 }
+
+func TestChannelBesideRecordEventsIsTold(t *testing.T) {
+	t.Parallel()
+	w := newRooms(t)
+	w.Settings().Logs.MaxDays = 1
+	addChannel(t, w, map[string]any{"pattern": "teams/{id}"})
+	waitForLog(t, w, `A channel's pattern fits topics for which it does not hold%collection "teams"`)
+}

@@ -26,6 +26,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // The exit codes of the commands.
@@ -84,17 +85,43 @@ Exit codes: 0 done, 1 refused by the server, 2 wrong arguments, 3 no server answ
 	for _, sub := range command.Commands() {
 		sub.SilenceUsage = true
 		sub.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &ExitError{exitUsage, err} })
-		if args := sub.Args; args != nil {
-			sub.Args = func(command *cobra.Command, given []string) error {
-				if err := args(command, given); err != nil {
-					return &ExitError{exitUsage, err}
-				}
-				return nil
+		args := sub.Args
+		sub.Args = func(command *cobra.Command, given []string) error {
+			if err := cmp.Or(args(command, given), noEmptyFlags(command)); err != nil {
+				return &ExitError{exitUsage, err}
 			}
+			return nil
 		}
 	}
+	hideServerFlags(root, command)
 	root.AddCommand(command)
 	root.CompletionOptions.DisableDefaultCmd = false
+}
+
+// noEmptyFlags refuses a flag that is given without a value: that comes from a variable
+// that is not set, and --filter "$NOT_SET" is not everybody, --token "$NOT_SET" nobody else.
+func noEmptyFlags(command *cobra.Command) (err error) {
+	command.Flags().Visit(func(flag *pflag.Flag) {
+		values := []string{flag.Value.String()}
+		if list, ok := flag.Value.(pflag.SliceValue); ok {
+			values = list.GetSlice()
+		}
+		for _, value := range values {
+			if strings.TrimSpace(value) == "" {
+				err = fmt.Errorf("--%s is empty", flag.Name)
+			}
+		}
+	})
+	return err
+}
+
+// hideServerFlags keeps what only "serve" looks at out of the help of command.
+func hideServerFlags(root, command *cobra.Command) {
+	help := command.HelpFunc()
+	command.SetHelpFunc(func(command *cobra.Command, args []string) {
+		root.PersistentFlags().VisitAll(func(flag *pflag.Flag) { flag.Hidden = flag.Name != "dir" })
+		help(command, args)
+	})
 }
 
 // isBelow reports whether command is the one of that name, or a command of it.
@@ -124,8 +151,9 @@ var httpClient = func() *http.Client {
 	return &http.Client{Transport: transport}
 }()
 
-// tokenLasts is for how long a token is good that is made for a request.
-const tokenLasts = 2 * time.Minute
+// tokenLasts is for how long a token is good that is made for a request. Only tests
+// change it.
+var tokenLasts = 2 * time.Minute
 
 // made is a token from the database, which is used for half of its time: to look for a
 // superuser at each request would be measured by "bench".
@@ -138,7 +166,7 @@ type made struct {
 // authorization returns the token to send: the one given, or for a server on this
 // machine one that is made from its database.
 func (c *cli) authorization() (string, error) {
-	if token := cmp.Or(c.token, os.Getenv("HERALD_TOKEN")); token != "" {
+	if token := c.givenToken(); token != "" {
 		return token, nil
 	}
 	address, err := url.Parse(c.url)
@@ -151,6 +179,9 @@ func (c *cli) authorization() (string, error) {
 	}
 	return c.makeToken()
 }
+
+// givenToken returns the token of the command line, empty where there is none.
+func (c *cli) givenToken() string { return cmp.Or(c.token, os.Getenv("HERALD_TOKEN")) }
 
 // makeToken returns a token made from the database, which is opened for it.
 func (c *cli) makeToken() (string, error) {

@@ -24,6 +24,7 @@ func (c *cli) sendCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "send TOPIC [JSON | @FILE | -]",
 		Short: "Send a message and print the report",
+		Long:  "Send a message and print the report. Without data, or with -, the data is what comes on stdin.",
 		Example: `  herald notify send example '{"text": "Hello"}'
   herald notify send orders-changed @order.json --user users:RECORD_ID
   date +%s | herald notify send clock`,
@@ -41,7 +42,7 @@ func (c *cli) sendCommand() *cobra.Command {
 			message := map[string]any{"topic": args[0], "data": data}
 			to := map[string]any{}
 			narrow := func(flag, part string, value any) {
-				if command.Flags().Changed(flag) { // given and empty is refused: --filter "$NOT_SET" is not everybody
+				if command.Flags().Changed(flag) {
 					to[part] = value
 				}
 			}
@@ -198,7 +199,12 @@ func printJSON(command *cobra.Command, items []jsontext.Value, err error) error 
 	if err != nil {
 		return err
 	}
-	return json.MarshalWrite(command.OutOrStdout(), items, jsontext.WithIndent("  "))
+	text, err := json.Marshal(items, jsontext.WithIndent("  "))
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(command.OutOrStdout(), string(text))
+	return err
 }
 
 // printTable prints a header and rows, in columns.

@@ -152,11 +152,17 @@ func (t *tail) watch(ctx context.Context, connected func()) error {
 				keys[key] = topic
 				subscriptions = append(subscriptions, key)
 			}
-			_, err := t.request(ctx, http.MethodPost, "/api/realtime", map[string]any{"clientId": event.LastEventID, "subscriptions": subscriptions})
-			if err != nil {
+			subscribe := func() error {
+				_, err := t.request(ctx, http.MethodPost, "/api/realtime", map[string]any{"clientId": event.LastEventID, "subscriptions": subscriptions})
+				return err
+			}
+			if err := subscribe(); err != nil {
 				return err
 			}
 			connected()
+			if t.givenToken() == "" {
+				go stayIn(ctx, subscribe)
+			}
 			continue
 		}
 		if event.Type == notify.BeatTopic {
@@ -174,6 +180,22 @@ func (t *tail) watch(ctx context.Context, connected func()) error {
 		}
 	}
 	return exitWith(exitUnreachable, "the server closed the connection")
+}
+
+// stayIn subscribes again until ctx is done, before the token ends with which it was done
+// last: the server would close the connection then, and what is sent until there is another
+// is lost where there is no history. A failure is one of the connection, or shows there.
+func stayIn(ctx context.Context, subscribe func() error) {
+	ticker := time.NewTicker(tokenLasts / 3) // a token is used for half of its time
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			_ = subscribe()
+		}
+	}
 }
 
 // findPosition notes where a topic with history is, unless that is known or it begins

@@ -131,10 +131,10 @@ func isEmptyValue(value jsontext.Value) bool {
 
 // decodeMessage is decode for the JSON of a message.
 func decodeMessage(raw []byte, dst any) error {
-	if err := decode(raw, dst); err != nil {
+	if err := checkNarrows(raw, "to", "except"); err != nil {
 		return err
 	}
-	return checkNarrows(raw, "to", "except")
+	return decode(raw, dst)
 }
 
 // fieldsError turns notify.Errors into PocketBase's form, with the fields at

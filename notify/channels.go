@@ -105,6 +105,21 @@ func (n *Notifier) CheckChannel(app core.App, record *core.Record, others []*cor
 	return errs
 }
 
+// ReservedByRecords tells of which collection the record events have some of the topics
+// that a channel's pattern fits, as orders/{id} does beside a collection "orders": what
+// the channel says does not hold for these. It is empty where there is none.
+func (n *Notifier) ReservedByRecords(patternText string) string {
+	p, err := parsePattern(patternText)
+	if err != nil || len(p.segments) != 2 || p.segments[0].kind != literal {
+		return ""
+	}
+	id := p.segments[1].text
+	if p.segments[1].kind != literal {
+		id = "abcdefghijklmno" // as PocketBase makes them
+	}
+	return n.reserved(p.segments[0].text + "/" + id)
+}
+
 // channels are all channels at one time.
 type channels struct {
 	root node

@@ -1,0 +1,6 @@
+package hooks
+
+import "time"
+
+// SetTokenLasts changes for how long a token of the command line is good.
+func SetTokenLasts(d time.Duration) { tokenLasts = d }
