@@ -5,7 +5,9 @@ package hooks
 
 import (
 	"bytes"
+	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"sync"
@@ -112,26 +114,53 @@ func handedOver(e *core.RealtimeConnectRequestEvent) bool { return e.Get(handedO
 // taken from it, or else from this goroutine.
 func (c connections) serve(e *core.RealtimeConnectRequestEvent) error {
 	client, ok := e.Client.(*notify.Client)
-	if !ok {
-		// A handler has put a client of its own around ours, which gets the
-		// messages now. PocketBase's loop reads them from its channel.
-		if wrapped, ok := e.Get(clientKey).(*notify.Client); ok {
-			wrapped.Unlist()
+	writer := client
+	if !ok { // a handler has put a client of its own in its place
+		client, ok = e.Get(clientKey).(*notify.Client)
+		if !ok {
+			return e.Next()
 		}
-		return e.Next()
+		readsChannel := false
+		if writer, readsChannel = client.Wrap(e.Client); writer == nil {
+			client.Unlist()
+		}
+		if writer == nil {
+			return e.Next()
+		}
+		if readsChannel {
+			return c.loop(e, client)
+		}
 	}
 	client.SetTimeouts(e.MaxTimeout, e.IdleTimeout)
-	client.Register()
+	client.Register(e.Client)
 
 	if c.canTake(e) {
-		return c.take(e, client)
+		return c.take(e, writer)
 	}
-	response := &response{event: e, client: client, control: http.NewResponseController(e.Response)}
+	response := &response{event: e, control: http.NewResponseController(e.Response)}
 	defer response.release()
-	if err := client.ServeStream(e.Request.Context(), response); err != nil {
+	if err := writer.ServeStream(e.Request.Context(), response); err != nil {
 		e.App.Logger().Debug("Realtime connection closed (failed to deliver message)", "clientId", client.Id(), "error", err.Error())
 	}
 	return nil
+}
+
+// loop leaves it to PocketBase's loop to write what it reads from the channel of a wrapper,
+// until client ends.
+func (c connections) loop(e *core.RealtimeConnectRequestEvent, client *notify.Client) error {
+	client.SetTimeouts(e.MaxTimeout, e.IdleTimeout)
+	e.MaxTimeout, e.IdleTimeout = math.MaxInt64, math.MaxInt64
+	ctx, cancel := context.WithCancel(e.Request.Context())
+	defer cancel()
+	e.Request = e.Request.WithContext(ctx)
+	response := &response{event: e, control: http.NewResponseController(e.Response)}
+	defer response.release()
+	go func() {
+		<-client.Done()
+		cancel()
+		response.Cut()
+	}()
+	return e.Next()
 }
 
 // canTake reports whether the bytes of the response can go past e.Response.
@@ -193,8 +222,7 @@ func responseHead(e *core.RequestEvent) []byte {
 
 // response is the response of a realtime request, for notify.Client.ServeStream.
 type response struct {
-	event  *core.RealtimeConnectRequestEvent
-	client *notify.Client
+	event *core.RealtimeConnectRequestEvent
 
 	mu      sync.Mutex // Cut and release race
 	control *http.ResponseController
@@ -209,7 +237,7 @@ func (r *response) Hooked() bool { return r.event.App.OnRealtimeMessageSend().Le
 func (r *response) Deliver(message subscriptions.Message) error {
 	event := new(core.RealtimeMessageEvent)
 	event.RequestEvent = r.event.RequestEvent
-	event.Client = r.client
+	event.Client = r.event.Client
 	event.Message = &message
 	return r.event.App.OnRealtimeMessageSend().Trigger(event, func(e *core.RealtimeMessageEvent) error {
 		if _, err := e.Response.Write(notify.EncodeSSE(e.Client.Id(), e.Message.Name, e.Message.Data)); err != nil {

@@ -15,22 +15,6 @@ import (
 	"herald/notify"
 )
 
-// eachWay runs a test over all the ways in which messages are written: past
-// net/http, over HTTP/2, and through handlers that want to see each message.
-func eachWay(t *testing.T, test func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server)) {
-	t.Run("taken", func(t *testing.T) {
-		test(t, newWorld(t), func(t testing.TB, app core.App) *pbtest.Server { return pbtest.Serve(t, app) })
-	})
-	t.Run("HTTP2", func(t *testing.T) {
-		test(t, newWorld(t), func(t testing.TB, app core.App) *pbtest.Server { return pbtest.ServeHTTP2(t, app) })
-	})
-	t.Run("handlers", func(t *testing.T) {
-		w := newWorld(t)
-		w.OnRealtimeMessageSend().BindFunc(func(e *core.RealtimeMessageEvent) error { return e.Next() })
-		test(t, w, func(t testing.TB, app core.App) *pbtest.Server { return pbtest.Serve(t, app) })
-	})
-}
-
 // open starts a realtime request and reads up to the client's id; what follows
 // is read from lines, or not at all.
 func open(t *testing.T, server *pbtest.Server) (clientID string, lines *bufio.Scanner) {

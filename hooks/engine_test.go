@@ -363,11 +363,12 @@ func TestRevoked(t *testing.T) {
 					t.Fatal(err)
 				}
 				message := notify.Message{Topic: "private", Data: strings.Repeat("x", 200<<10), To: notify.Audience{Users: []string{pbtest.Ref(w.ann)}}}
-				fill(t, w, client.(*notify.Client), message)
+				own, _ := engine(w).Own(client)
+				fill(t, w, own, message)
 				if err := revoke(w); err != nil {
 					t.Fatal(err)
 				}
-				<-client.(*notify.Client).Done()
+				<-own.Done()
 				awaitReason(t, w, notify.ReasonAuthEnded)
 			})
 		})
@@ -540,7 +541,8 @@ func TestShutdownOfStalled(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fill(t, w, client.(*notify.Client), notify.Message{Topic: "flood", Data: strings.Repeat("x", 200<<10)})
+		own, _ := engine(w).Own(client)
+		fill(t, w, own, notify.Message{Topic: "flood", Data: strings.Repeat("x", 200<<10)})
 		engine(w).Shutdown(10 * time.Millisecond)
 		if w.SubscriptionsBroker().TotalClients() != 0 {
 			t.Error("the client is still there")

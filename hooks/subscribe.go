@@ -36,7 +36,7 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 	}
 	e.Subscriptions = admission.Keys
 
-	client, ok := e.Client.(*notify.Client)
+	client, ok := c.notifier.Own(e.Client)
 	if !ok {
 		if err := c.limits.connectionsOfUser(e); err != nil {
 			return err
@@ -130,7 +130,7 @@ func (c connections) signOut(e *core.RequestEvent) error {
 	if err != nil {
 		return e.Next()
 	}
-	client, ok := found.(*notify.Client)
+	client, ok := c.notifier.Own(found)
 	if ip, _ := found.Get(apis.RealtimeClientIPKey).(string); ok && ip == e.RealIP() && client.Get(apis.RealtimeClientAuthKey) != nil {
 		return client.SignOut(e.Next)
 	}

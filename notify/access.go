@@ -64,7 +64,7 @@ type Admission struct {
 // [Client.Resubscribe] makes the admission hold. The error is that of a query.
 func (n *Notifier) Admit(client subscriptions.Client, auth *core.Record, keys []string) (*Admission, error) {
 	a := &Admission{auth: auth, grants: map[string]grant{}, generation: n.changes.current()}
-	own, _ := client.(*Client)
+	own := n.own(client)
 	if own != nil {
 		a.version = own.currentVersion()
 	}

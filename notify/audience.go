@@ -130,10 +130,9 @@ func (a *audience) matchClient(client *Client, now time.Time) bool {
 	return a.matchID(client) && (!a.looksAtAuth || a.matchAuth(client.authAt(now)))
 }
 
-// match reports whether client belongs to the audience, by its auth record at
-// this moment.
-func (a *audience) match(client subscriptions.Client) bool {
-	return a.matchID(client) && (!a.looksAtAuth || a.matchAuth(authOf(client)))
+// match reports whether client, which is auth at this moment, belongs to the audience.
+func (a *audience) match(client subscriptions.Client, auth *core.Record) bool {
+	return a.matchID(client) && (!a.looksAtAuth || a.matchAuth(auth))
 }
 
 func (a *audience) matchID(client subscriptions.Client) bool {
@@ -169,8 +168,8 @@ func (a *audience) matchAuth(auth *core.Record) bool {
 }
 
 // authOf returns the auth record of client's connection, nil for a guest.
-func authOf(client subscriptions.Client) *core.Record {
-	if own, ok := client.(*Client); ok {
+func (n *Notifier) authOf(client subscriptions.Client) *core.Record {
+	if own := n.own(client); own != nil {
 		return own.authAt(time.Now())
 	}
 	auth, _ := client.Get(apis.RealtimeClientAuthKey).(*core.Record)

@@ -87,6 +87,12 @@ type Client struct {
 	unchecked   bool             // the rules should have been asked again meanwhile
 	signingOut  int              // SignOuts under way
 	unlisted    bool             // keeps out of the index, for good
+	denied      set[string]      // keys that ended, of a wrapped client
+
+	// of a wrapped client, and the one that writes for it: see wrapped.go
+	below       atomic.Pointer[Client]
+	above       *Client
+	undelivered int // by the one below; set before done is closed
 }
 
 var _ subscriptions.Client = (*Client)(nil)
@@ -209,6 +215,7 @@ func (c *Client) reindex(grants map[string]grant) {
 					key.grant = granted
 				}
 				wanted[topic] = append(wanted[topic], key)
+				delete(c.denied, name)
 			}
 		}
 	}
@@ -373,8 +380,10 @@ func (c *Client) SetTimeouts(lifetime, idle time.Duration) {
 
 // Register puts the client into PocketBase's broker, where its subscriptions can
 // be set and other code finds it. It leaves the broker when it ends.
-func (c *Client) Register() {
-	c.notifier.app.SubscriptionsBroker().Register(c)
+//
+// as is what other code finds there: the client itself, or its wrapper.
+func (c *Client) Register(as subscriptions.Client) {
+	c.notifier.app.SubscriptionsBroker().Register(as)
 	c.countRegistered()
 }
 
@@ -401,11 +410,14 @@ func (c *Client) Send(m subscriptions.Message) {
 	if m.Name == "" || !safeKey(m.Name) {
 		return
 	}
-	if c.notifier.hooked() && c.isTaken() {
+	send := func(m subscriptions.Message) outcome { return c.deliver(newFrame(m, true)) }
+	if below := c.below.Load(); below != nil {
+		send = func(m subscriptions.Message) outcome { return c.passOn(below, m) }
+	} else if c.notifier.hooked() && c.isTaken() {
 		c.Finish(ReasonHandlers)
 		return
 	}
-	if c.deliver(newFrame(m, true)) >= queued {
+	if send(m) >= queued {
 		c.lastMessage.Store(c.notifier.clock.Load())
 	}
 }
@@ -422,10 +434,16 @@ func (c *Client) cleanup(reason string, undelivered int) {
 	}
 	n := c.notifier
 	n.serving.remove(c)
+	if c.above != nil {
+		c.undelivered = undelivered
+		c.above.end(reason)
+		return
+	}
 	c.unlist()
-	if registered, err := n.app.SubscriptionsBroker().ClientById(c.Id()); err == nil && registered == subscriptions.Client(c) {
+	if registered, err := n.app.SubscriptionsBroker().ClientById(c.Id()); err == nil && n.own(registered) == c {
 		n.app.SubscriptionsBroker().Unregister(c.Id())
 	}
+	undelivered += c.endBelow(reason)
 	c.Client.Discard()
 	if c.onEnd != nil {
 		c.onEnd()

@@ -46,7 +46,7 @@ func (n *Notifier) Topics() []TopicInfo {
 	infos := map[string]*TopicInfo{}
 	users := map[string]set[userRef]{}
 	for _, client := range n.app.SubscriptionsBroker().Clients() {
-		auth := authOf(client)
+		auth := n.authOf(client)
 		for topic := range topicsOf(client) {
 			if infos[topic] == nil {
 				infos[topic] = &TopicInfo{Topic: topic}
@@ -80,11 +80,11 @@ func (n *Notifier) Connections(filter ConnectionFilter) ([]Connection, error) {
 		ip, _ := client.Get(apis.RealtimeClientIPKey).(string)
 		connection := Connection{
 			ID:            client.Id(),
-			Auth:          authOf(client),
+			Auth:          n.authOf(client),
 			IP:            ip,
 			Subscriptions: slices.Sorted(maps.Keys(client.Subscriptions())),
 		}
-		if own, ok := client.(*Client); ok {
+		if own := n.own(client); own != nil {
 			connection.Connected = own.Connected()
 			connection.Queued = own.Queued()
 		}
@@ -139,7 +139,7 @@ func (n *Notifier) DisconnectUser(user string) (int, error) {
 }
 
 func (n *Notifier) disconnect(client subscriptions.Client) {
-	if own, ok := client.(*Client); ok {
+	if own := n.own(client); own != nil {
 		own.Close(ReasonDisconnected)
 	}
 	// at once, and not when the connection's handler returns: nothing that is
@@ -158,11 +158,11 @@ func (n *Notifier) selectClients(filter ConnectionFilter) ([]subscriptions.Clien
 	}
 	var result []subscriptions.Client
 	for _, client := range n.candidates(filter.Topic, filter.User != "", user) {
-		if client.IsDiscarded() || filter.Topic != "" && len(keysOf(client, filter.Topic)) == 0 {
+		if client.IsDiscarded() || filter.Topic != "" && len(n.keysOf(client, filter.Topic)) == 0 {
 			continue
 		}
 		if filter.User != "" {
-			if auth := authOf(client); auth == nil || refOf(auth) != user {
+			if auth := n.authOf(client); auth == nil || refOf(auth) != user {
 				continue
 			}
 		}

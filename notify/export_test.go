@@ -20,3 +20,15 @@ func (c *Client) DropQueued() {
 	defer c.mu.Unlock()
 	c.dropLocked(len(c.frames))
 }
+
+// HoldReplays keeps replays from reading until the function that it returns is called.
+func (n *Notifier) HoldReplays() (release func()) {
+	for range cap(n.replaySlots) {
+		n.replaySlots <- struct{}{}
+	}
+	return func() {
+		for range cap(n.replaySlots) {
+			<-n.replaySlots
+		}
+	}
+}

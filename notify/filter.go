@@ -222,8 +222,8 @@ func (n *Notifier) filterCandidates(pub *publication) map[string]set[string] {
 
 	candidates := map[string]set[string]{}
 	for _, client := range n.candidates(pub.topic, false, userRef{}) {
-		auth := authOf(client)
-		if auth == nil || !rest.match(client) || len(keysOf(client, pub.topic)) == 0 {
+		auth := n.authOf(client)
+		if auth == nil || !rest.match(client, auth) || len(n.keysOf(client, pub.topic)) == 0 {
 			continue
 		}
 		ref := refOf(auth)

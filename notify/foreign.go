@@ -33,7 +33,7 @@ func (n *Notifier) foreignClients() []subscriptions.Client {
 	}
 	f.known = nil
 	for _, client := range broker.Clients() {
-		if own, ok := client.(*Client); ok {
+		if own := n.own(client); own != nil {
 			own.countRegistered()
 		} else if !client.IsDiscarded() {
 			f.known = append(f.known, client)

@@ -201,6 +201,30 @@ func (h *history) opened() (*store, error) {
 	return opened, err
 }
 
+// settled returns the position of the topic's last message when all that is stored has been
+// delivered.
+func (h *history) settled(topic string) (head Position, err error) {
+	if h.keep(topic).count == 0 {
+		return Position{}, nil
+	}
+	err = h.exclusive(func(s *store) error {
+		state, err := h.state(s, topic)
+		if err == nil {
+			head = Position{s.epoch, state.head}
+		}
+		return err
+	})
+	return head, err
+}
+
+// epoch returns that of the log, empty where none is open.
+func (h *history) epoch() string {
+	if s := h.store.Load(); s != nil {
+		return s.epoch
+	}
+	return ""
+}
+
 // take waits in line and returns when t is done.
 func (h *history) take(ctx context.Context, t *turn) error {
 	t.leads = make(chan bool, 1)

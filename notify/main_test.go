@@ -21,7 +21,7 @@ func connect(app core.App, auth *core.Record, keys ...string) *notify.Client {
 		client.Set(apis.RealtimeClientAuthKey, auth)
 	}
 	client.Subscribe(keys...)
-	client.Register()
+	client.Register(client)
 	return client
 }
 

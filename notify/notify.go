@@ -104,6 +104,7 @@ type Notifier struct {
 	stats   stats
 
 	registered atomic.Int64 // how many of our clients are in the broker
+	wrapped    sync.Map     // client ids to the *Client that other code has wrapped
 	started    time.Time
 	clock      atomic.Int64 // nanoseconds since started, at the last tick
 

@@ -41,6 +41,8 @@ type Start struct {
 	Rewind bool
 	Count  int64
 	Lasted time.Duration
+
+	end Position // count from here, and not from the topic's end; the zero value: do not
 }
 
 // ParseStart reads the options "since" and "rewind" of a subscription or a request,

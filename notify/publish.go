@@ -108,7 +108,7 @@ func (n *Notifier) SendFrom(ctx context.Context, p Publisher, msg Message) (Repo
 // is no such client or it is somebody else's.
 func (n *Notifier) OwnClient(p Publisher, id string) (subscriptions.Client, error) {
 	client, err := n.app.SubscriptionsBroker().ClientById(id)
-	if err == nil && isSameUser(p.Auth, authOf(client)) {
+	if err == nil && isSameUser(p.Auth, n.authOf(client)) {
 		if ip, _ := client.Get(apis.RealtimeClientIPKey).(string); p.Auth != nil || ip == p.IP {
 			return client, nil
 		}

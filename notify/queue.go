@@ -241,9 +241,13 @@ func (c *Client) join(buffer []byte) (out []byte, shared, private bool) {
 
 // Queued returns how many messages wait to be written.
 func (c *Client) Queued() int {
+	waiting := 0
+	if below := c.below.Load(); below != nil {
+		waiting = below.Queued()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.frames)
+	return waiting + len(c.frames)
 }
 
 // finishTimeout is how long a connection that is to end may take to read what is queued.
@@ -286,6 +290,9 @@ func isPrivate(f *frame) bool { return f.private }
 // endIfPrivate ends the connection where something waits in it that was meant
 // for its auth record, or is being written; what a slow socket has left counts as such.
 func (c *Client) endIfPrivate() {
+	if below := c.below.Load(); below != nil {
+		below.endIfPrivate()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.ended && (c.blocked || c.inFlight || slices.ContainsFunc(c.frames, isPrivate)) {
@@ -344,28 +351,46 @@ func (c *Client) countRegistered() {
 // the messages and writes them to the connection. It is closed at the end.
 // Herald's own ways of writing do not use it.
 func (c *Client) Channel() chan subscriptions.Message {
+	if below := c.below.Load(); below != nil {
+		return below.Channel()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.channel == nil {
 		c.channel = make(chan subscriptions.Message)
-		c.wake = make(chan struct{}, 1)
-		go c.pump(c.wake)
-		c.wakeLocked()
+		if c.socket == nil && c.stream == nil && !c.ended {
+			c.startPump()
+		} else { // somebody reads the messages already: two would have a half each
+			go func() {
+				<-c.done
+				close(c.channel)
+			}()
+		}
 	}
 	return c.channel
 }
 
+// startPump begins to serve the channel. mu is held.
+func (c *Client) startPump() {
+	c.stream, c.wake = &stream{cut: func() {}}, make(chan struct{}, 1)
+	go c.pump(c.stream, c.wake)
+	c.wakeLocked()
+}
+
 // pump moves messages from the queue to the channel until the connection ends.
-func (c *Client) pump(wake <-chan struct{}) {
+func (c *Client) pump(s *stream, wake <-chan struct{}) {
 	defer close(c.channel)
 	for {
 		c.mu.Lock()
 		var next *frame
-		if c.writable() > 0 {
+		if c.inFlight = false; c.writable() > 0 {
 			next = c.frames[0]
+			c.inFlight = next.private
 			c.dropLocked(1)
 		}
-		c.endIfDoneLocked()
+		if next == nil {
+			c.endIfDoneLocked()
+		}
 		ended := c.ended
 		c.mu.Unlock()
 
@@ -375,11 +400,13 @@ func (c *Client) pump(wake <-chan struct{}) {
 		case next == nil:
 			<-wake // also at the end
 		case !next.comment:
-			select {
-			case c.channel <- next.message:
-			case <-c.done:
-				return
-			}
+			_ = s.write(func() error {
+				select {
+				case c.channel <- next.message:
+				case <-c.done: // and so it ends
+				}
+				return nil
+			})
 		}
 	}
 }

@@ -10,6 +10,7 @@ package notify
 
 import (
 	"encoding/json/v2"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -287,8 +288,8 @@ func (n *Notifier) Recheck(filter RecheckFilter) (RecheckReport, error) {
 	var report RecheckReport
 	memo := n.newMemo()
 	for _, client := range clients {
-		own, ok := client.(*Client)
-		if !ok {
+		own := n.own(client)
+		if own == nil {
 			n.recheckForeign(client, memo, &report)
 			continue
 		}
@@ -337,7 +338,7 @@ func (n *Notifier) recheckClient(client *Client, memo *memo) (checked, ended int
 
 // recheckForeign does the same for a client of other code.
 func (n *Notifier) recheckForeign(client subscriptions.Client, memo *memo, report *RecheckReport) {
-	auth, err := memo.user(authOf(client))
+	auth, err := memo.user(n.authOf(client))
 	if err != nil {
 		return
 	}
@@ -383,6 +384,12 @@ func (c *Client) setGrants(version int, grants map[string]grant, denied []string
 		c.version++
 	}
 	c.reindex(grants)
+	if c.below.Load() != nil {
+		if c.denied == nil {
+			c.denied = set[string]{}
+		}
+		maps.Copy(c.denied, toSet(denied))
+	}
 	c.subsMu.Unlock()
 	if len(denied) == 0 {
 		return true
@@ -390,7 +397,11 @@ func (c *Client) setGrants(version int, grants map[string]grant, denied []string
 
 	// out of the index: nothing comes after this
 	gone := toSet(denied)
-	c.removeQueued(func(f *frame) bool { return !f.comment && gone.has(f.message.Name) })
+	for _, queue := range []*Client{c, c.below.Load()} {
+		if queue != nil {
+			queue.removeQueued(func(f *frame) bool { return !f.comment && gone.has(f.message.Name) })
+		}
+	}
 	denials := make([]Denial, len(denied))
 	for i, key := range denied {
 		denials[i] = forbidden(key)

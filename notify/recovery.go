@@ -169,6 +169,11 @@ func (h *history) readFrom(s *store, topic string, keep retention, from Start, l
 	}
 
 	after := begins - 1
+	end := t.head // of what a rewind looks at
+	if from.end.Epoch == s.epoch {
+		end = min(end, from.end.Seq)
+		page.complete = begins-1 <= end
+	}
 	switch {
 	case from.Rewind && from.Lasted > 0:
 		t := t
@@ -177,9 +182,9 @@ func (h *history) readFrom(s *store, topic string, keep retention, from Start, l
 		if err != nil {
 			return nil, err
 		}
-		after = first - 1
+		after = min(first-1, max(after, end))
 	case from.Rewind:
-		after = max(after, t.head-from.Count)
+		after = max(after, end-from.Count)
 	case from.Since == nil:
 	case from.Since.Epoch != s.epoch || from.Since.Seq > t.head:
 		page.complete = false

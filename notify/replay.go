@@ -28,8 +28,11 @@ type replay struct {
 	from Start
 
 	// guarded by the lock of the topic's stripe
-	live    bool   // it gets what is sent
-	leftOut int64  // until it does: the number of the last message that it did not get
+	live bool // it gets what is sent
+	// until it does: the numbers of the first and the last message that it did not get
+	firstOut, leftOut int64
+	outEpoch          string // they belong to it
+
 	epoch   string // what follows belongs to it
 	reached int64  // the number up to which it had pages
 	gap     bool   // messages before the next one may be missing
@@ -51,6 +54,9 @@ func (r *replay) takes(pub *publication) verdict {
 	case r == nil || pub.seq == 0:
 		return asLive
 	case !r.live:
+		if r.outEpoch != pub.epoch {
+			r.outEpoch, r.firstOut = pub.epoch, pub.seq
+		}
 		r.leftOut = pub.seq
 		return replayed
 	case pub.epoch == r.epoch && pub.seq <= r.reached:
@@ -99,9 +105,7 @@ func (c *Client) runReplay(p pendingReplay) {
 	n := c.notifier
 	from, gap := p.replay.from, false
 	for c.awaitRoom() {
-		n.replaySlots <- struct{}{}
-		page, err := n.history.read(p.topic, from, max(1, n.config.QueueSize/replayShare), min(maxPageBytes, n.config.QueueBytes/replayShare))
-		<-n.replaySlots
+		page, err := c.readPage(p, from)
 		if err != nil {
 			n.app.Logger().Error("Failed to replay the history of a topic", slog.String("topic", p.topic), slog.String("error", err.Error()))
 			page = &historyPage{}
@@ -116,6 +120,30 @@ func (c *Client) runReplay(p pendingReplay) {
 			from, gap = Start{Since: &next}, gapAfter
 		}
 	}
+}
+
+// readPage reads the page that begins at from.
+func (c *Client) readPage(p pendingReplay, from Start) (*historyPage, error) {
+	n := c.notifier
+	n.replaySlots <- struct{}{}
+	defer func() { <-n.replaySlots }()
+	if from.Rewind {
+		// The last messages are those before the subscription, however long it takes to
+		// come here. What is in the log now has been delivered, and is left out from the
+		// first one on that came after it.
+		head, err := n.history.settled(p.topic)
+		if err != nil {
+			return nil, err
+		}
+		stripe := n.index.stripe(p.topic)
+		stripe.mu.Lock()
+		if r := p.replay; r.firstOut > 0 && r.outEpoch == head.Epoch {
+			head.Seq = min(head.Seq, r.firstOut-1)
+		}
+		stripe.mu.Unlock()
+		from.end = head
+	}
+	return n.history.read(p.topic, from, max(1, n.config.QueueSize/replayShare), min(maxPageBytes, n.config.QueueBytes/replayShare))
 }
 
 // replayShare is the part of a connection's queue that a replay may fill.
@@ -201,6 +229,11 @@ func (c *Client) queuePage(p pendingReplay, page *historyPage, frames []*frame, 
 	switch {
 	case page.epoch == "": // there is no history, or none that can be read
 		return goLive(gap || r.leftOut > 0)
+	case r.leftOut > 0 && r.outEpoch != page.epoch:
+		if n := c.notifier; n.history.epoch() != page.epoch {
+			return pageQueued // the log has begun anew since the page was read
+		}
+		return goLive(true)
 	case page.last >= page.head && r.leftOut <= page.last:
 		return goLive(gap)
 	}

@@ -137,7 +137,7 @@ func (n *Notifier) namedSubscriptions(pub *publication) ([]*subscription, bool) 
 	case pub.to.clients != nil:
 		for id := range pub.to.clients {
 			if client, err := n.app.SubscriptionsBroker().ClientById(id); err == nil {
-				if own, ok := client.(*Client); ok {
+				if own := n.own(client); own != nil {
 					clients = append(clients, own)
 				}
 			}
@@ -280,8 +280,8 @@ func (f *fanOut) deliverForeign(client subscriptions.Client) {
 			f.notifier.app.Logger().Error("Panic in a realtime client during a fan-out", slog.Any("cause", cause))
 		}
 	}()
-	keys := keysOf(client, f.pub.topic)
-	if len(keys) == 0 || client.IsDiscarded() || !f.pub.to.match(client) {
+	keys := f.notifier.keysOf(client, f.pub.topic)
+	if len(keys) == 0 || client.IsDiscarded() || !f.pub.to.match(client, f.notifier.authOf(client)) {
 		return
 	}
 	all := true

@@ -88,7 +88,7 @@ func TestOverflow(t *testing.T) {
 	ended := make(chan struct{}, 2)
 	stalled := n.NewClient(subscriptions.NewDefaultClient(), func() { ended <- struct{}{} })
 	stalled.Subscribe("t")
-	stalled.Register()
+	stalled.Register(stalled)
 	healthy := connect(app, nil, "t")
 
 	for i := range 6 {

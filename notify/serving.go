@@ -186,7 +186,7 @@ func (n *Notifier) tick(c *Client) {
 		}
 	case c.socket != nil && n.hooked():
 		// it was taken when no handler wanted to see its messages
-		c.Finish(ReasonHandlers)
+		c.top().Finish(ReasonHandlers)
 	}
 }
 
@@ -214,7 +214,9 @@ func (n *Notifier) Shutdown(timeout time.Duration) {
 
 	clients := n.serving.all()
 	for _, client := range clients {
-		client.Finish(ReasonShutdown)
+		if client.above == nil { // else it is to write what comes from there first
+			client.Finish(ReasonShutdown)
+		}
 	}
 	expired := time.AfterFunc(timeout, func() {
 		for _, client := range clients {

@@ -83,10 +83,13 @@ func (c *Client) TakeConn(conn net.Conn, head []byte) {
 	c.notifier.writers.add(c)
 }
 
+// connectName is that of PocketBase's first event.
+const connectName = "PB_CONNECT"
+
 // ConnectMessage is PocketBase's first event on a connection, from which the
 // SDK has its client id. Its frame is the only one with an id field.
 func (c *Client) ConnectMessage() subscriptions.Message {
-	return subscriptions.Message{Name: "PB_CONNECT", Data: []byte(`{"clientId":"` + c.Id() + `"}`)}
+	return subscriptions.Message{Name: connectName, Data: []byte(`{"clientId":"` + c.Id() + `"}`)}
 }
 
 // awaitEnd reads until the other side closes. A client has nothing to say on
@@ -166,7 +169,9 @@ func (c *Client) settle() {
 // wrote counts what was written.
 func (c *Client) wrote(bytes int) {
 	c.lastWrite.Store(c.notifier.clock.Load())
-	c.notifier.stats.bytes.Add(int64(bytes))
+	if c.below.Load() == nil {
+		c.notifier.stats.bytes.Add(int64(bytes))
+	}
 }
 
 // writeSlowly writes rest and what waits behind it to a peer that did not take

@@ -60,7 +60,13 @@ func (s *stream) lasts() time.Duration {
 // ServeStream writes PocketBase's connect event and then what is queued to
 // response, and returns when the connection has ended: because ctx did, a write
 // failed, or the client was closed. The error is one of response's methods.
-func (c *Client) ServeStream(ctx context.Context, response Response) (err error) {
+func (c *Client) ServeStream(ctx context.Context, response Response) error {
+	return c.serveStream(ctx, response, func() bool { return true })
+}
+
+// serveStream is ServeStream to a response that may be written to when ready returns, or has
+// ended where it returns false: then so will c.
+func (c *Client) serveStream(ctx context.Context, response Response, ready func() bool) (err error) {
 	s := &stream{cut: response.Cut}
 	wake := make(chan struct{}, 1)
 	if !c.startServing(func() { c.stream, c.wake = s, wake }) {
@@ -81,6 +87,10 @@ func (c *Client) ServeStream(ctx context.Context, response Response) (err error)
 	})
 	for {
 		for more := true; more && err == nil; {
+			if !ready() {
+				<-c.done
+				return nil
+			}
 			err = s.write(func() (err error) {
 				more, err = c.writeBatch(response)
 				return err

@@ -54,7 +54,7 @@ func newStreamApp(t *testing.T) (*tests.TestApp, *Notifier) {
 // serveStuck serves a client of topic over a stream that is stuck in a message to it.
 func serveStuck(t *testing.T, n *Notifier, c *Client, to Audience) {
 	t.Helper()
-	c.Register()
+	c.Register(c)
 	c.Subscribe("topic")
 	response := newStuckResponse()
 	go c.ServeStream(t.Context(), response)

@@ -51,7 +51,7 @@ func (n *Notifier) reserved(topic string) string {
 	if topic[0] == '@' {
 		return "for system messages"
 	}
-	if topic == "PB_CONNECT" {
+	if topic == connectName {
 		return "for PocketBase's connect event"
 	}
 
@@ -82,8 +82,8 @@ func canBeRecordID(collection *core.Collection, id string) bool {
 // keysOf returns the keys by which client is subscribed to topic: the topic
 // itself and the topic with options, `example?options=…`. The SDK listens on the
 // key, and HasSubscription("example") does not find the one with options.
-func keysOf(client subscriptions.Client, topic string) []string {
-	if own, ok := client.(*Client); ok {
+func (n *Notifier) keysOf(client subscriptions.Client, topic string) []string {
+	if own := n.own(client); own != nil {
 		if subscription := own.subscriptionTo(topic); subscription != nil {
 			return own.namesOf(subscription)
 		}

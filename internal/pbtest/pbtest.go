@@ -145,9 +145,20 @@ func Serve(t testing.TB, app core.App) *Server {
 // ServeHTTP2 is [Serve] over TLS with HTTP/2.
 func ServeHTTP2(t testing.TB, app core.App) *Server {
 	t.Helper()
+	return serveTLS(t, app, true)
+}
+
+// ServeTLS is [Serve] over TLS, with HTTP/1.1.
+func ServeTLS(t testing.TB, app core.App) *Server {
+	t.Helper()
+	return serveTLS(t, app, false)
+}
+
+func serveTLS(t testing.TB, app core.App, http2 bool) *Server {
+	t.Helper()
 	return serve(t, app, func(handler http.Handler) *httptest.Server {
 		server := httptest.NewUnstartedServer(handler)
-		server.EnableHTTP2 = true
+		server.EnableHTTP2 = http2
 		server.StartTLS()
 		return server
 	})

@@ -1,0 +1,144 @@
+// Clients that a handler of OnRealtimeConnectRequest has put around ours: "e.Client =
+// &mine{e.Client}". Made by hooks/connections.go.
+//
+// The wrapper sees each message in its Send, and passes it on. So there are two clients of
+// ours for such a connection. The one that was wrapped is in the index, has the rights,
+// the queue and the replays as any other; it "writes" by calling the wrapper's Send. What
+// comes out of that, and what PocketBase sends, goes to a second one, which writes it to the
+// connection and has nothing to do with topics.
+
+package notify
+
+import (
+	"context"
+
+	"github.com/pocketbase/pocketbase/tools/routine"
+	"github.com/pocketbase/pocketbase/tools/security"
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
+)
+
+// Wrap tells c that messages for it have to go through wrapper, and returns the client that
+// writes to the connection in the place of c: by TakeConn or ServeStream, or, where
+// readsChannel is true, by a loop of other code that reads the wrapper's own Channel. It is
+// nil where wrapper passes nothing on to c. It has to be called before c is served.
+func (c *Client) Wrap(wrapper subscriptions.Client) (writer *Client, readsChannel bool) {
+	if !c.isBehind(wrapper) {
+		return nil, false
+	}
+	below := &Client{Client: c.Client, notifier: c.notifier, connected: c.connected, done: make(chan struct{}), unlisted: true, above: c}
+	below.frames = below.inline[:0]
+
+	// A wrapper may put a channel of its own before ours, once: then it keeps this one.
+	channel := make(chan subscriptions.Message)
+	below.channel = channel
+	c.below.Store(below)
+	if wrapper.Channel() == channel {
+		below.channel = nil
+	} else {
+		readsChannel = true
+		below.startServing(below.startPump)
+	}
+	c.notifier.wrapped.Store(c.Id(), c)
+	go func() { _ = c.serveStream(context.Background(), through{wrapper}, below.isReady) }()
+	return below, readsChannel
+}
+
+// isBehind reports whether what is done with wrapper is done with c.
+func (c *Client) isBehind(wrapper subscriptions.Client) bool {
+	probe := "herald" + security.PseudorandomString(10)
+	wrapper.Set(probe, probe)
+	defer wrapper.Unset(probe)
+	return c.Client.Get(probe) == probe && wrapper.Id() == c.Id()
+}
+
+// through is the "response" to which a wrapped client writes.
+type through struct{ wrapper subscriptions.Client }
+
+func (through) Hooked() bool       { return true }
+func (through) Write([]byte) error { return nil } // a heartbeat, which is the connection's matter
+func (through) Flush() error       { return nil }
+func (through) Cut()               {}
+
+func (t through) Deliver(message subscriptions.Message) error {
+	if message.Name != connectName { // that PocketBase writes itself
+		// a panic of other code's Send costs that one message
+		_ = routine.SafeWrap(func() error {
+			t.wrapper.Send(message)
+			return nil
+		})()
+	}
+	return nil
+}
+
+// isReady waits until little waits to be written by c, which is below another client: that
+// one's queue is the connection's. It is false where the connection has ended.
+func (c *Client) isReady() bool {
+	if !c.awaitRoom() {
+		return false
+	}
+	c.allowExcess() // a message may be larger than the queue
+	return true
+}
+
+// passOn takes to the connection what has come through the wrapper, or from PocketBase.
+// Under a key that was denied meanwhile it takes nothing.
+func (c *Client) passOn(below *Client, m subscriptions.Message) outcome {
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+	if c.denied.has(m.Name) {
+		return gone
+	}
+	if below.notifier.hooked() && below.isTaken() {
+		below.top().Finish(ReasonHandlers)
+		return gone
+	}
+	return below.deliver(newFrame(m, true))
+}
+
+// top returns the client that has the rights and the queue of a connection.
+func (c *Client) top() *Client {
+	if c.above != nil {
+		return c.above
+	}
+	return c
+}
+
+// endBelow ends what writes for c, when it has written what it has if c has ended so too,
+// and returns how many messages it did not write.
+func (c *Client) endBelow(reason string) (undelivered int) {
+	below := c.below.Load()
+	if below == nil {
+		return 0
+	}
+	c.mu.Lock()
+	isFinished := c.closing == reason
+	c.mu.Unlock()
+	if isFinished {
+		below.Finish(reason)
+	} else {
+		below.end(reason)
+	}
+	<-below.done
+	c.notifier.wrapped.Delete(c.Id())
+	return below.undelivered
+}
+
+// own returns the client of ours that client is, or is put around; nil where it is
+// altogether other code's.
+func (n *Notifier) own(client subscriptions.Client) *Client {
+	if c, ok := client.(*Client); ok {
+		return c
+	}
+	if client == nil {
+		return nil
+	}
+	c, _ := n.wrapped.Load(client.Id())
+	own, _ := c.(*Client)
+	return own
+}
+
+// Own returns the client of ours that client, of PocketBase's broker, is or is put around.
+func (n *Notifier) Own(client subscriptions.Client) (*Client, bool) {
+	own := n.own(client)
+	return own, own != nil
+}
