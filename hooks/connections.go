@@ -135,13 +135,14 @@ func (c connections) serve(e *core.RealtimeConnectRequestEvent) error {
 	client.Register(e.Client)
 
 	if c.canTake(e) {
-		return c.take(e, writer)
+		return c.take(e, client, writer)
 	}
 	response := &response{event: e, control: http.NewResponseController(e.Response)}
 	defer response.release()
 	if err := writer.ServeStream(e.Request.Context(), response); err != nil {
 		e.App.Logger().Debug("Realtime connection closed (failed to deliver message)", "clientId", client.Id(), "error", err.Error())
 	}
+	<-client.Done() // which has the reason
 	return nil
 }
 
@@ -150,8 +151,11 @@ func (c connections) serve(e *core.RealtimeConnectRequestEvent) error {
 func (c connections) loop(e *core.RealtimeConnectRequestEvent, client *notify.Client) error {
 	client.SetTimeouts(e.MaxTimeout, e.IdleTimeout)
 	e.MaxTimeout, e.IdleTimeout = math.MaxInt64, math.MaxInt64
-	ctx, cancel := context.WithCancel(e.Request.Context())
+	// the loop is to end after the client, which knows why
+	left := e.Request.Context()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(left))
 	defer cancel()
+	defer context.AfterFunc(left, func() { client.Close(notify.ReasonLeft) })()
 	e.Request = e.Request.WithContext(ctx)
 	response := &response{event: e, control: http.NewResponseController(e.Response)}
 	defer response.release()
@@ -186,8 +190,8 @@ func (c connections) canTake(e *core.RealtimeConnectRequestEvent) bool {
 		e.Response.Header().Get("Content-Encoding") == ""
 }
 
-// take takes the connection from net/http and hands it to client.
-func (c connections) take(e *core.RealtimeConnectRequestEvent, client *notify.Client) error {
+// take takes the connection from net/http and hands it to writer, which writes for client.
+func (c connections) take(e *core.RealtimeConnectRequestEvent, client, writer *notify.Client) error {
 	conn, buffered, err := http.NewResponseController(e.Response).Hijack()
 	if err != nil {
 		return e.InternalServerError("Failed to initialize SSE connection.", err)
@@ -197,7 +201,7 @@ func (c connections) take(e *core.RealtimeConnectRequestEvent, client *notify.Cl
 		client.Close(notify.ReasonUnexpected)
 		return nil
 	}
-	client.TakeConn(conn, responseHead(e.RequestEvent))
+	writer.TakeConn(conn, responseHead(e.RequestEvent))
 
 	if e.App.OnRealtimeConnectRequest().Length() > ownConnectHandlers {
 		<-client.Done() // what handlers do after e.Next is for when the client leaves

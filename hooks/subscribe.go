@@ -36,20 +36,19 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 	}
 	e.Subscriptions = admission.Keys
 
-	client, ok := c.notifier.Own(e.Client)
-	if !ok {
+	expires := tokenExpiry(e.RequestEvent)
+	replace := func() error {
 		if err := c.limits.connectionsOfUser(e); err != nil {
 			return err
 		}
 		return e.Next()
 	}
-	client.SetExpiry(tokenExpiry(e.RequestEvent)) // before anything is sent to that user
-	err = client.Resubscribe(admission, func() error {
-		if err := c.limits.connectionsOfUser(e); err != nil {
-			return err
-		}
-		return e.Next()
-	})
+	client, ok := c.notifier.Own(e.Client)
+	if !ok {
+		return c.notifier.ResubscribeForeign(e.Client, admission, expires, replace)
+	}
+	client.SetExpiry(expires) // before anything is sent to that user
+	err = client.Resubscribe(admission, replace)
 	if err == nil {
 		client.AnnounceDenied(admission.Denied...)
 	}

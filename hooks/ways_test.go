@@ -4,6 +4,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
@@ -16,25 +17,46 @@ type way struct {
 	name    string
 	prepare func(app core.App) // nil: nothing
 	serve   func(testing.TB, core.App) *pbtest.Server
+	// isForeign: what writes is not ours, and need not find out who does not read
+	isForeign bool
 }
 
 // ways are all of them. What is promised holds on each: see promises_test.go.
 var ways = []way{
-	{"taken", nil, pbtest.Serve},
-	{"TLS", nil, pbtest.ServeTLS},
-	{"HTTP2", nil, pbtest.ServeHTTP2},
-	{"handlers", func(app core.App) {
+	{name: "taken", serve: pbtest.Serve},
+	{name: "TLS", serve: pbtest.ServeTLS},
+	{name: "HTTP2", serve: pbtest.ServeHTTP2},
+	{name: "handlers", serve: pbtest.Serve, prepare: func(app core.App) {
 		app.OnRealtimeMessageSend().BindFunc(func(e *core.RealtimeMessageEvent) error { return e.Next() })
-	}, pbtest.Serve},
-	{"wrapped", func(app core.App) {
+	}},
+	{name: "wrapped", serve: pbtest.Serve, prepare: func(app core.App) {
 		wrapClients(app, func(client subscriptions.Client) subscriptions.Client { return &wrapper{client} })
-	}, pbtest.Serve},
-	{"wrapped, HTTP2", func(app core.App) {
+	}},
+	{name: "wrapped, HTTP2", serve: pbtest.ServeHTTP2, prepare: func(app core.App) {
 		wrapClients(app, func(client subscriptions.Client) subscriptions.Client { return &wrapper{client} })
-	}, pbtest.ServeHTTP2},
-	{"own channel", func(app core.App) {
+	}},
+	{name: "own channel", serve: pbtest.Serve, prepare: func(app core.App) {
 		wrapClients(app, func(client subscriptions.Client) subscriptions.Client { return &channelWrapper{Client: client} })
-	}, pbtest.Serve},
+	}},
+}
+
+// replaced is the way of a client that has nothing to do with ours.
+var replaced = way{name: "replaced", serve: pbtest.Serve, isForeign: true, prepare: func(app core.App) {
+	wrapClients(app, func(client subscriptions.Client) subscriptions.Client {
+		other := subscriptions.NewDefaultClient()
+		other.Set(apis.RealtimeClientIPKey, client.Get(apis.RealtimeClientIPKey))
+		return other
+	})
+}}
+
+// newWorld is a world whose messages go that way.
+func (w *way) newWorld(t testing.TB) *world {
+	t.Helper()
+	world := newWorld(t)
+	if w.prepare != nil {
+		w.prepare(world)
+	}
+	return world
 }
 
 // eachWay runs a test over all ways.
@@ -42,11 +64,7 @@ func eachWay(t *testing.T, test func(t *testing.T, w *world, serve func(testing.
 	t.Helper()
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
-			w := newWorld(t)
-			if way.prepare != nil {
-				way.prepare(w)
-			}
-			test(t, w, way.serve)
+			test(t, way.newWorld(t), way.serve)
 		})
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
@@ -172,8 +171,7 @@ func (n *Notifier) authOf(client subscriptions.Client) *core.Record {
 	if own := n.own(client); own != nil {
 		return own.authAt(time.Now())
 	}
-	auth, _ := client.Get(apis.RealtimeClientAuthKey).(*core.Record)
-	return auth
+	return foreignAuth(client)
 }
 
 func refOf(auth *core.Record) userRef { return userRef{auth.Collection().Id, auth.Id} }

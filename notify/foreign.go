@@ -1,11 +1,17 @@
-// The clients in PocketBase's broker that are not ours. Called by the fan-out.
+// The clients in PocketBase's broker that are altogether other code's: those that it has
+// registered itself, or that a handler has put in the place of ours. What they may have is
+// kept in their own store, since we see nothing of what is done with them.
 
 package notify
 
 import (
+	"maps"
 	"slices"
 	"sync"
+	"time"
 
+	"github.com/pocketbase/pocketbase/apis"
+	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
 
@@ -40,4 +46,109 @@ func (n *Notifier) foreignClients() []subscriptions.Client {
 		}
 	}
 	return f.known
+}
+
+// foreignRights are what such a client may have. They are not changed after they were made.
+type foreignRights struct {
+	grants  map[string]grant // by subscription key; a key without is one of the server's own code
+	expires time.Time        // when the token of its auth record does; zero: never
+}
+
+// foreignKey is where the client has them.
+const foreignKey = "heraldRights"
+
+// rightsOf returns the rights of a client of other code, nil where it has asked for nothing.
+func rightsOf(client subscriptions.Client) *foreignRights {
+	rights, _ := client.Get(foreignKey).(*foreignRights)
+	return rights
+}
+
+// grantOf returns the grant by which the client has key. It may be called on nil.
+func (r *foreignRights) grantOf(key string) grant {
+	if r == nil {
+		return grant{}
+	}
+	return r.grants[key]
+}
+
+// replace makes client have next where it has before still.
+func (f *foreign) replace(client subscriptions.Client, before, next *foreignRights) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if rightsOf(client) != before {
+		return false
+	}
+	client.Set(foreignKey, next)
+	return true
+}
+
+// ResubscribeForeign is [Client.Resubscribe] for a client of other code, with the end of the
+// token by which it is signed in. A message that is sent meanwhile may be lost.
+func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission, expires time.Time, replace func() error) error {
+	for done := false; !done; {
+		before := rightsOf(client)
+		both := maps.Clone(a.grants) // until it is replaced it has what it had, too
+		if before != nil {
+			for key, had := range before.grants {
+				if _, ok := both[key]; !ok {
+					both[key] = had
+				}
+			}
+		}
+		done = n.foreign.replace(client, before, &foreignRights{both, expires})
+	}
+	if err := replace(); err != nil {
+		return err
+	}
+	client.Set(foreignKey, &foreignRights{a.grants, expires})
+	if n.changes.current() != a.generation {
+		n.recheckForeign(client, n.newMemo())
+	}
+	return nil
+}
+
+// foreignAuth returns the auth record of a client of other code that counts now.
+func foreignAuth(client subscriptions.Client) *core.Record {
+	if rights := rightsOf(client); rights != nil && !rights.expires.IsZero() && !time.Now().Before(rights.expires) {
+		return nil
+	}
+	auth, _ := client.Get(apis.RealtimeClientAuthKey).(*core.Record)
+	return auth
+}
+
+// recheckForeign asks the rules again for what a client of other code has subscribed to by
+// request, and ends what is denied now. Where that cannot be told the client has to go: it
+// comes back, and is decided on anew.
+func (n *Notifier) recheckForeign(client subscriptions.Client, memo *memo) (checked, ended int) {
+	for {
+		before := rightsOf(client)
+		if before == nil {
+			return 0, 0
+		}
+		auth, err := memo.user(foreignAuth(client))
+		next := &foreignRights{map[string]grant{}, before.expires}
+		var denied []string
+		for key := range before.grants {
+			if err != nil {
+				break
+			}
+			a := memo.decide(key, auth)
+			if err = a.err; a.ok {
+				next.grants[key] = a.grant
+			} else {
+				denied = append(denied, key)
+			}
+		}
+		switch {
+		case err != nil:
+			n.outboxes.end(client, ReasonRuleFailed)
+			return len(before.grants), 0
+		case !n.foreign.replace(client, before, next):
+			continue // it has subscribed anew
+		case len(denied) > 0:
+			client.Unsubscribe(denied...)
+			n.outboxes.remove(client.Id(), toSet(denied))
+		}
+		return len(before.grants), len(denied)
+	}
 }

@@ -18,11 +18,13 @@ import (
 // DefaultClient waits for a reader), so it is called from a goroutine: one for
 // each client that has something waiting, none for the others.
 type outboxes struct {
-	limit int               // messages waiting for a client
-	evict func(box *outbox) // called, on a goroutine of its own, for a client over the limit
+	limit int                              // messages waiting for a client
+	evict func(box *outbox, reason string) // called on a goroutine of its own
 
-	mu       sync.Mutex         // guards byClient and what the outboxes hold
+	mu       sync.Mutex         // guards what follows, and what the outboxes hold
 	byClient map[string]*outbox // by client id; each has a goroutine that drains it
+	held     int                // how many want nothing to be sent for now
+	released *sync.Cond         // told when it is none any more
 }
 
 type outbox struct {
@@ -34,26 +36,74 @@ type outbox struct {
 
 // enqueue appends message to the outbox of client; false where it is full.
 func (o *outboxes) enqueue(client subscriptions.Client, message subscriptions.Message) bool {
-	id := client.Id()
-
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	box, draining := o.byClient[id]
-	if !draining {
-		box = &outbox{client: client, drained: make(chan struct{})}
-		o.byClient[id] = box
-		go o.drain(id, box)
-	}
+	box := o.of(client)
 	if box.evicted {
 		return false
 	}
-	if len(box.waiting) >= o.limit {
-		box.evicted, box.waiting = true, nil
-		go o.evict(box)
+	limit := o.limit
+	if o.held > 0 { // which is not its fault
+		limit *= excused
+	}
+	if len(box.waiting) >= limit {
+		o.endLocked(box, ReasonQueueFull)
 		return false
 	}
 	box.waiting = append(box.waiting, message)
 	return true
+}
+
+// of returns the outbox of client, which it makes where there is none. mu is held.
+func (o *outboxes) of(client subscriptions.Client) *outbox {
+	id := client.Id()
+	box := o.byClient[id]
+	if box == nil {
+		box = &outbox{client: client, drained: make(chan struct{})}
+		o.byClient[id] = box
+		go o.drain(id, box)
+	}
+	return box
+}
+
+// end takes client out of the broker, for a reason; nothing more is sent to it.
+func (o *outboxes) end(client subscriptions.Client, reason string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if box := o.of(client); !box.evicted {
+		o.endLocked(box, reason)
+	}
+}
+
+func (o *outboxes) endLocked(box *outbox, reason string) {
+	box.evicted, box.waiting = true, nil
+	o.released.Broadcast()
+	go o.evict(box, reason)
+}
+
+// hold keeps what waits, and what will, from being sent until release has been called as
+// many times.
+func (o *outboxes) hold() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.held++
+}
+
+func (o *outboxes) release(times int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.held -= times; o.held == 0 {
+		o.released.Broadcast()
+	}
+}
+
+// remove drops what waits for a client under keys.
+func (o *outboxes) remove(clientID string, keys set[string]) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if box := o.byClient[clientID]; box != nil {
+		box.waiting = slices.DeleteFunc(box.waiting, func(m subscriptions.Message) bool { return keys.has(m.Name) })
+	}
 }
 
 // wait returns when nothing waits any more, or expired fires.
@@ -75,6 +125,9 @@ func (o *outboxes) drain(id string, box *outbox) {
 	defer close(box.drained)
 	for {
 		o.mu.Lock()
+		for o.held > 0 && len(box.waiting) > 0 {
+			o.released.Wait()
+		}
 		if len(box.waiting) == 0 {
 			delete(o.byClient, id)
 			o.mu.Unlock()
@@ -94,7 +147,7 @@ func (o *outboxes) drain(id string, box *outbox) {
 // evict takes the client of box out of the broker. First it reads from the
 // client's channel, to end the Send that is stuck in it: Unregister closes that
 // channel, which must not happen while somebody sends to it.
-func (n *Notifier) evict(box *outbox) {
+func (n *Notifier) evict(box *outbox, reason string) {
 	id := box.client.Id()
 	giveUp := time.NewTimer(5 * time.Second) // a Send that waits for something else
 	defer giveUp.Stop()
@@ -108,5 +161,5 @@ func (n *Notifier) evict(box *outbox) {
 		}
 	}
 	n.app.SubscriptionsBroker().Unregister(id)
-	n.app.Logger().Warn("Realtime client removed", slog.String("clientId", id), slog.String("reason", ReasonQueueFull))
+	n.app.Logger().Warn("Realtime client removed", slog.String("clientId", id), slog.String("reason", reason))
 }

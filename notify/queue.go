@@ -403,6 +403,7 @@ func (c *Client) pump(s *stream, wake <-chan struct{}) {
 			_ = s.write(func() error {
 				select {
 				case c.channel <- next.message:
+					c.wrote(len(next.wire))
 				case <-c.done: // and so it ends
 				}
 				return nil

@@ -25,6 +25,7 @@ type changes struct {
 	generation uint64     // counts the ones that are over
 	pending    set[*Change]
 	waiting    map[*Client]int // whose rules are to be asked again, and how often each is held for that
+	foreign    int             // how often the clients of other code are held for that
 	checking   bool            // a goroutine does so
 
 	checks sync.WaitGroup // that goroutine
@@ -69,6 +70,7 @@ func (n *Notifier) beginChange(find func() []*Client) *Change {
 	change.timer = time.AfterFunc(maxChange, func() { change.End(true) })
 	n.changes.mu.Unlock()
 
+	n.outboxes.hold() // of other code's clients nobody knows whom it concerns
 	clients := find() // from here on nobody is overlooked, see admitted
 
 	n.changes.mu.Lock()
@@ -103,13 +105,16 @@ func EndAll(committed bool, changes ...*Change) {
 	}
 	n := changes[0].n
 	held := map[*Client]int{} // and how often
-	var late []*Change        // they took too long, and are committed only now
+	foreign := 0
+	var late []*Change // they took too long, and are committed only now
 	n.changes.mu.Lock()
 	for _, c := range changes {
 		c.timer.Stop()
 		delete(n.changes.pending, c)
 		if c.held == nil {
 			late = append(late, c)
+		} else {
+			foreign++
 		}
 		for client := range c.held {
 			held[client]++
@@ -124,8 +129,11 @@ func EndAll(committed bool, changes ...*Change) {
 			held[client]++
 			client.hold()
 		}
+		n.outboxes.hold()
+		foreign++
 	}
 	if !committed {
+		n.outboxes.release(foreign)
 		for client, holds := range held {
 			for range holds {
 				client.release()
@@ -133,19 +141,20 @@ func EndAll(committed bool, changes ...*Change) {
 		}
 		return
 	}
-	n.checkLater(held)
+	n.checkLater(held, foreign)
 }
 
 // checkLater asks the rules again for held clients and releases them as often as they are
-// held, on another goroutine.
-func (n *Notifier) checkLater(held map[*Client]int) {
+// held, on another goroutine; likewise for those of other code.
+func (n *Notifier) checkLater(held map[*Client]int, foreign int) {
 	c := &n.changes
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for client, holds := range held {
 		c.waiting[client] += holds
 	}
-	if !c.checking && len(c.waiting) > 0 {
+	c.foreign += foreign
+	if !c.checking && (len(c.waiting) > 0 || c.foreign > 0) {
 		c.checking = true
 		c.checks.Go(n.checkWaiting)
 	}
@@ -157,9 +166,12 @@ func (n *Notifier) checkWaiting() {
 		c.mu.Lock()
 		clients := c.waiting
 		c.waiting = map[*Client]int{}
-		c.checking = len(clients) > 0
+		foreign := c.foreign
+		c.foreign = 0
+		c.checking = len(clients) > 0 || foreign > 0
+		isOver := !c.checking
 		c.mu.Unlock()
-		if len(clients) == 0 {
+		if isOver {
 			return
 		}
 		memo := n.newMemo()
@@ -168,6 +180,12 @@ func (n *Notifier) checkWaiting() {
 			for range holds {
 				client.release()
 			}
+		}
+		if foreign > 0 {
+			for _, client := range n.foreignClients() {
+				n.recheckForeign(client, memo)
+			}
+			n.outboxes.release(foreign)
 		}
 	}
 }
@@ -288,14 +306,14 @@ func (n *Notifier) Recheck(filter RecheckFilter) (RecheckReport, error) {
 	var report RecheckReport
 	memo := n.newMemo()
 	for _, client := range clients {
-		own := n.own(client)
-		if own == nil {
-			n.recheckForeign(client, memo, &report)
-			continue
+		checked, ended := 0, 0
+		if own := n.own(client); own != nil {
+			own.hold()
+			checked, ended = n.recheckClient(own, memo)
+			own.release()
+		} else {
+			checked, ended = n.recheckForeign(client, memo)
 		}
-		own.hold()
-		checked, ended := n.recheckClient(own, memo)
-		own.release()
 		report.Checked += checked
 		report.Ended += ended
 	}
@@ -332,21 +350,6 @@ func (n *Notifier) recheckClient(client *Client, memo *memo) (checked, ended int
 		}
 		if client.setGrants(version, grants, denied) {
 			return len(keys), len(denied)
-		}
-	}
-}
-
-// recheckForeign does the same for a client of other code.
-func (n *Notifier) recheckForeign(client subscriptions.Client, memo *memo, report *RecheckReport) {
-	auth, err := memo.user(n.authOf(client))
-	if err != nil {
-		return
-	}
-	for key := range client.Subscriptions() {
-		report.Checked++
-		if a := memo.decide(key, auth); !a.ok && a.err == nil {
-			report.Ended++
-			client.Unsubscribe(key)
 		}
 	}
 }

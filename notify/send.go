@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -280,8 +281,9 @@ func (f *fanOut) deliverForeign(client subscriptions.Client) {
 			f.notifier.app.Logger().Error("Panic in a realtime client during a fan-out", slog.Any("cause", cause))
 		}
 	}()
-	keys := f.notifier.keysOf(client, f.pub.topic)
-	if len(keys) == 0 || client.IsDiscarded() || !f.pub.to.match(client, f.notifier.authOf(client)) {
+	auth, rights := foreignAuth(client), rightsOf(client)
+	keys := slices.DeleteFunc(f.notifier.keysOf(client, f.pub.topic), func(key string) bool { return !rights.grantOf(key).holds(auth) })
+	if len(keys) == 0 || client.IsDiscarded() || !f.pub.to.match(client, auth) {
 		return
 	}
 	all := true
