@@ -110,30 +110,39 @@ const handedOverKey = "heraldHandedOver"
 
 func handedOver(e *core.RealtimeConnectRequestEvent) bool { return e.Get(handedOverKey) != nil }
 
-// serve writes the client's messages: past net/http where the connection can be
-// taken from it, or else from this goroutine.
+// serve writes the client's messages, in the place of PocketBase's loop.
 func (c connections) serve(e *core.RealtimeConnectRequestEvent) error {
 	client, ok := e.Client.(*notify.Client)
-	writer := client
 	if !ok { // a handler has put a client of its own in its place
-		client, ok = e.Get(clientKey).(*notify.Client)
-		if !ok {
-			return e.Next()
-		}
-		readsChannel := false
-		if writer, readsChannel = client.Wrap(e.Client); writer == nil {
-			client.Unlist()
-		}
-		if writer == nil {
-			return e.Next()
-		}
-		if readsChannel {
-			return c.loop(e, client)
-		}
+		return c.serveWrapped(e)
 	}
 	client.SetTimeouts(e.MaxTimeout, e.IdleTimeout)
-	client.Register(e.Client)
+	return c.write(e, client, client)
+}
 
+func (c connections) serveWrapped(e *core.RealtimeConnectRequestEvent) error {
+	client, ok := e.Get(clientKey).(*notify.Client)
+	if !ok {
+		return e.Next()
+	}
+	looped := make(chan struct{})
+	defer close(looped)
+	client.SetTimeouts(e.MaxTimeout, e.IdleTimeout)
+	writer, readsChannel := client.Wrap(e.Client, looped)
+	switch {
+	case writer == nil: // it has nothing to do with ours
+		client.Unlist()
+		return e.Next()
+	case readsChannel:
+		return c.loop(e, client)
+	}
+	return c.write(e, client, writer)
+}
+
+// write has writer write client's messages: past net/http where the connection can be taken
+// from it, or else from this goroutine.
+func (c connections) write(e *core.RealtimeConnectRequestEvent, client, writer *notify.Client) error {
+	client.Register(e.Client)
 	if c.canTake(e) {
 		return c.take(e, client, writer)
 	}
@@ -149,7 +158,6 @@ func (c connections) serve(e *core.RealtimeConnectRequestEvent) error {
 // loop leaves it to PocketBase's loop to write what it reads from the channel of a wrapper,
 // until client ends.
 func (c connections) loop(e *core.RealtimeConnectRequestEvent, client *notify.Client) error {
-	client.SetTimeouts(e.MaxTimeout, e.IdleTimeout)
 	e.MaxTimeout, e.IdleTimeout = math.MaxInt64, math.MaxInt64
 	// the loop is to end after the client, which knows why
 	left := e.Request.Context()

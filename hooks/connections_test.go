@@ -96,7 +96,8 @@ func TestStalledSubscriber(t *testing.T) {
 		if received != sent {
 			t.Errorf("the healthy subscriber got %d of %d messages", received, sent)
 		}
-		stats := notify.New(w, notify.Config{}).Stats()
+		awaitReason(t, w, notify.ReasonQueueFull)
+		stats := engine(w).Stats()
 		if stats.Disconnects[notify.ReasonQueueFull] != 1 || stats.Dropped == 0 {
 			t.Errorf("stats %+v", stats)
 		}

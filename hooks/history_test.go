@@ -1219,3 +1219,77 @@ func unzip(archive, dir string) error {
 	defer reader.Close()
 	return os.CopyFS(dir, reader)
 }
+
+// holdLog makes the disk of the history slow, for as long as another process's transaction
+// holds it: until release is called, or the log gives up after 10 seconds.
+func holdLog(t *testing.T, app core.App) (release func()) {
+	t.Helper()
+	db, err := sql.Open("sqlite", filepath.Join(app.DataDir(), "notify_history.db")+"?_pragma=busy_timeout(10000)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	db.SetMaxOpenConns(1)
+	if _, err := db.Exec("BEGIN IMMEDIATE"); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if _, err := db.Exec("ROLLBACK"); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestSlowDisk: nobody waits for the disk of the history who does not need it.
+func TestSlowDisk(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addLog(t, w, 10)
+	server := pbtest.Serve(t, w)
+	other := server.Subscribe(t, nil, "other")
+	last := mustSendAll(t, w, "log/a", 1, 2)
+
+	release := holdLog(t, w)
+	stored := make(chan error, 1)
+	go func() { stored <- notify.Notify(w, "log/a", 3) }()
+
+	// a message on another topic, channels that change, also what is kept, a new
+	// connection, the check of rights
+	for i := range 3 {
+		mustSend(t, w, "other", i)
+		other.Expect(t, "other", fmt.Sprint(i))
+		channel := addChannel(t, w, map[string]any{"pattern": fmt.Sprintf("more%d/{x}", i), "subscribeRule": "*", "history": 5})
+		channel.Set("history", 0)
+		save(t, w, channel)
+		channel.Set("history", 5)
+		save(t, w, channel)
+		server.Subscribe(t, w.ann, "other", "log/a").Close(t)
+		if _, err := engine(w).Recheck(notify.RecheckFilter{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case err := <-stored:
+		t.Fatalf("the disk was not slow: %v", err)
+	default:
+	}
+	release()
+	if err := <-stored; err != nil {
+		t.Fatal(err)
+	}
+	if p := historyOf(t, server, nil, "log/a", last.Epoch+":2", 10); len(p.Items) != 1 || !p.Complete {
+		t.Errorf("page %v, complete %v", p.list(), p.Complete)
+	}
+
+	holdLog(t, w)
+	go func() { stored <- notify.Notify(w, "log/a", 4) }()
+	pbtest.WaitFor(t, "the message waits", func() bool { return engine(w).Stats().Messages > 0 })
+	engine(w).Shutdown(100 * time.Millisecond)
+	select {
+	case err := <-stored:
+		if !errors.Is(err, notify.ErrShutdown) { // it may have come too late
+			t.Fatalf("the disk was not slow: %v", err)
+		}
+	default:
+	}
+}

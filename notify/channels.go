@@ -188,18 +188,13 @@ func (n *Notifier) activate(next *channels) {
 		n.channels.Store(next)
 		return
 	}
-	n.sending.Lock() // nobody sends meanwhile
-	defer n.sending.Unlock()
-	n.channels.Store(next)
-	if n.stopped {
-		return
-	}
-	err := n.history.resume(func(topic string) bool {
+	n.sending.Lock() // what is sent without being stored is in the queues
+	lapse := n.history.lapsed(func(topic string) bool {
 		return before.historyOf(topic).count == 0 && next.historyOf(topic).count > 0
 	})
-	if err != nil {
-		n.app.Logger().Error("Failed to note what topics have missed while they had no history", slog.String("error", err.Error()))
-	}
+	n.channels.Store(next)
+	n.sending.Unlock()
+	n.history.noteLater(lapse)
 }
 
 // unknownChannels are those before any were set: what topics had then nobody

@@ -93,6 +93,7 @@ type Client struct {
 	below       atomic.Pointer[Client]
 	above       *Client
 	undelivered int // by the one below; set before done is closed
+	looped      <-chan struct{}
 }
 
 var _ subscriptions.Client = (*Client)(nil)

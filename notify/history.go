@@ -89,9 +89,12 @@ type history struct {
 	stored, groups, failures atomic.Int64 // messages, transactions with them, and those that failed
 	damaged                  atomic.Int64 // files that were set aside
 
-	sweeping sync.WaitGroup
-	timer    *time.Timer // guarded by mu; nil until the store is open
-	swept    int64       // id of the topic that was looked at last; used by the sweep only
+	lapses lapses
+
+	closing  chan struct{}  // closed when closed is set
+	sweeping sync.WaitGroup // goroutines that sweep, or note lapses
+	timer    *time.Timer    // guarded by mu; nil until the store is open
+	swept    int64          // id of the topic that was looked at last; used by the sweep only
 }
 
 // retention is what a channel keeps of a topic.
@@ -140,6 +143,7 @@ func newHistory(n *Notifier) *history {
 		every:    sweepEvery,
 		now:      time.Now,
 		topics:   map[string]*topicState{},
+		closing:  make(chan struct{}),
 	}
 	if h.path == "" {
 		h.path = filepath.Join(n.app.DataDir(), "notify_history.db")
@@ -362,11 +366,21 @@ func (h *history) passOn() {
 // append stores the messages of group, each with the next number of its topic.
 func (h *history) append(s *store, group []*turn) error {
 	now := h.now()
+	var lapsed []string
 	all := func() error {
 		for _, t := range group {
 			state, err := h.state(s, t.pub.topic)
 			if err != nil {
 				return err
+			}
+			if h.lapses.concerns(state.name) {
+				lapsed = append(lapsed, state.name)
+				if state.id != 0 {
+					if err := s.lose(state.id, state.head); err != nil {
+						return err
+					}
+					state.lost = state.head
+				}
 			}
 			if state.id == 0 {
 				if state.id, err = s.addTopic(state.name); err != nil {
@@ -393,13 +407,19 @@ func (h *history) append(s *store, group []*turn) error {
 	if len(group) == 1 && group[0].pub.key == "" && h.isSteady(group[0].pub.topic, now.UnixMilli()) {
 		return all() // one statement, which is a transaction of its own at a third less
 	}
-	return s.transaction(all)
+	if err := s.transaction(all); err != nil {
+		return err
+	}
+	for _, topic := range lapsed {
+		h.lapses.note(topic)
+	}
+	return nil
 }
 
 // isSteady reports whether a message on topic takes no more than its own row.
 func (h *history) isSteady(topic string, now int64) bool {
 	state := h.topics[topic]
-	return state != nil && state.id != 0 && !state.isOver(h.keep(topic), 1) && state.fall == fall{} && now >= state.lastTime-evenedOut
+	return state != nil && state.id != 0 && !h.lapses.concerns(topic) && !state.isOver(h.keep(topic), 1) && state.fall == fall{} && now >= state.lastTime-evenedOut
 }
 
 // isOver reports whether some messages are to be deleted, when there are as many more.
@@ -605,34 +625,9 @@ func (h *history) applyTrimming(s *store, trim trimming) error {
 	return h.trim(s, t, trim.upTo)
 }
 
-// resume notes that the topics which regained their history have missed messages:
-// those that were sent meanwhile were not stored. It has to be called while
-// nobody sends.
-func (h *history) resume(regained func(topic string) bool) error {
-	return h.exclusive(func(s *store) error {
-		return s.transaction(func() error {
-			for id := int64(0); ; {
-				topics, err := s.topicsAfter(id, 1000)
-				if err != nil || len(topics) == 0 {
-					return err
-				}
-				for _, t := range topics {
-					id = t.id
-					if !regained(t.name) {
-						continue
-					}
-					if err := s.lose(t.id, t.head); err != nil {
-						return err
-					}
-					delete(h.topics, t.name)
-				}
-			}
-		})
-	})
-}
-
 // close ends it when those who are in line are served.
-func (h *history) close() {
+// Where that takes longer than ctx they are left behind.
+func (h *history) close(ctx context.Context) {
 	h.mu.Lock()
 	again := h.closed
 	h.closed = true
@@ -643,8 +638,9 @@ func (h *history) close() {
 	if again {
 		return
 	}
-	h.sweeping.Wait()
-	if err := h.take(context.Background(), &turn{last: true}); err != nil {
+	close(h.closing)
+	waitFor(ctx, h.sweeping.Wait)
+	if err := h.take(ctx, &turn{last: true}); err != nil {
 		h.app.Logger().Warn("Failed to close the history of topics", slog.String("error", err.Error()))
 	}
 }

@@ -37,17 +37,17 @@ func newTestLog(t testing.TB) *testLog {
 	l := &testLog{clock: time.UnixMilli(1_800_000_000_000), keeps: map[string]retention{}, delivered: map[string][]int64{}}
 	l.history = &history{app: app, path: filepath.Join(t.TempDir(), "history.db")}
 	l.restart()
-	t.Cleanup(func() { l.close() })
+	t.Cleanup(func() { l.close(context.Background()) })
 	return l
 }
 
 // restart closes the log and opens it again.
 func (l *testLog) restart() {
 	if l.topics != nil {
-		l.close()
+		l.close(context.Background())
 	}
 	l.history = &history{
-		app: l.app, path: l.path, idWindow: 5 * time.Minute, topics: map[string]*topicState{},
+		app: l.app, path: l.path, idWindow: 5 * time.Minute, topics: map[string]*topicState{}, closing: make(chan struct{}),
 		now: func() time.Time { return l.clock },
 		keep: func(topic string) retention {
 			l.mu.Lock()
@@ -115,6 +115,15 @@ func TestLogAgainstModel(t *testing.T) {
 		l.setKeep(name(i), models[i].keep)
 	}
 	epoch := ""
+	var pending []*lapse
+	notePending := func() {
+		for _, lapse := range pending {
+			if err := l.noteLapse(lapse); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pending = nil
+	}
 
 	add := func(i int, id string) {
 		m, data := models[i], fmt.Sprintf(`"%d"`, random.Uint64())
@@ -224,10 +233,11 @@ func TestLogAgainstModel(t *testing.T) {
 			if page, err := l.read(name(i), Start{}, 10, maxPageBytes); err != nil || len(page.items) > 0 || page.epoch != "" {
 				t.Fatalf("without a history there is %v %v", page, err)
 			}
-			if err := l.resume(func(topic string) bool { return topic == name(i) }); err != nil {
-				t.Fatal(err)
-			}
+			pending = append(pending, l.lapsed(func(topic string) bool { return topic == name(i) }))
 			l.setKeep(name(i), m.keep)
+			if random.IntN(2) == 0 {
+				notePending()
+			}
 			if len(m.sent) > 0 {
 				m.lost = int64(len(m.sent))
 			}
@@ -236,9 +246,11 @@ func TestLogAgainstModel(t *testing.T) {
 				t.Fatal(err)
 			}
 		default:
+			notePending()
 			l.restart()
 		}
 	}
+	notePending()
 	l.restart()
 	for i := range models {
 		read(i)
@@ -537,7 +549,7 @@ func TestLogEpoch(t *testing.T) {
 		t.Fatal(err)
 	}
 	add() // is not in it
-	l.close()
+	l.close(context.Background())
 	original := l.path
 	l.path = filepath.Join(t.TempDir(), "restored.db")
 	mustRename(t, snapshot, l.path+snapshotSuffix)
@@ -552,7 +564,7 @@ func TestLogEpoch(t *testing.T) {
 	}
 
 	// moved it is the same, a copy is not
-	l.close()
+	l.close(context.Background())
 	moved := filepath.Join(t.TempDir(), "moved.db")
 	mustRename(t, l.path, moved)
 	l.path = moved
@@ -560,14 +572,14 @@ func TestLogEpoch(t *testing.T) {
 	if again := add(); again.Epoch != restored.Epoch {
 		t.Errorf("moved: %v, before %v", again, restored)
 	}
-	l.close()
+	l.close(context.Background())
 	mustCopy(t, original, moved)
 	l.restart()
 	if copied := add(); copied.Epoch == first.Epoch || copied.Epoch == restored.Epoch || copied.Seq != 4 {
 		t.Errorf("copied: %v", copied)
 	}
 
-	l.close()
+	l.close(context.Background())
 	l.path = filepath.Join(t.TempDir(), "lost.db")
 	l.restart()
 	if lost := add(); lost.Epoch == first.Epoch || lost.Seq != 1 {
@@ -658,5 +670,39 @@ func TestLogTrimsInSteps(t *testing.T) {
 		if page, err := l.read("topic", Start{}, 100, maxPageBytes); err != nil || len(page.items) != 10 {
 			t.Errorf("read %v %v", page, err)
 		}
+	}
+}
+
+// A server that is killed before it has noted for all topics what they have missed gives the
+// log a new epoch: positions from before then tell nothing.
+func TestLapseThatIsNotNoted(t *testing.T) {
+	l := newTestLog(t)
+	l.setKeep("a", retention{count: 10})
+	first, err := l.add("a", "", []byte("1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lapse := l.lapsed(func(string) bool { return true })
+	if err := l.exclusive(func(s *store) error { return s.setPending(true) }); err != nil {
+		t.Fatal(err)
+	}
+	l.restart()
+	since := Position{first.Epoch, first.Seq}
+	page, err := l.read("a", Start{Since: &since}, 10, maxPageBytes)
+	if err != nil || page.complete || page.epoch == first.Epoch {
+		t.Errorf("page %+v, error %v", page, err)
+	}
+
+	since.Epoch = page.epoch
+	l.restart() // an epoch is enough
+	if page, err = l.read("a", Start{Since: &since}, 10, maxPageBytes); err != nil || !page.complete || page.epoch != since.Epoch {
+		t.Errorf("page %+v, error %v", page, err)
+	}
+	if err := l.noteLapse(lapse); err != nil { // it is not in the list any more, and does no harm
+		t.Fatal(err)
+	}
+	l.restart()
+	if page, err = l.read("a", Start{Since: &since}, 10, maxPageBytes); err != nil || page.complete || page.epoch != since.Epoch {
+		t.Errorf("page %+v, error %v", page, err)
 	}
 }

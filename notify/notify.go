@@ -108,8 +108,9 @@ type Notifier struct {
 	started    time.Time
 	clock      atomic.Int64 // nanoseconds since started, at the last tick
 
-	sending sync.RWMutex // held for reading while a message goes into the queues
-	stopped bool         // guarded by sending
+	sending sync.RWMutex   // held for reading while a message that is not stored goes into the queues
+	stopped bool           // guarded by sending
+	storing sync.WaitGroup // the sends of messages that are stored; begun with sending held
 
 	outboxes outboxes
 	recent   recent

@@ -106,17 +106,13 @@ func (o *outboxes) remove(clientID string, keys set[string]) {
 	}
 }
 
-// wait returns when nothing waits any more, or expired fires.
-func (o *outboxes) wait(expired <-chan time.Time) {
+// wait returns when nothing waits any more.
+func (o *outboxes) wait() {
 	o.mu.Lock()
 	boxes := slices.Collect(maps.Values(o.byClient))
 	o.mu.Unlock()
 	for _, box := range boxes {
-		select {
-		case <-box.drained:
-		case <-expired:
-			return
-		}
+		<-box.drained
 	}
 }
 

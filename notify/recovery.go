@@ -151,7 +151,7 @@ func (h *history) read(topic string, from Start, limit, maxBytes int) (*historyP
 }
 
 func (h *history) readFrom(s *store, topic string, keep retention, from Start, limit, maxBytes int) (*historyPage, error) {
-	t, err := s.topic(topic)
+	t, err := h.topicNow(s, topic)
 	if err != nil {
 		return nil, err
 	}

@@ -70,15 +70,27 @@ func (n *Notifier) publish(ctx context.Context, pub *publication) (Report, error
 		return Report{}, err
 	}
 
+	report, done, err := n.deliverUnstored(pub)
+	if done || err != nil {
+		return report, err
+	}
+	defer n.storing.Done()
+	return n.history.send(ctx, pub)
+}
+
+// deliverUnstored delivers pub where its topic has no history. Otherwise it notes in storing
+// that it is to be stored, which takes as long as the disk does.
+func (n *Notifier) deliverUnstored(pub *publication) (report Report, done bool, err error) {
 	n.sending.RLock()
 	defer n.sending.RUnlock()
 	if n.stopped {
-		return Report{}, ErrShutdown
+		return Report{}, false, ErrShutdown
 	}
 	if n.historyOf(pub.topic).count > 0 {
-		return n.history.send(ctx, pub)
+		n.storing.Add(1)
+		return Report{}, false, nil
 	}
-	return n.deliver(pub), nil
+	return n.deliver(pub), true, nil
 }
 
 // deliver takes pub to its recipients and counts it.

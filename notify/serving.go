@@ -4,6 +4,7 @@
 package notify
 
 import (
+	"context"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -198,15 +199,24 @@ func (n *Notifier) Stopping() bool {
 	return n.stopped
 }
 
+// shutdownGrace is how long Shutdown goes on after its timeout, to end what is left at once.
+const shutdownGrace = time.Second
+
 // Shutdown ends all connections as soon as what is queued for them is written,
 // or timeout is over. From its start on messages are refused with
 // [ErrShutdown]: what was accepted before is in the queues. It returns when
-// all have ended.
+// all have ended, and a second after timeout in any case: a disk that does not answer,
+// or other code that does not return, is left behind.
 func (n *Notifier) Shutdown(timeout time.Duration) {
-	deadline := time.After(timeout)
-	n.sending.Lock() // waits for the sends under way
+	patience, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	end, cancelEnd := context.WithTimeout(context.Background(), timeout+shutdownGrace)
+	defer cancelEnd()
+
+	n.sending.Lock() // waits for the messages that go into the queues
 	n.stopped = true
 	n.sending.Unlock()
+	waitFor(patience, n.storing.Wait)
 
 	n.serving.mu.Lock()
 	n.serving.closed = true
@@ -218,18 +228,32 @@ func (n *Notifier) Shutdown(timeout time.Duration) {
 			client.Finish(ReasonShutdown)
 		}
 	}
-	expired := time.AfterFunc(timeout, func() {
+	defer context.AfterFunc(patience, func() {
 		for _, client := range clients {
 			client.Close(ReasonShutdown)
 		}
+	})()
+	waitFor(end, func() {
+		for _, client := range clients {
+			<-client.Done()
+		}
 	})
-	defer expired.Stop()
-	for _, client := range clients {
-		<-client.Done()
-	}
-	n.outboxes.wait(deadline)
-	n.changes.checks.Wait()
+	waitFor(patience, n.outboxes.wait)
 	n.buckets.stop()
-	n.replaying.Wait()
-	n.history.close()
+	waitFor(end, n.changes.checks.Wait)
+	waitFor(end, n.replaying.Wait)
+	n.history.close(end)
+}
+
+// waitFor calls wait, and returns when that does or ctx is done.
+func waitFor(ctx context.Context, wait func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		wait()
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
 }

@@ -83,6 +83,8 @@ CREATE INDEX IF NOT EXISTS ids_seq ON ids (topic, seq);
 const (
 	metaEpoch = "epoch"
 	metaFile  = "file" // which file that is, see fileIdentity
+	// metaPending is there while a lapse is not noted for all of its topics.
+	metaPending = "pending"
 )
 
 // snapshotSuffix is added to the name of the database for the copy that goes into
@@ -180,7 +182,7 @@ func useSnapshot(path string) error {
 }
 
 // readEpoch sets the epoch, a new one where the database is new, comes from a
-// backup or is a copy.
+// backup, is a copy, or does not say of all topics what they have missed.
 func (s *store) readEpoch(path string) error {
 	ctx := context.Background()
 	file := fileIdentity(path)
@@ -200,12 +202,23 @@ func (s *store) readEpoch(path string) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	if s.epoch = known[metaEpoch]; s.epoch != "" && known[metaFile] == file {
+	if s.epoch = known[metaEpoch]; s.epoch != "" && known[metaFile] == file && known[metaPending] == "" {
 		return nil
 	}
 	s.epoch = core.GenerateDefaultRandomId()[:10]
-	_, err = s.write.ExecContext(ctx, "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?), (?, ?)",
-		metaEpoch, s.epoch, metaFile, file)
+	_, err = s.write.ExecContext(ctx, "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?), (?, ?), (?, '')",
+		metaEpoch, s.epoch, metaFile, file, metaPending)
+	return err
+}
+
+// setPending notes whether a lapse is not noted for all of its topics: positions from before
+// a crash then tell nothing.
+func (s *store) setPending(pending bool) error {
+	value := ""
+	if pending {
+		value = "lapse"
+	}
+	_, err := s.write.ExecContext(context.Background(), "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", metaPending, value)
 	return err
 }
 

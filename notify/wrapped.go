@@ -11,6 +11,7 @@ package notify
 
 import (
 	"context"
+	"time"
 
 	"github.com/pocketbase/pocketbase/tools/routine"
 	"github.com/pocketbase/pocketbase/tools/security"
@@ -20,8 +21,12 @@ import (
 // Wrap tells c that messages for it have to go through wrapper, and returns the client that
 // writes to the connection in the place of c: by TakeConn or ServeStream, or, where
 // readsChannel is true, by a loop of other code that reads the wrapper's own Channel. It is
-// nil where wrapper passes nothing on to c. It has to be called before c is served.
-func (c *Client) Wrap(wrapper subscriptions.Client) (writer *Client, readsChannel bool) {
+// nil where wrapper passes nothing on to c. It has to be called before c is served, and after
+// SetTimeouts.
+//
+// c ends after such a loop, which may have a message still to write; looped is to be closed
+// when the loop has ended, and is not waited for longer than a second.
+func (c *Client) Wrap(wrapper subscriptions.Client, looped <-chan struct{}) (writer *Client, readsChannel bool) {
 	if !c.isBehind(wrapper) {
 		return nil, false
 	}
@@ -36,6 +41,7 @@ func (c *Client) Wrap(wrapper subscriptions.Client) (writer *Client, readsChanne
 		below.channel = nil
 	} else {
 		readsChannel = true
+		c.looped = looped
 		below.startServing(below.startPump)
 	}
 	c.notifier.wrapped.Store(c.Id(), c)
@@ -119,6 +125,12 @@ func (c *Client) endBelow(reason string) (undelivered int) {
 		below.end(reason)
 	}
 	<-below.done
+	if c.looped != nil && isFinished {
+		select {
+		case <-c.looped:
+		case <-time.After(shutdownGrace):
+		}
+	}
 	c.notifier.wrapped.Delete(c.Id())
 	return below.undelivered
 }
