@@ -65,14 +65,15 @@ type Admission struct {
 func (n *Notifier) Admit(client subscriptions.Client, auth *core.Record, keys []string) (*Admission, error) {
 	a := &Admission{auth: auth, grants: map[string]grant{}, generation: n.changes.current()}
 	own := n.own(client)
+	var standing map[string]grant
 	if own != nil {
-		a.version = own.currentVersion()
+		a.version, standing = own.standing(auth)
 	}
 	memo := n.newMemo()
 	asked, granted := 0, 0
 	for _, key := range keys {
 		has := client.HasSubscription(key)
-		g, ok := own.standing(key, auth)
+		g, ok := standing[key]
 		if !ok {
 			decision := memo.decide(key, auth)
 			if decision.err != nil {
@@ -240,17 +241,21 @@ func optionsOf(key string) subscriptions.SubscriptionOptions {
 	return reader.Subscriptions()[key]
 }
 
-// standing returns the grant by which the client has key already, if it does and
-// is auth. It may be called on nil.
-func (c *Client) standing(key string, auth *core.Record) (grant, bool) {
-	if c == nil {
-		return grant{}, false
-	}
+// standing returns the grants by which the client has keys already that it asked for, if it
+// is auth, and the version of what it has.
+func (c *Client) standing(auth *core.Record) (version int, grants map[string]grant) {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
-	known, _ := c.keyOf(key)
-	g := known.grant
-	return g, g.byRule && isSameUser(auth, c.authAt(time.Now()))
+	if !isSameUser(auth, c.authAt(time.Now())) {
+		return c.version, nil
+	}
+	grants = map[string]grant{}
+	for name, key := range c.knownKeys() {
+		if key.grant.byRule {
+			grants[name] = key.grant
+		}
+	}
+	return c.version, grants
 }
 
 // isSameUser reports whether a and b are the same user, or both guests.

@@ -130,3 +130,39 @@ func snippet(app core.App, topic string, data any) error {
 	}
 	return group.Wait()
 }
+
+// BenchmarkSubscribe replaces the subscriptions of a client as a request does, with many
+// keys: what ours costs times what PocketBase's own client does ("x-stock").
+func BenchmarkSubscribe(b *testing.B) {
+	app := pbtest.NewApp(b)
+	n := notify.New(app, notify.Config{})
+	keys := make([]string, 1000)
+	for i := range keys {
+		keys[i] = fmt.Sprint("topic/", i)
+	}
+	replace := func(client subscriptions.Client) func() error {
+		return func() error {
+			client.Unsubscribe()
+			client.Subscribe(keys...)
+			return nil
+		}
+	}
+	client, stock := connect(app, nil), subscriptions.NewDefaultClient()
+	var ours, theirs time.Duration
+	for b.Loop() {
+		began := time.Now()
+		admission, err := n.Admit(client, nil, keys)
+		if err == nil {
+			err = client.Resubscribe(admission, replace(client))
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+		ours += time.Since(began)
+
+		began = time.Now()
+		_ = replace(stock)()
+		theirs += time.Since(began)
+	}
+	b.ReportMetric(float64(ours)/float64(theirs), "x-stock")
+}

@@ -190,22 +190,17 @@ func (c *Client) SignOut(next func() error) error {
 	return next()
 }
 
-func (c *Client) currentVersion() int {
-	c.subsMu.Lock()
-	defer c.subsMu.Unlock()
-	return c.version
-}
-
 // reindex makes the index say what the client is subscribed to, with grants where
 // these are given, and else those that it had. subsMu is held.
 func (c *Client) reindex(grants map[string]grant) {
 	wanted := map[string][]subscriptionKey{}
+	known := c.knownKeys()
 	if !c.unlisted {
 		for name, options := range c.Client.Subscriptions() {
 			if safeKey(name) {
 				topic := topicOf(name)
-				key, known := c.keyOf(name)
-				if !known {
+				key, isKnown := known[name]
+				if !isKnown {
 					key = subscriptionKey{name: name, envelope: wantsEnvelope(options)}
 					if from, err := startOf(options); err == nil && from != (Start{}) {
 						key.replay = &replay{from: from}
@@ -220,7 +215,7 @@ func (c *Client) reindex(grants map[string]grant) {
 			}
 		}
 	}
-	c.wantBeats(wanted[BeatTopic])
+	c.wantBeats(wanted[BeatTopic], known)
 	index := c.notifier.index
 	c.subs = slices.DeleteFunc(c.subs, func(s *subscription) bool {
 		keys, ok := wanted[s.topic]
@@ -258,16 +253,15 @@ func sortKeys(keys []subscriptionKey) {
 	slices.SortFunc(keys, func(a, b subscriptionKey) int { return strings.Compare(a.name, b.name) })
 }
 
-// keyOf returns a key that the client has. subsMu is held.
-func (c *Client) keyOf(name string) (subscriptionKey, bool) {
+// knownKeys returns the keys that the client has, by name. subsMu is held.
+func (c *Client) knownKeys() map[string]subscriptionKey {
+	known := make(map[string]subscriptionKey, len(c.subs))
 	for _, s := range c.subs {
 		for _, key := range s.keys {
-			if key.name == name {
-				return key, true
-			}
+			known[key.name] = key
 		}
 	}
-	return subscriptionKey{}, false
+	return known
 }
 
 // namesOf returns the keys of s as the client knows them.

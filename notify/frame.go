@@ -6,15 +6,20 @@ package notify
 import (
 	"bytes"
 	"strings"
+	"sync"
 
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
 
-// frame is a message in the form in which it is written. It is never changed
-// after it was made.
+// frame is a message as it waits to be written. It is never changed after it was made.
 type frame struct {
 	message subscriptions.Message // for OnRealtimeMessageSend handlers, and who reads Client.Channel
-	wire    []byte
+	size    int                   // of its bytes
+
+	// The bytes are made by who writes them first, and not under the lock of a topic: one
+	// connection may listen to it by hundreds of keys.
+	encode  sync.Once
+	encoded []byte
 
 	// private: it was meant for the connection's auth record, and must not be
 	// written after that is none any more.
@@ -25,10 +30,37 @@ type frame struct {
 
 // heartbeat is a comment line (WHATWG HTML, 9.2.5), which clients ignore. No empty line
 // follows: some parsers take one for an event without data.
-var heartbeat = &frame{wire: []byte(":\n"), comment: true}
+var heartbeat = &frame{encoded: []byte(":\n"), size: 2, comment: true}
 
 func newFrame(message subscriptions.Message, private bool) *frame {
-	return &frame{message: message, wire: EncodeSSE("", message.Name, message.Data), private: private}
+	f := &frame{message: message, private: private}
+	if bytes.ContainsAny(message.Data, "\r\n") {
+		f.size = len(f.wire()) // with more than one data field
+	} else {
+		f.size = sizeOfSSE(message.Name, message.Data)
+	}
+	return f
+}
+
+// wire returns the bytes of f, which are not to be changed.
+func (f *frame) wire() []byte {
+	f.encode.Do(func() {
+		if f.encoded == nil {
+			f.encoded = EncodeSSE("", f.message.Name, f.message.Data)
+		}
+	})
+	return f.encoded
+}
+
+// sizeOfSSE returns the length of EncodeSSE for data without line breaks.
+func sizeOfSSE(name string, data []byte) int {
+	size := len("event:\ndata:\n\n") + len(name) + len(data)
+	for _, begin := range []bool{name != "" && name[0] == ' ', len(data) > 0 && data[0] == ' '} {
+		if begin {
+			size++
+		}
+	}
+	return size
 }
 
 // EncodeSSE returns an SSE event in the form that PocketBase writes, with an id

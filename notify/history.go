@@ -47,6 +47,10 @@ const (
 	// over their time, or have lost their channel, and sweepTopics how many.
 	sweepEvery  = 2 * time.Second
 	sweepTopics = 200
+	// maxEmpty is how many topics without messages may be left, before the rows of all
+	// those are deleted that nobody uses. Who recovers on such a topic then may be told that
+	// something is missing where nothing is: so it is to be rare.
+	maxEmpty = 10_000
 
 	// idleTopic is how long what is known of a topic stays in memory.
 	idleTopic = time.Minute
@@ -94,7 +98,11 @@ type history struct {
 	closing  chan struct{}  // closed when closed is set
 	sweeping sync.WaitGroup // goroutines that sweep, or note lapses
 	timer    *time.Timer    // guarded by mu; nil until the store is open
-	swept    int64          // id of the topic that was looked at last; used by the sweep only
+
+	// used by the sweep only
+	swept   int64 // id of the topic that was looked at last
+	empty   int   // topics without messages in this round
+	removes bool  // in this round they go
 }
 
 // retention is what a channel keeps of a topic.
@@ -383,7 +391,7 @@ func (h *history) append(s *store, group []*turn) error {
 				}
 			}
 			if state.id == 0 {
-				if state.id, err = s.addTopic(state.name); err != nil {
+				if err := s.addTopic(&state.topicRow); err != nil {
 					return err
 				}
 			}
@@ -552,6 +560,7 @@ func (h *history) sweep() error {
 		h.swept = 0
 	}
 	var trims []trimming
+	var empty []topicRow
 	for i, t := range topics {
 		trim, err := h.trimmingOf(s, t, now)
 		if err != nil {
@@ -559,6 +568,8 @@ func (h *history) sweep() error {
 		}
 		if trim.lost || trim.upTo >= t.first || t.leftIDs {
 			trims = append(trims, trim)
+		} else if t.first > t.head {
+			empty = append(empty, t)
 		}
 		if trim.upTo >= t.first+maxTrim {
 			break // some of it remains for the next time
@@ -567,16 +578,29 @@ func (h *history) sweep() error {
 			h.swept = 0 // that was the last one
 		}
 	}
+	h.empty += len(empty)
+	if !h.removes {
+		empty = nil
+	}
+	if h.swept == 0 {
+		h.removes, h.empty = h.empty > maxEmpty, 0
+	}
 	return h.exclusive(func(s *store) error {
 		for topic, state := range h.topics {
 			if now.Sub(state.used) > idleTopic {
 				delete(h.topics, topic)
 			}
 		}
-		if len(trims) == 0 {
+		empty = slices.DeleteFunc(empty, func(t topicRow) bool { return h.topics[t.name] != nil })
+		if len(trims) == 0 && len(empty) == 0 {
 			return nil
 		}
 		return s.transaction(func() error {
+			if len(empty) > 0 {
+				if err := s.removeTopics(empty); err != nil {
+					return err
+				}
+			}
 			for _, trim := range trims {
 				if err := h.applyTrimming(s, trim); err != nil {
 					return err
@@ -640,9 +664,11 @@ func (h *history) close(ctx context.Context) {
 	}
 	close(h.closing)
 	waitFor(ctx, h.sweeping.Wait)
-	if err := h.take(ctx, &turn{last: true}); err != nil {
-		h.app.Logger().Warn("Failed to close the history of topics", slog.String("error", err.Error()))
-	}
+	waitFor(ctx, func() { // and where it is left behind it closes at last all the same
+		if err := h.take(context.Background(), &turn{last: true}); err != nil {
+			h.app.Logger().Warn("Failed to close the history of topics", slog.String("error", err.Error()))
+		}
+	})
 }
 
 // OpenHistory opens the database of the history where there is one, so that a server tells

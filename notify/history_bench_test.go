@@ -46,8 +46,7 @@ func BenchmarkGroupCommit(b *testing.B) {
 			l, single := newTestLog(b), newTestLog(b)
 			l.setKeep("topic", retention{count: 1 << 40})
 			if err := single.exclusive(func(s *store) error {
-				_, err := s.addTopic("topic")
-				return err
+				return s.addTopic(&topicRow{name: "topic", lost: -1})
 			}); err != nil {
 				b.Fatal(err)
 			}

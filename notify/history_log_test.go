@@ -706,3 +706,90 @@ func TestLapseThatIsNotNoted(t *testing.T) {
 		t.Errorf("page %+v, error %v", page, err)
 	}
 }
+
+// The rows of topics that have no messages any more do not stay for ever, and no number is
+// given out twice for it.
+func TestEmptyTopicsGo(t *testing.T) {
+	l := newTestLog(t)
+	rows := func() (count int) {
+		t.Helper()
+		if err := l.store.Load().read.QueryRow("SELECT count(*) FROM topics").Scan(&count); err != nil {
+			t.Fatal(err)
+		}
+		return count
+	}
+	sweepAll := func() {
+		t.Helper()
+		for l.swept = 0; ; {
+			if err := l.sweep(); err != nil {
+				t.Fatal(err)
+			}
+			if l.swept == 0 {
+				return
+			}
+		}
+	}
+	for _, topic := range []string{"kept", "old", "new"} {
+		l.setKeep(topic, retention{count: 100, ttl: time.Minute})
+	}
+	var old Report
+	for range 5 {
+		var err error
+		if old, err = l.add("old", "", []byte("1")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.clock = l.clock.Add(time.Hour)
+	sweepAll()
+	kept, err := l.add("kept", "", []byte("1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sweepAll()
+	if count := rows(); count != 2 {
+		t.Fatalf("of a few none goes: %d", count)
+	}
+	if err := l.exclusive(func(s *store) error {
+		return s.transaction(func() error {
+			for i := range maxEmpty {
+				if err := s.addTopic(&topicRow{name: fmt.Sprint("many/", i), head: 3, lost: -1}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	sweepAll() // their channel is gone, which is noted first
+	sweepAll()
+	sweepAll()
+	if count := rows(); count != 1 {
+		t.Fatalf("%d are left", count)
+	}
+
+	check := func() {
+		t.Helper()
+		for seq, complete := range map[int64]bool{4: false, 5: true} {
+			since := Position{old.Epoch, seq}
+			page, err := l.read("old", Start{Since: &since}, 10, maxPageBytes)
+			if err != nil || page.complete != complete || page.head < 5 {
+				t.Errorf("since %d: %+v %v", seq, page, err)
+			}
+		}
+	}
+	check()
+	for _, topic := range []string{"old", "new"} {
+		if report, err := l.add(topic, "", []byte("2")); err != nil || report.Seq != 6 {
+			t.Errorf("%s: %+v %v", topic, report, err)
+		}
+	}
+	if report, err := l.add("kept", "", []byte("2")); err != nil || report.Seq != kept.Seq+1 {
+		t.Errorf("kept: %+v %v", report, err)
+	}
+	since := Position{old.Epoch, 5}
+	page, err := l.read("old", Start{Since: &since}, 10, maxPageBytes)
+	if err != nil || !page.complete || len(page.items) != 1 {
+		t.Errorf("%+v %v", page, err)
+	}
+}

@@ -143,7 +143,7 @@ func New(app core.App, config Config) *Notifier {
 		n.stats.disconnects = map[string]int64{}
 		n.outboxes = outboxes{limit: config.QueueSize, byClient: map[string]*outbox{}, evict: n.evict}
 		n.outboxes.released = sync.NewCond(&n.outboxes.mu)
-		n.recent = recent{window: config.IDWindow, byID: map[string]*result{}}
+		n.recent = recent{window: config.IDWindow, byID: map[string]*result{}, bySender: map[string][]*result{}}
 		n.channels.Store(unknownChannels)
 		n.history = newHistory(n)
 		n.changes.pending = set[*Change]{}

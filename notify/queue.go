@@ -75,7 +75,7 @@ func (c *Client) enqueue(f *frame) outcome {
 	}
 
 	c.frames = append(c.frames, f)
-	c.bytes += len(f.wire)
+	c.bytes += f.size
 	if c.socket != nil {
 		if c.scheduled || c.blocked || c.held > 0 {
 			return queued
@@ -124,7 +124,7 @@ func (c *Client) removeQueued(match func(*frame) bool) {
 		if !match(f) {
 			return false
 		}
-		c.bytes -= len(f.wire)
+		c.bytes -= f.size
 		return true
 	})
 	c.tellRoomLocked()
@@ -142,7 +142,7 @@ const excused = 16
 // bytes are, up to excused times as many. (Most of what waits is shared with others.)
 func (c *Client) hasRoom(f *frame) bool {
 	config := &c.notifier.config
-	size := c.bytes + len(f.wire)
+	size := c.bytes + f.size
 	switch {
 	case len(c.frames) == 0:
 		return true // whatever its size
@@ -184,7 +184,7 @@ func (c *Client) deliver(f *frame) outcome {
 // dropLocked removes the first count frames of the queue. mu is held.
 func (c *Client) dropLocked(count int) {
 	for _, f := range c.frames[:count] {
-		c.bytes -= len(f.wire)
+		c.bytes -= f.size
 	}
 	c.excess = c.excess && !c.isWithinLimits()
 	left := copy(c.frames, c.frames[count:])
@@ -218,7 +218,7 @@ func (c *Client) tellRoomLocked() {
 func (c *Client) join(buffer []byte) (out []byte, shared, private bool) {
 	size, count := 0, 0
 	for _, f := range c.frames[:c.writable()] {
-		if size += len(f.wire); size > maxBatch && count > 0 {
+		if size += f.size; size > maxBatch && count > 0 {
 			break
 		}
 		count++
@@ -228,11 +228,11 @@ func (c *Client) join(buffer []byte) (out []byte, shared, private bool) {
 	case 0:
 		return nil, true, false
 	case 1:
-		out, shared = c.frames[0].wire, true
+		out, shared = c.frames[0].wire(), true
 	default:
 		out = buffer[:0]
 		for _, f := range c.frames[:count] {
-			out = append(out, f.wire...)
+			out = append(out, f.wire()...)
 		}
 	}
 	c.dropLocked(count)
@@ -403,7 +403,7 @@ func (c *Client) pump(s *stream, wake <-chan struct{}) {
 			_ = s.write(func() error {
 				select {
 				case c.channel <- next.message:
-					c.wrote(len(next.wire))
+					c.wrote(next.size)
 				case <-c.done: // and so it ends
 				}
 				return nil

@@ -5,8 +5,17 @@ package notify
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
+)
+
+const (
+	// maxRecent is how many messages with an id are remembered, and maxRecentOfSender how
+	// many of one who is not the server's own code or a superuser: of more, the oldest are
+	// forgotten before their time.
+	maxRecent         = 100_000
+	maxRecentOfSender = 1000
 )
 
 // recent remembers the reports of messages that came with an id, so that a
@@ -14,29 +23,31 @@ import (
 type recent struct {
 	window time.Duration
 
-	mu     sync.Mutex // guards what follows; not held while a message is sent
-	byID   map[string]*result
-	byTime []*result // the finished ones, oldest first
+	mu       sync.Mutex // guards what follows; not held while a message is sent
+	byID     map[string]*result
+	byTime   []*result            // the finished ones, oldest first
+	bySender map[string][]*result // of these the ones with a sender
 }
 
 type result struct {
-	id      string
-	done    chan struct{} // closed when the send is over
-	sent    bool          // false: it failed, and may be tried again
-	report  Report
-	expires time.Time
+	id, sender string
+	done       chan struct{} // closed when the send is over
+	sent       bool          // false: it failed, and may be tried again
+	report     Report
+	expires    time.Time
 }
 
-// do calls send, unless a send with id is under way or was done within the
+// do calls send, unless a send with id, of that sender, is under way or was done within the
 // window: then it returns that one's report. A send that fails is not
-// remembered.
-func (r *recent) do(ctx context.Context, id string, send func() (Report, error)) (Report, error) {
+// remembered. sender is empty for those who have no limit of their own.
+func (r *recent) do(ctx context.Context, sender, id string, send func() (Report, error)) (Report, error) {
+	id = sender + id
 	for {
 		r.mu.Lock()
 		r.forget(time.Now())
 		earlier, ok := r.byID[id]
 		if !ok {
-			mine := &result{id: id, done: make(chan struct{})}
+			mine := &result{id: id, sender: sender, done: make(chan struct{})}
 			r.byID[id] = mine
 			r.mu.Unlock()
 			return r.run(mine, send)
@@ -60,7 +71,7 @@ func (r *recent) run(mine *result, send func() (Report, error)) (report Report, 
 		defer r.mu.Unlock()
 		if mine.sent {
 			mine.expires = time.Now().Add(r.window)
-			r.byTime = append(r.byTime, mine)
+			r.remember(mine)
 		} else {
 			delete(r.byID, mine.id)
 		}
@@ -71,11 +82,49 @@ func (r *recent) run(mine *result, send func() (Report, error)) (report Report, 
 	return report, err
 }
 
+// remember keeps a result, and forgets others where there are too many. r.mu is held.
+func (r *recent) remember(mine *result) {
+	r.byTime = append(r.byTime, mine)
+	for len(r.byID) > maxRecent && len(r.byTime) > 1 {
+		r.forgetFirst()
+	}
+	if mine.sender == "" {
+		return
+	}
+	own := append(r.bySender[mine.sender], mine)
+	if len(own) > maxRecentOfSender {
+		delete(r.byID, own[0].id)
+		own[0] = nil
+		own = own[1:]
+	}
+	r.bySender[mine.sender] = own
+	if len(r.byTime) > 2*len(r.byID)+maxRecentOfSender { // many of them are forgotten
+		r.byTime = slices.DeleteFunc(r.byTime, func(other *result) bool { return r.byID[other.id] != other })
+	}
+}
+
 // forget drops what has expired. r.mu is held.
 func (r *recent) forget(now time.Time) {
 	for len(r.byTime) > 0 && now.After(r.byTime[0].expires) {
-		delete(r.byID, r.byTime[0].id)
-		r.byTime[0] = nil
-		r.byTime = r.byTime[1:]
+		r.forgetFirst()
+	}
+}
+
+// forgetFirst drops the oldest result. r.mu is held.
+func (r *recent) forgetFirst() {
+	first := r.byTime[0]
+	r.byTime[0] = nil
+	r.byTime = r.byTime[1:]
+	if r.byID[first.id] == first {
+		delete(r.byID, first.id)
+	}
+	own := r.bySender[first.sender]
+	if len(own) == 0 || own[0] != first {
+		return // it is forgotten already
+	}
+	if own[0] = nil; len(own) == 1 {
+		delete(r.bySender, first.sender)
+	} else {
+		r.bySender[first.sender] = own[1:]
 	}
 }

@@ -56,7 +56,7 @@ func (n *Notifier) sendOnce(ctx context.Context, msg Message, sender string, pre
 	if fieldErr := checkID(msg.ID); fieldErr != nil {
 		return Report{}, Errors{fieldErr}
 	}
-	return n.recent.do(ctx, sender+msg.ID, send)
+	return n.recent.do(ctx, sender, msg.ID, send)
 }
 
 // publish takes pub to its recipients.

@@ -33,14 +33,15 @@ const (
 func (s *beatState) load() beatState  { return beatState(atomic.LoadInt32((*int32)(s))) }
 func (s *beatState) set(to beatState) { atomic.StoreInt32((*int32)(s), int32(to)) }
 
-// wantBeats notes by which keys the client wants beats. subsMu is held.
-func (c *Client) wantBeats(keys []subscriptionKey) {
+// wantBeats notes that the client wants beats by keys, of which it had the known ones.
+// subsMu is held.
+func (c *Client) wantBeats(keys []subscriptionKey, known map[string]subscriptionKey) {
 	if len(keys) == 0 {
 		c.beat.set(beatNone)
 		return
 	}
 	for _, key := range keys {
-		if _, known := c.keyOf(key.name); !known {
+		if _, isKnown := known[key.name]; !isKnown {
 			c.beat.set(beatDue)
 		}
 	}

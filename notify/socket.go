@@ -65,15 +65,13 @@ func (s *socket) close() {
 func (c *Client) TakeConn(conn net.Conn, head []byte) {
 	s := newSocket(conn)
 	connect := c.ConnectMessage()
-	first := &frame{
-		message: connect,
-		wire:    append(head, EncodeSSE(c.Id(), connect.Name, connect.Data)...),
-	}
+	first := &frame{message: connect, encoded: append(head, EncodeSSE(c.Id(), connect.Name, connect.Data)...)}
+	first.size = len(first.encoded)
 
 	if !c.startServing(func() {
 		c.socket = s
 		c.frames = append([]*frame{first}, c.frames...)
-		c.bytes += len(first.wire)
+		c.bytes += first.size
 		c.scheduled = true
 	}) {
 		conn.Close()

@@ -11,7 +11,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
@@ -28,11 +30,16 @@ type store struct {
 	// again, for other messages.
 	epoch string
 
+	// floor is the last number of a topic that has no row yet: the rows of topics without
+	// messages go at some time, and their numbers are not to be given out again.
+	floor atomic.Int64
+
 	writeDB *sql.DB
 	write   *sql.Conn // used by whoever leads, see history.go
 	read    *sql.DB   // used by anybody
 
 	insertTopic, insertMessage, insertID *sql.Stmt // on write
+	deleteTopic                          *sql.Stmt
 	deleteMessages, deleteIDs            *sql.Stmt
 	saveHead, markLost                   *sql.Stmt
 	markFall, saveTimes                  *sql.Stmt
@@ -42,7 +49,8 @@ type store struct {
 	statements                           []*sql.Stmt // all of these
 }
 
-// The tables. A topic's row stays when its messages are gone: its numbers go on.
+// The tables. A topic's row stays when its messages are gone: its numbers go on. Where too
+// many are left like that, all of them go, see [store.floor].
 //
 // head is the number of the last message where its row may be gone. Up to lost
 // messages are not to be shown, and may have been sent without being stored: the
@@ -85,6 +93,7 @@ const (
 	metaFile  = "file" // which file that is, see fileIdentity
 	// metaPending is there while a lapse is not noted for all of its topics.
 	metaPending = "pending"
+	metaFloor   = "floor"
 )
 
 // snapshotSuffix is added to the name of the database for the copy that goes into
@@ -131,7 +140,8 @@ func openStore(path string, identify func(sent time.Time, audience []byte, sende
 		&s.begin:          "BEGIN IMMEDIATE",
 		&s.commit:         "COMMIT",
 		&s.rollback:       "ROLLBACK",
-		&s.insertTopic:    "INSERT INTO topics (name) VALUES (?)",
+		&s.insertTopic:    "INSERT INTO topics (name, head, lost) VALUES (?, ?, ?)",
+		&s.deleteTopic:    "DELETE FROM topics WHERE id = ?",
 		&s.insertMessage:  "INSERT INTO messages (topic, seq, time, id, sender, audience, data) VALUES (?, ?, ?, ?, ?, ?, ?)",
 		&s.insertID:       "INSERT OR REPLACE INTO ids (topic, key, seq, time) VALUES (?, ?, ?, ?)",
 		&s.deleteMessages: "DELETE FROM messages WHERE topic = ? AND seq <= ?",
@@ -202,6 +212,8 @@ func (s *store) readEpoch(path string) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
+	floor, _ := strconv.ParseInt(known[metaFloor], 10, 64) // 0 where there is none
+	s.floor.Store(floor)
 	if s.epoch = known[metaEpoch]; s.epoch != "" && known[metaFile] == file && known[metaPending] == "" {
 		return nil
 	}
@@ -251,7 +263,7 @@ func (s *store) snapshot(ctx context.Context, path string) (string, error) {
 		_ = os.Remove(snapshot)
 		return "", err
 	}
-	return snapshot, execIn(ctx, snapshot, "DELETE FROM meta")
+	return snapshot, execIn(ctx, snapshot, "DELETE FROM meta WHERE name <> '"+metaFloor+"'")
 }
 
 // execIn executes one statement in a database that is opened for it.
@@ -300,12 +312,19 @@ func (t *topicRow) scan(row interface{ Scan(...any) error }) error {
 // topic returns the topic with name; one with the id 0 where it has never had a
 // message.
 func (s *store) topic(name string) (topicRow, error) {
-	t := topicRow{name: name, first: 1, lost: -1}
+	t := topicRow{}
 	err := t.scan(s.selectTopic.QueryRow(name))
 	if errors.Is(err, sql.ErrNoRows) {
-		err = nil
+		return s.newTopic(name), nil
 	}
 	return t, err
+}
+
+// newTopic returns a topic that has no row. Who has seen number floor of it has missed
+// nothing: it was the last one, or there never was one.
+func (s *store) newTopic(name string) topicRow {
+	floor := s.floor.Load()
+	return topicRow{name: name, first: floor + 1, head: floor, lost: floor - 1}
 }
 
 // topicsAfter returns some topics, by id.
@@ -390,12 +409,33 @@ var errBroken = errors.New("the transaction could not be rolled back")
 
 // The rest is for use within a transaction.
 
-func (s *store) addTopic(name string) (id int64, err error) {
-	result, err := s.insertTopic.Exec(name)
+// addTopic adds the row of a topic that has none, and sets its id.
+func (s *store) addTopic(t *topicRow) error {
+	result, err := s.insertTopic.Exec(t.name, t.head, t.lost)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	return result.LastInsertId()
+	t.id, err = result.LastInsertId()
+	return err
+}
+
+// removeTopics deletes the rows of topics without messages.
+func (s *store) removeTopics(topics []topicRow) error {
+	floor := s.floor.Load()
+	for _, t := range topics {
+		floor = max(floor, t.head)
+	}
+	s.floor.Store(floor) // before anybody can see that a row is gone
+	if _, err := s.write.ExecContext(context.Background(), "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)",
+		metaFloor, strconv.FormatInt(floor, 10)); err != nil {
+		return err
+	}
+	for _, t := range topics {
+		if _, err := s.deleteTopic.Exec(t.id); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *store) addMessage(topicID int64, m *stored, key string) error {

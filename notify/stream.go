@@ -138,10 +138,10 @@ func (c *Client) writeBatch(response Response) (any bool, err error) {
 		c.dropLocked(1)
 		c.mu.Unlock()
 		if !f.comment {
-			c.wrote(len(f.wire))
+			c.wrote(f.size)
 			return true, response.Deliver(f.message)
 		}
-		if err := response.Write(f.wire); err != nil {
+		if err := response.Write(f.wire()); err != nil {
 			return true, err
 		}
 		return true, response.Flush()
