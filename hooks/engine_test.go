@@ -549,3 +549,46 @@ func TestShutdownOfStalled(t *testing.T) {
 		}
 	})
 }
+
+func TestListenersOwnConnection(t *testing.T) {
+	w := newWorld(t)
+	var mu sync.Mutex
+	var conns []*recordingConn
+	server := pbtest.ServeConns(t, w, func(conn net.Conn) net.Conn {
+		mu.Lock()
+		defer mu.Unlock()
+		conns = append(conns, &recordingConn{TCPConn: conn.(*net.TCPConn)})
+		return conns[len(conns)-1]
+	})
+	subscriber := server.Subscribe(t, nil, "example")
+	mustSend(t, w, "example", "seen by the listener")
+	subscriber.Expect(t, "example", `"seen by the listener"`)
+	pbtest.WaitFor(t, "the listener's connection sees the message", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.ContainsFunc(conns, func(c *recordingConn) bool { return c.has("seen by the listener") })
+	})
+}
+
+// panickingWrapper is a client of the application's own that fails.
+type panickingWrapper struct{ subscriptions.Client }
+
+func (w panickingWrapper) Send(m subscriptions.Message) {
+	if string(m.Data) == "1" {
+		panic("test")
+	}
+	w.Client.Send(m)
+}
+
+// A panic of other code costs the message that it is about, and nothing after it.
+func TestPanicInAWrapper(t *testing.T) {
+	w := newWorld(t)
+	wrapClients(w, func(client subscriptions.Client) subscriptions.Client { return panickingWrapper{client} })
+	server := pbtest.Serve(t, w)
+	subscriber := server.Subscribe(t, nil, "example")
+	for i := range 3 {
+		mustSend(t, w, "example", i)
+	}
+	subscriber.Expect(t, "example", "0")
+	subscriber.Expect(t, "example", "2")
+}

@@ -4,8 +4,10 @@
 package hooks
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
+	"os"
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
@@ -23,7 +25,8 @@ type Config struct {
 	Limits Limits
 
 	// MetricsToken lets whoever sends it as a bearer token read
-	// /api/notify/metrics. Defaults to superusers only.
+	// /api/notify/metrics. Defaults to the environment's HERALD_METRICS_TOKEN, and
+	// where that is empty to superusers only.
 	MetricsToken string
 
 	// Page is what is served at / when there is no PublicDir. Defaults to
@@ -64,7 +67,7 @@ func (c *Config) BindFlags(flags *pflag.FlagSet) {
 	flags.BoolVar(&engine.Strict, "notifyStrict", false,
 		"refuse realtime topics that no channel matches, except to superusers")
 	flags.StringVar(&c.MetricsToken, "notifyMetricsToken", "",
-		"a bearer token that may read /api/notify/metrics, for scrapers; empty: superusers only")
+		"a bearer token that may read /api/notify/metrics, for scrapers (or HERALD_METRICS_TOKEN); empty: superusers only")
 }
 
 // heartbeatFlag is notify.Config.Heartbeat as a flag, for which 0 is none: in a
@@ -108,7 +111,7 @@ func Register(app core.App, config Config) error {
 	bindPublish(app, notifier)
 	bindHistory(app, notifier)
 	triggers := bindTriggers(app, notifier)
-	bindStats(app, notifier, triggers, config.MetricsToken)
+	bindStats(app, notifier, triggers, cmp.Or(config.MetricsToken, os.Getenv("HERALD_METRICS_TOKEN")))
 	bindServer(app, notifier)
 	bindInbox(app, notifier)
 	bindPage(app, config)

@@ -78,6 +78,7 @@ func TestPublish(t *testing.T) {
 		{"long topic", w.ann, `{"topic":"` + long + `","data":1}`, 400, []string{"data.topic.code=validation_invalid_topic"}, nil},
 		{"no data", w.ann, `{"topic":"chat/42"}`, 400, []string{"data.data.code=validation_required"}, nil},
 		{"bad id", w.ann, `{"topic":"chat/42","data":1,"id":"a\u0000"}`, 400, []string{"data.id.code=validation_invalid_id"}, nil},
+		{"an exception that is nobody", w.ann, `{"topic":"chat/42","data":1,"except":{"users":["room_members:x","no_such_collection:x","users:` + w.bob.Id + `"]}}`, 200, nil, []*pbtest.Subscriber{ann, phone}},
 		{"bad exception", w.ann, `{"topic":"chat/42","data":1,"except":{"users":["x"]}}`, 400, []string{"data.except.users.0.code=validation_invalid_audience"}, nil},
 		{"forged sender", w.ann, `{"topic":"chat/42","data":1,"from":"users:` + w.bob.Id + `"}`, 400, []string{"data.from.code=validation_unknown_field"}, nil},
 		{"an audience", w.ann, `{"topic":"chat/42","data":1,"to":{"auth":"any"}}`, 400, []string{"data.to.code=validation_unknown_field"}, nil},

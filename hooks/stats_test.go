@@ -71,6 +71,16 @@ func TestStats(t *testing.T) {
 		}
 	}
 
+	t.Run("from the environment", func(t *testing.T) {
+		t.Setenv("HERALD_METRICS_TOKEN", "scraper's other secret")
+		server := pbtest.Serve(t, newWorld(t))
+		for token, want := range map[string]int{"Bearer scraper's other secret": http.StatusOK, "Bearer ": http.StatusUnauthorized} {
+			if status, _ := server.DoText(t, "GET", "/api/notify/metrics", token, nil); status != want {
+				t.Errorf("%q: status %d", token, status)
+			}
+		}
+	})
+
 	t.Run("no token is no password", func(t *testing.T) {
 		server := pbtest.Serve(t, newWorld(t))
 		if status, _ := server.Do(t, "GET", "/api/notify/metrics", "", nil); status != http.StatusUnauthorized {

@@ -1,6 +1,8 @@
 package hooks_test
 
 import (
+	"bytes"
+	"net"
 	"sync"
 	"testing"
 
@@ -24,6 +26,9 @@ type way struct {
 // ways are all of them. What is promised holds on each: see promises_test.go.
 var ways = []way{
 	{name: "taken", serve: pbtest.Serve},
+	{name: "a listener's own connections", serve: func(t testing.TB, app core.App) *pbtest.Server {
+		return pbtest.ServeConns(t, app, func(conn net.Conn) net.Conn { return &recordingConn{TCPConn: conn.(*net.TCPConn)} })
+	}},
 	{name: "TLS", serve: pbtest.ServeTLS},
 	{name: "HTTP2", serve: pbtest.ServeHTTP2},
 	{name: "handlers", serve: pbtest.Serve, prepare: func(app core.App) {
@@ -102,4 +107,26 @@ func (w *channelWrapper) Channel() chan subscriptions.Message {
 		}()
 	})
 	return w.out
+}
+
+// recordingConn is a connection of a listener that wants to see what is written, as one
+// that counts or encrypts does. The *net.TCPConn in it is not to be written past it.
+type recordingConn struct {
+	*net.TCPConn
+	mu      sync.Mutex
+	written bytes.Buffer
+}
+
+func (c *recordingConn) Write(data []byte) (int, error) {
+	n, err := c.TCPConn.Write(data)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.written.Write(data[:n])
+	return n, err
+}
+
+func (c *recordingConn) has(text string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return bytes.Contains(c.written.Bytes(), []byte(text))
 }

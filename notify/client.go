@@ -421,6 +421,7 @@ func (c *Client) Send(m subscriptions.Message) {
 // goroutine of its own, since it takes locks that the one who ends it may hold.
 func (c *Client) cleanup(reason string, undelivered int) {
 	defer close(c.done)
+	defer c.guard("ending a realtime connection")
 	if c.socket != nil {
 		c.socket.close()
 	}
@@ -435,21 +436,26 @@ func (c *Client) cleanup(reason string, undelivered int) {
 		return
 	}
 	c.unlist()
+	defer func() { // also when other code panics
+		if c.onEnd != nil {
+			c.onEnd()
+		}
+		n.stats.ended(reason, undelivered)
+		c.logEnd(reason, undelivered)
+	}()
 	if registered, err := n.app.SubscriptionsBroker().ClientById(c.Id()); err == nil && n.own(registered) == c {
 		n.app.SubscriptionsBroker().Unregister(c.Id())
 	}
 	undelivered += c.endBelow(reason)
 	c.Client.Discard()
-	if c.onEnd != nil {
-		c.onEnd()
-	}
-	n.stats.ended(reason, undelivered)
+}
 
+func (c *Client) logEnd(reason string, undelivered int) {
 	level := slog.LevelDebug
 	switch reason {
 	case ReasonQueueFull, ReasonTooSlow, ReasonUnexpected, ReasonFailed, ReasonHandlers:
 		level = slog.LevelWarn
 	}
-	n.app.Logger().Log(context.Background(), level, "Realtime connection closed",
+	c.notifier.app.Logger().Log(context.Background(), level, "Realtime connection closed",
 		slog.String("clientId", c.Id()), slog.String("reason", reason), slog.Int("undelivered", undelivered))
 }

@@ -75,6 +75,7 @@ type history struct {
 	identify func(sent time.Time, audience []byte, sender string) ([]byte, string)
 	keep     func(topic string) retention
 	now      func() time.Time
+	guard    func(what string) // see guard.go
 
 	store atomic.Pointer[store] // nil until it is needed; written by who leads
 
@@ -150,6 +151,7 @@ func newHistory(n *Notifier) *history {
 		keep:     n.historyOf,
 		every:    sweepEvery,
 		now:      time.Now,
+		guard:    n.guard,
 		topics:   map[string]*topicState{},
 		closing:  make(chan struct{}),
 	}
@@ -533,14 +535,17 @@ func (h *history) sweepAndAgain() {
 	h.sweeping.Add(1)
 	h.mu.Unlock()
 	defer h.sweeping.Done()
+	defer func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if !h.closed {
+			h.timer.Reset(h.every)
+		}
+	}()
+	defer h.guard("trimming the history of topics")
 
 	if err := h.sweep(); err != nil && !errors.Is(err, ErrShutdown) {
 		h.app.Logger().Warn("Failed to trim the history of topics", slog.String("error", err.Error()))
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if !h.closed {
-		h.timer.Reset(h.every)
 	}
 }
 

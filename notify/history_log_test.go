@@ -47,7 +47,7 @@ func (l *testLog) restart() {
 		l.close(context.Background())
 	}
 	l.history = &history{
-		app: l.app, path: l.path, idWindow: 5 * time.Minute, topics: map[string]*topicState{}, closing: make(chan struct{}),
+		app: l.app, path: l.path, idWindow: 5 * time.Minute, topics: map[string]*topicState{}, closing: make(chan struct{}), guard: func(string) {},
 		now: func() time.Time { return l.clock },
 		keep: func(topic string) retention {
 			l.mu.Lock()

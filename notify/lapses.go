@@ -77,6 +77,7 @@ func (h *history) noteLater(l *lapse) {
 		return
 	}
 	h.sweeping.Go(func() {
+		defer h.guard("noting what topics have missed")
 		for {
 			err := h.noteLapse(l)
 			if err == nil || errors.Is(err, ErrShutdown) {

@@ -20,6 +20,7 @@ import (
 type outboxes struct {
 	limit int                              // messages waiting for a client
 	evict func(box *outbox, reason string) // called on a goroutine of its own
+	guard func(what string)                // see guard.go
 
 	mu       sync.Mutex         // guards what follows, and what the outboxes hold
 	byClient map[string]*outbox // by client id; each has a goroutine that drains it
@@ -119,6 +120,7 @@ func (o *outboxes) wait() {
 // drain sends what waits in box, in order, until nothing does.
 func (o *outboxes) drain(id string, box *outbox) {
 	defer close(box.drained)
+	defer o.guard("sending to a realtime client of other code")
 	for {
 		o.mu.Lock()
 		for o.held > 0 && len(box.waiting) > 0 {
@@ -144,6 +146,7 @@ func (o *outboxes) drain(id string, box *outbox) {
 // client's channel, to end the Send that is stuck in it: Unregister closes that
 // channel, which must not happen while somebody sends to it.
 func (n *Notifier) evict(box *outbox, reason string) {
+	defer n.guard("removing a realtime client of other code")
 	id := box.client.Id()
 	giveUp := time.NewTimer(5 * time.Second) // a Send that waits for something else
 	defer giveUp.Stop()

@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -93,6 +95,9 @@ func (n *Notifier) SendFrom(ctx context.Context, p Publisher, msg Message) (Repo
 		data, _ := json.Marshal(msg.Data, json.Deterministic(true)) // an error is Send's to tell
 		sender = fmt.Sprintf("%s\x00%x", sender, sha256.Sum256(data))
 	}
+	if !p.isSuperuser() {
+		msg.Except.Users = n.withoutUnknown(msg.Except.Users)
+	}
 	return n.sendOnce(ctx, msg, sender+"\x00", func() (*publication, error) {
 		pub, err := n.prepare(msg, false)
 		if err == nil && p.Auth != nil {
@@ -100,6 +105,19 @@ func (n *Notifier) SendFrom(ctx context.Context, p Publisher, msg Message) (Repo
 			pub.from = n.nameOf(pub.sender)
 		}
 		return pub, err
+	})
+}
+
+// withoutUnknown leaves out users of what is no auth collection: they listen to nothing, and
+// which collections there are is not for a client to find out.
+func (n *Notifier) withoutUnknown(users []string) []string {
+	return slices.DeleteFunc(slices.Clone(users), func(user string) bool {
+		name, id, ok := strings.Cut(user, ":")
+		if !ok || name == "" || id == "" {
+			return false // which is told
+		}
+		_, err := n.authCollection("", name)
+		return err != nil
 	})
 }
 

@@ -146,7 +146,7 @@ func (c *Client) hasRoom(f *frame) bool {
 	switch {
 	case len(c.frames) == 0:
 		return true // whatever its size
-	case c.held > 0 || c.excess || c.stream != nil && c.stream.isBehind():
+	case c.held > 0 || c.excess || c.stream != nil && c.stream.isBehind() || c.socket != nil && c.socket.isBehind():
 		return size <= excused*config.QueueBytes
 	}
 	return size <= config.QueueBytes && len(c.frames) < config.QueueSize
@@ -380,6 +380,7 @@ func (c *Client) startPump() {
 // pump moves messages from the queue to the channel until the connection ends.
 func (c *Client) pump(s *stream, wake <-chan struct{}) {
 	defer close(c.channel)
+	defer c.guard("passing a realtime connection's messages on")
 	for {
 		c.mu.Lock()
 		var next *frame

@@ -176,17 +176,40 @@ func (n *Notifier) checkWaiting() {
 		}
 		memo := n.newMemo()
 		for client, holds := range clients {
-			n.recheckClient(client, memo)
-			for range holds {
-				client.release()
-			}
+			n.recheckHeld(client, holds, memo)
 		}
 		if foreign > 0 {
-			for _, client := range n.foreignClients() {
-				n.recheckForeign(client, memo)
-			}
-			n.outboxes.release(foreign)
+			n.recheckAllForeign(foreign, memo)
 		}
+	}
+}
+
+// recheckHeld checks a client that is held some times, and releases it as often.
+func (n *Notifier) recheckHeld(client *Client, holds int, memo *memo) {
+	defer func() {
+		for range holds {
+			client.release()
+		}
+	}()
+	defer client.guard("checking the rights of a realtime connection")
+	n.recheckClient(client, memo)
+}
+
+// recheckAllForeign does the same for those of other code.
+func (n *Notifier) recheckAllForeign(holds int, memo *memo) {
+	defer n.outboxes.release(holds)
+	for _, client := range n.foreignClients() {
+		func() {
+			defer n.guard("checking the rights of a realtime client of other code")
+			isChecked := false
+			defer func() {
+				if !isChecked {
+					n.outboxes.end(client, ReasonFailed)
+				}
+			}()
+			n.recheckForeign(client, memo)
+			isChecked = true
+		}()
 	}
 }
 

@@ -85,7 +85,7 @@ func (c *Client) startReplays() {
 }
 
 func (c *Client) runReplays() {
-	defer c.recoverPanic() // which ends the connection
+	defer c.guard("replaying the history of a topic")
 	for {
 		c.subsMu.Lock()
 		if c.replaying = len(c.replays) > 0 && !c.resubscribe; !c.replaying {

@@ -161,7 +161,7 @@ func (n *Notifier) setClock() int64 {
 
 // tick does what is due for c.
 func (n *Notifier) tick(c *Client) {
-	defer c.recoverPanic()
+	defer c.guard("looking after a realtime connection")
 	wall, now := time.Now(), n.setClock()
 
 	if c.beat.load() != beatNone {

@@ -6,10 +6,8 @@ package notify
 
 import (
 	"errors"
-	"log/slog"
 	"net"
 	"os"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"syscall"
@@ -36,15 +34,29 @@ type socket struct {
 	// queue.mu.
 	writing sync.Mutex
 	fd      int // conn's descriptor, which is non-blocking; -1: it is closed, or no plain socket
+
+	// of what is no plain socket, where nobody can tell a peer that does not read from a
+	// server that has much to do; else nil
+	slow *stream
 }
 
 func newSocket(conn net.Conn) *socket {
-	s := &socket{conn: conn, fd: -1}
-	if plain, ok := conn.(syscall.Conn); ok {
-		if raw, err := plain.SyscallConn(); err == nil {
-			_ = raw.Control(func(fd uintptr) { s.fd = int(fd) }) // an error: it is closed already
-			setUserTimeout(raw)
-		}
+	s := &socket{conn: conn, fd: -1, slow: &stream{}}
+	// a listener's own type, though it may have one of these in it, wants to see what is
+	// written
+	var plain syscall.Conn
+	switch conn := conn.(type) {
+	case *net.TCPConn:
+		plain = conn
+	case *net.UnixConn:
+		plain = conn
+	default:
+		return s
+	}
+	s.slow = nil
+	if raw, err := plain.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { s.fd = int(fd) }) // an error: it is closed already
+		setUserTimeout(raw)
 	}
 	return s
 }
@@ -93,6 +105,7 @@ func (c *Client) ConnectMessage() subscriptions.Message {
 // awaitEnd reads until the other side closes. A client has nothing to say on
 // this connection.
 func (c *Client) awaitEnd() {
+	defer c.guard("reading from a realtime connection")
 	var one [1]byte
 	if n, _ := c.socket.conn.Read(one[:]); n > 0 {
 		c.end(ReasonUnexpected)
@@ -172,18 +185,33 @@ func (c *Client) wrote(bytes int) {
 	}
 }
 
+// writePiece waits until piece is written, for WriteTimeout at most.
+func (s *socket) writePiece(piece []byte) error {
+	write := func() error {
+		if err := s.conn.SetWriteDeadline(time.Now().Add(WriteTimeout)); err != nil {
+			return err
+		}
+		_, err := s.conn.Write(piece)
+		return err
+	}
+	if s.slow != nil {
+		return s.slow.write(write)
+	}
+	return write()
+}
+
+// isBehind reports whether the server may be what is slow.
+func (s *socket) isBehind() bool { return s.slow != nil && s.slow.isBehind() }
+
 // writeSlowly writes rest and what waits behind it to a peer that did not take
 // all at once, until it has caught up.
 func (c *Client) writeSlowly(rest []byte) {
-	defer c.recoverPanic()
+	defer c.guard("writing to a realtime connection")
 	conn := c.socket.conn
 	for {
 		for len(rest) > 0 {
 			piece := rest[:min(len(rest), slowPiece)]
-			err := conn.SetWriteDeadline(time.Now().Add(WriteTimeout))
-			if err == nil {
-				_, err = conn.Write(piece)
-			}
+			err := c.socket.writePiece(piece)
 			switch {
 			case errors.Is(err, os.ErrDeadlineExceeded):
 				c.end(ReasonTooSlow)
@@ -210,14 +238,5 @@ func (c *Client) writeSlowly(rest []byte) {
 			return
 		}
 		c.mu.Unlock()
-	}
-}
-
-// recoverPanic keeps a panic in the path of one connection from the others.
-func (c *Client) recoverPanic() {
-	if cause := recover(); cause != nil {
-		c.end(ReasonFailed)
-		c.notifier.app.Logger().Error("Panic while writing to a realtime connection",
-			slog.String("clientId", c.Id()), slog.Any("cause", cause), slog.String("stack", string(debug.Stack())))
 	}
 }

@@ -45,7 +45,10 @@ func (c *Client) Wrap(wrapper subscriptions.Client, looped <-chan struct{}) (wri
 		below.startServing(below.startPump)
 	}
 	c.notifier.wrapped.Store(c.Id(), c)
-	go func() { _ = c.serveStream(context.Background(), through{wrapper}, below.isReady) }()
+	go func() {
+		defer c.guard("passing messages through a client that wraps another")
+		_ = c.serveStream(context.Background(), through{wrapper}, below.isReady) // its methods return none
+	}()
 	return below, readsChannel
 }
 

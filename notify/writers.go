@@ -79,7 +79,7 @@ func (w *writers) take(share []*Client) int {
 }
 
 func (w *writers) write(client *Client, buffer *[maxBatch]byte) {
-	defer client.recoverPanic()
+	defer client.guard("writing to a realtime connection")
 	if client.flushWith(buffer) {
 		w.add(client)
 	}
