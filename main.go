@@ -25,8 +25,8 @@ func main() {
 	app := pocketbase.New()
 	app.RootCmd.Version = version + " (PocketBase " + pocketbaseVersion() + ")"
 
-	config := hooks.Config{Page: pb_public.FS}
 	var jsConfig jsvm.Config
+	config := hooks.Config{Page: pb_public.FS, JS: &jsConfig}
 	var migrations migratecmd.Config
 
 	// the flags of PocketBase's own executable (its examples/base/main.go)
@@ -44,11 +44,8 @@ func main() {
 	app.RootCmd.ParseFlags(os.Args[1:])
 	config.RequirePublicDir = flags.Changed("publicDir")
 
-	hooks.MustRegister(app, config)
-
 	jsConfig.MigrationsDir = migrations.Dir
-	jsConfig.OnInit = hooks.BindJS(app)
-	jsvm.MustRegister(hooks.JSApp{PocketBase: app}, jsConfig)
+	hooks.MustRegister(app, app.RootCmd, config)
 
 	// Under "go run" whoever changes a collection in the dashboard works on the
 	// Go code, and gets a Go migration that the next build compiles in; the
@@ -61,8 +58,6 @@ func main() {
 		}
 	}
 	migratecmd.MustRegister(app, app.RootCmd, migrations)
-
-	hooks.BindCommands(app, app.RootCmd)
 
 	if err := app.Start(); err != nil {
 		var exit *hooks.ExitError

@@ -61,7 +61,7 @@ func serve(args []string) error {
 	}
 	send := sendSnippet
 	if kind != "snippet" {
-		hooks.MustRegister(app, hooks.Config{})
+		hooks.MustRegister(app, nil, hooks.Config{})
 		send = sendHerald
 	}
 

@@ -399,7 +399,7 @@ func TestEmptyWildcard(t *testing.T) {
 
 func TestStrict(t *testing.T) {
 	app := pbtest.NewApp(t, func(app core.App) {
-		hooks.MustRegister(app, hooks.Config{Notify: notify.Config{Strict: true}})
+		hooks.MustRegister(app, nil, hooks.Config{Notify: notify.Config{Strict: true}})
 	})
 	root := pbtest.AddAuth(t, app, core.CollectionNameSuperusers, "root@x.com", nil)
 	ann := pbtest.AddAuth(t, app, "users", "ann@x.com", nil)
@@ -490,7 +490,7 @@ func TestChannelsMigration(t *testing.T) {
 func TestChannelsDisappear(t *testing.T) {
 	for name, strict := range map[string]bool{"": false, "strict": true} {
 		t.Run(name, func(t *testing.T) {
-			register := func(app core.App) { hooks.MustRegister(app, hooks.Config{Notify: notify.Config{Strict: strict}}) }
+			register := func(app core.App) { hooks.MustRegister(app, nil, hooks.Config{Notify: notify.Config{Strict: strict}}) }
 			app := pbtest.NewApp(t, register)
 			app.Settings().Logs.MaxDays = 1
 			root := pbtest.AddAuth(t, app, core.CollectionNameSuperusers, "root@x.com", nil)

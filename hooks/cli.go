@@ -51,8 +51,8 @@ func exitWith(code int, format string, args ...any) error {
 	return &ExitError{code, fmt.Errorf(format, args...)}
 }
 
-// BindCommands adds the command "notify" to root, and cobra's "completion".
-func BindCommands(app core.App, root *cobra.Command) {
+// bindCommands adds the command "notify" to root, and cobra's "completion".
+func bindCommands(app core.App, root *cobra.Command) {
 	c := &cli{app: app}
 	// Execute opens the databases of any command, and makes the data directory first;
 	// ours open them when they need a token from there (see makeToken)

@@ -21,12 +21,11 @@ func TestTailOutlivesItsToken(t *testing.T) {
 	t.Parallel()
 	const lasts = 3 * time.Second
 	hooks.SetTokenLasts(lasts)
-	app := pbtest.NewApp(t, func(app core.App) { hooks.MustRegister(app, hooks.Config{}) })
+	root := &cobra.Command{}
+	app := pbtest.NewApp(t, func(app core.App) { hooks.MustRegister(app, root, hooks.Config{}) })
 	pbtest.AddAuth(t, app, core.CollectionNameSuperusers, "root@x.com", nil)
 	server := pbtest.Serve(t, app)
 
-	root := &cobra.Command{}
-	hooks.BindCommands(app, root)
 	root.SetArgs([]string{"notify", "tail", "news", "--url", server.URL})
 	out, in := io.Pipe()
 	root.SetOut(in)

@@ -174,7 +174,7 @@ func TestHeartbeat(t *testing.T) {
 	for name, serve := range map[string]func(testing.TB, core.App) *pbtest.Server{"taken": pbtest.Serve, "HTTP2": pbtest.ServeHTTP2} {
 		t.Run(name, func(t *testing.T) {
 			app := pbtest.NewApp(t, func(app core.App) {
-				hooks.MustRegister(app, hooks.Config{Notify: notify.Config{Heartbeat: time.Millisecond}})
+				hooks.MustRegister(app, nil, hooks.Config{Notify: notify.Config{Heartbeat: time.Millisecond}})
 			})
 			_, lines := open(t, serve(t, app))
 			for beats := 0; beats < 2 && lines.Scan(); {
@@ -207,7 +207,7 @@ func TestBeat(t *testing.T) {
 		for name, serve := range map[string]func(testing.TB, core.App) *pbtest.Server{"taken": pbtest.Serve, "HTTP2": pbtest.ServeHTTP2} {
 			t.Run(fmt.Sprint(name, every), func(t *testing.T) {
 				app := pbtest.NewApp(t, func(app core.App) {
-					hooks.MustRegister(app, hooks.Config{Notify: notify.Config{Heartbeat: every}})
+					hooks.MustRegister(app, nil, hooks.Config{Notify: notify.Config{Heartbeat: every}})
 				})
 				server := serve(t, app)
 				key := withQuery("@beat", "a", "b")
@@ -428,7 +428,7 @@ func TestPanickingHandler(t *testing.T) {
 // TestPanicWhileConnecting: a handler's panic frees the place of the connection.
 func TestPanicWhileConnecting(t *testing.T) {
 	app := pbtest.NewApp(t, func(app core.App) {
-		hooks.MustRegister(app, hooks.Config{Limits: hooks.Limits{Connections: 1, ConnectionsPerIP: 1}})
+		hooks.MustRegister(app, nil, hooks.Config{Limits: hooks.Limits{Connections: 1, ConnectionsPerIP: 1}})
 	})
 	panics := 0
 	app.OnRealtimeConnectRequest().BindFunc(func(e *core.RealtimeConnectRequestEvent) error {

@@ -307,7 +307,7 @@ func TestReplayWithSmallQueue(t *testing.T) {
 	for name, serve := range map[string]func(testing.TB, core.App) *pbtest.Server{"taken": pbtest.Serve, "HTTP2": pbtest.ServeHTTP2} {
 		t.Run(name, func(t *testing.T) {
 			app := pbtest.NewApp(t, func(app core.App) {
-				hooks.MustRegister(app, hooks.Config{Notify: notify.Config{QueueBytes: 64 << 10}})
+				hooks.MustRegister(app, nil, hooks.Config{Notify: notify.Config{QueueBytes: 64 << 10}})
 			})
 			addLog(t, app, 1000)
 			server := serve(t, app)
@@ -873,7 +873,7 @@ func TestHistoryRoute(t *testing.T) {
 	})
 	t.Run("strict", func(t *testing.T) {
 		app := pbtest.NewApp(t, func(app core.App) {
-			hooks.MustRegister(app, hooks.Config{Notify: notify.Config{Strict: true}})
+			hooks.MustRegister(app, nil, hooks.Config{Notify: notify.Config{Strict: true}})
 		})
 		if status, text := pbtest.Serve(t, app).DoText(t, "GET", historyPath("any", "", 0), "", nil); status != http.StatusForbidden {
 			t.Errorf("%d %s", status, text)

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/plugins/jsvm"
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"herald/notify"
@@ -28,6 +30,10 @@ type Config struct {
 	// /api/notify/metrics. Defaults to the environment's HERALD_METRICS_TOKEN, and
 	// where that is empty to superusers only.
 	MetricsToken string
+
+	// JS registers PocketBase's jsvm plugin (pb_hooks and JavaScript migrations) with
+	// $notify and onNotifyPublish, instead of jsvm.MustRegister. Nil is without JavaScript.
+	JS *jsvm.Config
 
 	// Page is what is served at / when there is no PublicDir. Defaults to
 	// nothing.
@@ -90,16 +96,17 @@ func (f *heartbeatFlag) String() string { return time.Duration(max(*f, 0)).Strin
 func (f *heartbeatFlag) Type() string   { return "duration" }
 
 // MustRegister is [Register] that panics on an error.
-func MustRegister(app core.App, config Config) {
-	if err := Register(app, config); err != nil {
+func MustRegister(app core.App, root *cobra.Command, config Config) {
+	if err := Register(app, root, config); err != nil {
 		panic(err)
 	}
 }
 
-// Register binds Herald to app. Call it once, before app starts.
+// Register binds all of Herald to app. Call it once, before app starts. root, such as
+// app.RootCmd, gets the command "notify"; it may be nil.
 //
 // Each handler has an id that begins with "herald", by which it can be unbound.
-func Register(app core.App, config Config) error {
+func Register(app core.App, root *cobra.Command, config Config) error {
 	if config.Notify.Hooked == nil {
 		config.Notify.Hooked = func() bool { return app.OnRealtimeMessageSend().Length() > 0 }
 	}
@@ -115,6 +122,11 @@ func Register(app core.App, config Config) error {
 	bindServer(app, notifier)
 	bindInbox(app, notifier)
 	bindPage(app, config)
-
-	return nil
+	if root != nil {
+		bindCommands(app, root)
+	}
+	if config.JS == nil {
+		return nil
+	}
+	return bindJS(app, *config.JS)
 }

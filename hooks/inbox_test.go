@@ -287,7 +287,7 @@ func TestInboxMigration(t *testing.T) {
 	// starts serving, with the inbox off, and says why
 	startsWithout := func(t *testing.T, app *tests.TestApp, reason string) {
 		t.Helper()
-		hooks.MustRegister(app, hooks.Config{})
+		hooks.MustRegister(app, nil, hooks.Config{})
 		app.Settings().Logs.MaxDays = 1
 		server := pbtest.Serve(t, app)
 		if status, _ := server.Do(t, "GET", "/api/health", "", nil); status != http.StatusOK {

@@ -1,5 +1,4 @@
-// $notify: the engine in pb_hooks and JavaScript migrations. Bound by main.go to each
-// JavaScript runtime.
+// $notify: the engine in pb_hooks and JavaScript migrations.
 
 package hooks
 
@@ -20,6 +19,7 @@ import (
 	"github.com/dop251/goja"
 	validation "github.com/pocketbase/ozzo-validation/v4"
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/plugins/jsvm"
 	"github.com/pocketbase/pocketbase/tools/hook"
 	"github.com/pocketbase/pocketbase/tools/router"
 
@@ -34,10 +34,10 @@ var jsTypes []byte
 // jsTypesName is the file that they are written to, beside PocketBase's own types.d.ts.
 const jsTypesName = "herald.d.ts"
 
-// BindJS returns what gives a JavaScript runtime $notify; it is for the OnInit of
-// PocketBase's jsvm plugin. Call [Register] before that plugin is registered. The
-// types are written into the data directory when the server starts.
-func BindJS(app core.App) func(vm *goja.Runtime) {
+// bindJS registers PocketBase's jsvm plugin for app, with onNotifyPublish and $notify in
+// each of its runtimes. The types are written into the data directory when the server
+// starts.
+func bindJS(app core.App, config jsvm.Config) error {
 	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
 		Id: "heraldTypes",
 		Func: func(e *core.ServeEvent) error {
@@ -47,9 +47,14 @@ func BindJS(app core.App) func(vm *goja.Runtime) {
 			return e.Next()
 		},
 	})
-	return func(vm *goja.Runtime) {
+	onInit := config.OnInit
+	config.OnInit = func(vm *goja.Runtime) {
 		_ = vm.Set("$notify", jsNotify{app, vm}.object()) // into a new runtime
+		if onInit != nil {
+			onInit(vm)
+		}
 	}
+	return jsvm.Register(jsApp{app}, config)
 }
 
 // jsNotify is $notify in one runtime.

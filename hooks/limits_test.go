@@ -12,7 +12,7 @@ import (
 
 func TestLimits(t *testing.T) {
 	limited := func(t *testing.T, limits hooks.Limits) *pbtest.Server {
-		return pbtest.Serve(t, pbtest.NewApp(t, func(app core.App) { hooks.MustRegister(app, hooks.Config{Limits: limits}) }))
+		return pbtest.Serve(t, pbtest.NewApp(t, func(app core.App) { hooks.MustRegister(app, nil, hooks.Config{Limits: limits}) }))
 	}
 	get := func(t *testing.T, server *pbtest.Server, ip string) *http.Response {
 		t.Helper()

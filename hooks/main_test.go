@@ -12,7 +12,7 @@ import (
 
 func TestMain(m *testing.M) { pbtest.Main(m) }
 
-func register(app core.App) { hooks.MustRegister(app, hooks.Config{}) }
+func register(app core.App) { hooks.MustRegister(app, nil, hooks.Config{}) }
 
 // world is an application with Herald, a superuser and two users.
 type world struct {

@@ -52,7 +52,7 @@ func TestPage(t *testing.T) {
 		"the api goes on":        {hooks.Config{Page: page}, "/api/health", 200, "API is healthy", false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			app := pbtest.NewApp(t, func(app core.App) { hooks.MustRegister(app, test.config) })
+			app := pbtest.NewApp(t, func(app core.App) { hooks.MustRegister(app, nil, test.config) })
 			server := pbtest.Serve(t, app)
 			response, err := server.Client().Get(server.URL + test.path)
 			if err != nil {
@@ -74,7 +74,7 @@ func TestPage(t *testing.T) {
 
 	t.Run("a route of the application's own", func(t *testing.T) {
 		app := pbtest.NewApp(t, func(app core.App) {
-			hooks.MustRegister(app, hooks.Config{Page: page})
+			hooks.MustRegister(app, nil, hooks.Config{Page: page})
 			app.OnServe().BindFunc(func(e *core.ServeEvent) error {
 				e.Router.GET("/{path...}", func(e *core.RequestEvent) error { return e.NoContent(http.StatusTeapot) })
 				return e.Next()

@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/pocketbase/pocketbase"
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
@@ -61,13 +60,13 @@ func OnPublish(app core.App) *hook.Hook[*PublishEvent] {
 	return app.Store().GetOrSet(publishHookKey, func() any { return &hook.Hook[*PublishEvent]{} }).(*hook.Hook[*PublishEvent])
 }
 
-// JSApp is an application as the jsvm plugin is to have it, so that pb_hooks have
+// jsApp is an application as the jsvm plugin is to have it, so that pb_hooks have
 // onNotifyPublish: the plugin makes a JS hook of each method whose name begins
 // with On.
-type JSApp struct{ *pocketbase.PocketBase }
+type jsApp struct{ core.App }
 
 // OnNotifyPublish is [OnPublish], for the plugin.
-func (a JSApp) OnNotifyPublish() jsPublishHook { return jsPublishHook{OnPublish(a.PocketBase)} }
+func (a jsApp) OnNotifyPublish() jsPublishHook { return jsPublishHook{OnPublish(a.App)} }
 
 // bindPublish adds the route by which clients publish.
 func bindPublish(app core.App, notifier *notify.Notifier) {

@@ -13,7 +13,7 @@ import (
 )
 
 func TestStats(t *testing.T) {
-	app := pbtest.NewApp(t, func(app core.App) { hooks.MustRegister(app, hooks.Config{MetricsToken: "scraper's secret"}) })
+	app := pbtest.NewApp(t, func(app core.App) { hooks.MustRegister(app, nil, hooks.Config{MetricsToken: "scraper's secret"}) })
 	root := pbtest.AddAuth(t, app, core.CollectionNameSuperusers, "root@x.com", nil)
 	ann := pbtest.AddAuth(t, app, "users", "ann@x.com", nil)
 	server := pbtest.Serve(t, app)

@@ -154,6 +154,13 @@ func New(app core.App, config Config) *Notifier {
 	}).(*Notifier)
 }
 
+// Of returns the Notifier that [New] made for app, nil where it has not been called. app may
+// be the app of a transaction.
+func Of(app core.App) *Notifier {
+	n, _ := app.Store().Get(storeKey).(*Notifier)
+	return n
+}
+
 func (n *Notifier) hooked() bool { return n.config.Hooked != nil && n.config.Hooked() }
 
 // Config returns the configuration in force, with the defaults filled in.
@@ -171,8 +178,8 @@ func Notify(app core.App, topic string, data any) error {
 		return err
 	}
 
-	n, ok := app.Store().Get(storeKey).(*Notifier)
-	if !ok {
+	n := Of(app)
+	if n == nil {
 		return errors.New("notify: call notify.New(app, …) once before the first transaction that notifies")
 	}
 	// encoded now: what data points to may have changed by the commit
