@@ -59,7 +59,7 @@ lint: ## go vet, gofmt, staticcheck, govulncheck (where its database can be reac
 fuzz: ## fuzz topics, frames and patterns, 30 s each
 	go test -run '^$$' -fuzz FuzzFrame -fuzztime 30s ./notify
 	go test -run '^$$' -fuzz FuzzTopic -fuzztime 30s ./notify
-	go test -run '^$$' -fuzz FuzzPattern -fuzztime 30s ./notify
+	go test -run '^$$' -fuzz FuzzPattern -fuzztime 30s ./notify/internal/rules
 
 .PHONY: bench
 bench: ## measure Herald against the snippet of PocketBase's documentation (10 minutes; ARGS="-n 1000 -rounds 1")

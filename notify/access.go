@@ -15,6 +15,8 @@ import (
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
+
+	"herald/notify/internal/rules"
 )
 
 // DeniedTopic is the system topic on which a client hears of subscriptions that
@@ -152,24 +154,24 @@ func (m *memo) decide(key string, auth *core.Record) answer {
 	}
 
 	q := question{topic: topic}
-	if granted.forUser = channel.subscribe.looksAtAuth() || isSuperuser; granted.forUser && auth != nil {
+	if granted.forUser = channel.subscribe.LooksAtAuth() || isSuperuser; granted.forUser && auth != nil {
 		q.user = refOf(auth)
 		granted.user = q.user
 	}
-	if channel.subscribe.looksAtHeaders {
+	if channel.subscribe.LooksAtHeaders {
 		q.headers = key
 	}
 	if known, ok := m.answers[q]; ok {
 		return known
 	}
 	var headers map[string]string
-	if channel.subscribe.looksAtHeaders {
+	if channel.subscribe.LooksAtHeaders {
 		headers = optionsOf(key).Headers
 	}
 	ok, err := m.n.passes(channel, channel.subscribe, values, auth, headers)
 	if err != nil {
 		m.n.app.Logger().Error("A channel's subscribe rule failed",
-			slog.String("pattern", channel.pattern.text), slog.String("error", err.Error()))
+			slog.String("pattern", channel.pattern.Text), slog.String("error", err.Error()))
 	}
 	a := answer{grant: granted, ok: ok && err == nil, err: err}
 	m.answers[q] = a
@@ -211,8 +213,8 @@ func (m *memo) user(auth *core.Record) (*core.Record, error) {
 //
 // {name...} may stand for nothing. A rule that looks at it would find that equal to what
 // an outer join has where there is no record, and let everybody pass: it is not asked.
-func (n *Notifier) passes(c *channel, r *rule, values map[string]string, auth *core.Record, headers map[string]string) (bool, error) {
-	for name := range r.wildcards {
+func (n *Notifier) passes(c *channel, r *rules.Rule, values map[string]string, auth *core.Record, headers map[string]string) (bool, error) {
+	for name := range r.Wildcards {
 		if values[name] == "" && (auth == nil || !auth.IsSuperuser()) {
 			return false, nil
 		}
@@ -224,7 +226,7 @@ func (n *Notifier) passes(c *channel, r *rule, values map[string]string, auth *c
 		Headers: headers,
 		Body:    map[string]any{},
 		Auth:    auth,
-	}, r.filter)
+	}, r.Filter)
 }
 
 // wantsEnvelope reports whether the options of a subscription key ask for the

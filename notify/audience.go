@@ -10,6 +10,8 @@ import (
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
+
+	"herald/notify/internal/sets"
 )
 
 // The values of [Audience.Auth].
@@ -53,25 +55,21 @@ type userRef struct{ collectionID, id string }
 
 func (r userRef) String() string { return r.collectionID + ":" + r.id }
 
-type set[K comparable] map[K]struct{}
-
-func (s set[K]) has(key K) bool { _, ok := s[key]; return ok }
-
 // audience is an Audience and Except, checked and resolved. A nil set narrows
 // nothing.
 type audience struct {
 	auth          string
-	users         set[userRef]
-	collections   set[string] // ids
-	clients       set[string]
-	exceptUsers   set[userRef]
-	exceptClients set[string]
+	users         sets.Of[userRef]
+	collections   sets.Of[string] // ids
+	clients       sets.Of[string]
+	exceptUsers   sets.Of[userRef]
+	exceptClients sets.Of[string]
 
 	looksAtAuth bool // false: it is the same who the client is
 
 	filter     []collectionFilter // see filter.go; nil without a filter
 	filterText string
-	allowed    set[userRef] // whom the filter lets in; filled in for each send
+	allowed    sets.Of[userRef] // whom the filter lets in; filled in for each send
 }
 
 // noteLooks sets looksAtAuth.
@@ -87,7 +85,7 @@ func (a *audience) narrows() bool {
 // compile checks to and except against the application's collections.
 func (n *Notifier) compile(to Audience, except Except) (*audience, Errors) {
 	var errs Errors
-	a := &audience{auth: to.Auth, clients: toSet(to.Clients), exceptClients: toSet(except.Clients)}
+	a := &audience{auth: to.Auth, clients: sets.From(to.Clients), exceptClients: sets.From(except.Clients)}
 
 	if a.auth == "" {
 		a.auth = AuthAny
@@ -103,7 +101,7 @@ func (n *Notifier) compile(to Audience, except Except) (*audience, Errors) {
 	a.exceptUsers = n.resolveUsers("except.users", except.Users, &errs)
 
 	if to.Collections != nil {
-		a.collections = make(set[string], len(to.Collections))
+		a.collections = make(sets.Of[string], len(to.Collections))
 	}
 	for i, name := range to.Collections {
 		collection, fieldErr := n.authCollection(fmt.Sprintf("to.collections.%d", i), name)
@@ -139,7 +137,7 @@ func (a *audience) matchID(client subscriptions.Client) bool {
 		return true // Id may cost a lock
 	}
 	id := client.Id()
-	return (a.clients == nil || a.clients.has(id)) && !a.exceptClients.has(id)
+	return (a.clients == nil || a.clients.Has(id)) && !a.exceptClients.Has(id)
 }
 
 func (a *audience) matchAuth(auth *core.Record) bool {
@@ -160,10 +158,10 @@ func (a *audience) matchAuth(auth *core.Record) bool {
 		}
 	}
 	ref := refOf(auth)
-	return (a.users == nil || a.users.has(ref)) &&
-		(a.collections == nil || a.collections.has(ref.collectionID)) &&
-		(a.filter == nil || a.allowed.has(ref)) &&
-		!a.exceptUsers.has(ref)
+	return (a.users == nil || a.users.Has(ref)) &&
+		(a.collections == nil || a.collections.Has(ref.collectionID)) &&
+		(a.filter == nil || a.allowed.Has(ref)) &&
+		!a.exceptUsers.Has(ref)
 }
 
 // authOf returns the auth record of client's connection, nil for a guest.
@@ -176,22 +174,11 @@ func (n *Notifier) authOf(client subscriptions.Client) *core.Record {
 
 func refOf(auth *core.Record) userRef { return userRef{auth.Collection().Id, auth.Id} }
 
-func toSet(items []string) set[string] {
-	if items == nil {
-		return nil
-	}
-	s := make(set[string], len(items))
-	for _, item := range items {
-		s[item] = struct{}{}
-	}
-	return s
-}
-
-func (n *Notifier) resolveUsers(field string, users []string, errs *Errors) set[userRef] {
+func (n *Notifier) resolveUsers(field string, users []string, errs *Errors) sets.Of[userRef] {
 	if users == nil {
 		return nil
 	}
-	refs := make(set[userRef], len(users))
+	refs := make(sets.Of[userRef], len(users))
 	for i, user := range users {
 		ref, fieldErr := n.resolveUser(fmt.Sprintf("%s.%d", field, i), user)
 		if fieldErr != nil {

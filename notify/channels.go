@@ -7,9 +7,13 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
+
+	"herald/notify/internal/rules"
+	"herald/notify/internal/sets"
 )
 
 // The fields of a channel's record.
@@ -28,9 +32,9 @@ const (
 // after it was made.
 type channel struct {
 	record    *core.Record
-	pattern   *pattern
-	subscribe *rule
-	publish   *rule
+	pattern   *rules.Pattern
+	subscribe *rules.Rule
+	publish   *rules.Rule
 	rateLimit float64 // publishes a second of one client; 0: no limit
 	maxSize   int     // of a publish's data, in bytes
 	history   retention
@@ -43,11 +47,11 @@ const maxTTL = 100 * 365 * 24 * time.Hour
 // channel is returned too: that rule then lets nobody but superusers pass.
 func newChannel(app core.App, record *core.Record) (*channel, Errors) {
 	var errs Errors
-	p, err := parsePattern(record.GetString(channelPattern))
+	p, err := rules.ParsePattern(record.GetString(channelPattern))
 	if err != nil {
 		return nil, append(errs, invalid(channelPattern, ErrInvalidPattern, "%s", err))
 	}
-	for _, name := range p.names {
+	for _, name := range p.Names {
 		// PocketBase compares the value as a number where the collection has a
 		// number of that name (resolveStaticRequestField in core): 1e1 and 10
 		// would be the same room
@@ -55,15 +59,15 @@ func newChannel(app core.App, record *core.Record) (*channel, Errors) {
 			errs.add(invalid(channelPattern, ErrInvalidPattern, "must not call a wildcard {%s}, as a number of the channel is called", name))
 		}
 	}
-	if s := p.segments[0]; s.kind == literal && s.text != "" && s.text[0] == '@' {
+	if strings.HasPrefix(p.Begin(), "@") {
 		errs.add(invalid(channelPattern, ErrInvalidPattern, `must not begin with "@": these topics are the server's own`))
 	}
 
-	compile := func(field string) *rule {
-		compiled, err := compileRule(app, record.Collection(), field, record.GetString(field), p.names)
+	compile := func(field string) *rules.Rule {
+		compiled, err := rules.Compile(app, record.Collection(), record.GetString(field), p.Names)
 		if err != nil {
-			errs.add(err)
-			return &rule{}
+			errs.add(invalid(field, ErrInvalidRule, "%s", err))
+			return &rules.Rule{}
 		}
 		return compiled
 	}
@@ -97,9 +101,9 @@ func (n *Notifier) CheckChannel(app core.App, record *core.Record, others []*cor
 		if other.Id == record.Id {
 			continue
 		}
-		if p, err := parsePattern(other.GetString(channelPattern)); err == nil && c.pattern.conflicts(p) {
+		if p, err := rules.ParsePattern(other.GetString(channelPattern)); err == nil && c.pattern.Conflicts(p) {
 			errs.add(invalid(channelPattern, ErrInvalidPattern,
-				"conflicts with %q: there are topics that fit both, and neither is the more specific one", p.text))
+				"conflicts with %q: there are topics that fit both, and neither is the more specific one", p.Text))
 		}
 	}
 	return errs
@@ -109,34 +113,30 @@ func (n *Notifier) CheckChannel(app core.App, record *core.Record, others []*cor
 // that a channel's pattern fits, as orders/{id} does beside a collection "orders": what
 // the channel says does not hold for these. It is empty where there is none.
 func (n *Notifier) ReservedByRecords(patternText string) string {
-	p, err := parsePattern(patternText)
-	if err != nil || len(p.segments) != 2 || p.segments[0].kind != literal {
+	p, err := rules.ParsePattern(patternText)
+	if err != nil {
 		return ""
 	}
-	id := p.segments[1].text
-	if p.segments[1].kind != literal {
-		id = "abcdefghijklmno" // as PocketBase makes them
-	}
-	return n.reserved(p.segments[0].text + "/" + id)
+	return n.reserved(p.Example("abcdefghijklmno")) // as PocketBase makes ids
 }
 
 // channels are all channels at one time.
 type channels struct {
-	root node
+	tree rules.Tree[*channel]
 	all  []*channel
 
 	hasHistory bool // one of them
 
 	// what their subscribe rules look at, all taken together
-	authFields  set[string]
-	collections map[string]set[string] // fields by collection id
+	authFields  sets.Of[string]
+	collections map[string]sets.Of[string] // fields by collection id
 }
 
 // SetChannels replaces the channels by those of records, of which the first one
 // wins where two have the same place. It checks nobody again: see
 // [Notifier.BeginChange].
 func (n *Notifier) SetChannels(records []*core.Record) {
-	next := &channels{authFields: set[string]{}, collections: map[string]set[string]{}}
+	next := &channels{authFields: sets.Of[string]{}, collections: map[string]sets.Of[string]{}}
 	for _, record := range records {
 		c, errs := newChannel(n.app, record)
 		for _, err := range errs {
@@ -147,21 +147,21 @@ func (n *Notifier) SetChannels(records []*core.Record) {
 		if c == nil {
 			continue
 		}
-		if !next.root.add(c) {
-			n.app.Logger().Error("A channel has the same pattern as another one", slog.String("pattern", c.pattern.text))
+		if !next.tree.Add(c.pattern, c) {
+			n.app.Logger().Error("A channel has the same pattern as another one", slog.String("pattern", c.pattern.Text))
 			continue
 		}
 		next.all = append(next.all, c)
 		next.hasHistory = next.hasHistory || c.history.count > 0
-		maps.Copy(next.authFields, c.subscribe.authFields)
-		if c.subscribe.looksAtAuth() {
+		maps.Copy(next.authFields, c.subscribe.AuthFields)
+		if c.subscribe.LooksAtAuth() {
 			next.authFields[core.FieldNameTokenKey] = struct{}{} // a change revokes all tokens
 		}
-		for id, d := range c.subscribe.collections {
+		for id, d := range c.subscribe.Collections {
 			if next.collections[id] == nil {
-				next.collections[id] = set[string]{}
+				next.collections[id] = sets.Of[string]{}
 			}
-			maps.Copy(next.collections[id], d.fields)
+			maps.Copy(next.collections[id], d.Fields)
 		}
 	}
 	n.activate(next)
@@ -176,11 +176,11 @@ func (n *Notifier) activate(next *channels) {
 	}
 	hadHistory := map[string]bool{}
 	for _, c := range before.all {
-		hadHistory[c.pattern.text] = c.history.count > 0
+		hadHistory[c.pattern.Text] = c.history.count > 0
 	}
 	regains := len(next.all) != len(before.all)
 	for _, c := range next.all {
-		had, known := hadHistory[c.pattern.text]
+		had, known := hadHistory[c.pattern.Text]
 		// another pattern may take a topic, or leave it to one with history
 		regains = regains || !known || c.history.count > 0 && !had
 	}
@@ -206,7 +206,7 @@ func (set *channels) historyOf(topic string) retention {
 	if !set.hasHistory {
 		return retention{}
 	}
-	if c, _ := set.root.match("/"+topic, nil); c != nil {
+	if c, _, found := set.tree.Match(topic); found {
 		return c.history
 	}
 	return retention{}
@@ -227,11 +227,11 @@ func (n *Notifier) isRestricted(topic string) bool {
 	if len(set.all) == 0 {
 		return n.config.Strict
 	}
-	c, _ := set.root.match("/"+topic, nil)
-	if c == nil {
+	c, _, found := set.tree.Match(topic)
+	if !found {
 		return n.config.Strict
 	}
-	return c.subscribe.filter == nil || c.subscribe.looksAtAuth()
+	return c.subscribe.Filter == nil || c.subscribe.LooksAtAuth()
 }
 
 // channelOf returns the channel of topic and what the wildcards of its pattern
@@ -241,12 +241,12 @@ func (n *Notifier) channelOf(topic string) (*channel, map[string]string) {
 	if len(set.all) == 0 || topic == "" || n.reserved(topic) != "" {
 		return nil, nil
 	}
-	c, values := set.root.match("/"+topic, nil)
-	if c == nil {
+	c, values, found := set.tree.Match(topic)
+	if !found {
 		return nil, nil
 	}
-	byName := make(map[string]string, len(c.pattern.names))
-	for i, name := range c.pattern.names {
+	byName := make(map[string]string, len(c.pattern.Names))
+	for i, name := range c.pattern.Names {
 		byName[name] = values[i]
 	}
 	return c, byName

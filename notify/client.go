@@ -16,6 +16,8 @@ import (
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
+
+	"herald/notify/internal/sets"
 )
 
 // Why a connection ended, in logs and metrics.
@@ -87,7 +89,7 @@ type Client struct {
 	unchecked   bool             // the rules should have been asked again meanwhile
 	signingOut  int              // SignOuts under way
 	unlisted    bool             // keeps out of the index, for good
-	denied      set[string]      // keys that ended, of a wrapped client
+	denied      sets.Of[string]  // keys that ended, of a wrapped client
 
 	// of a wrapped client, and the one that writes for it: see wrapped.go
 	below       atomic.Pointer[Client]

@@ -12,6 +12,8 @@ import (
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
+
+	"herald/notify/internal/sets"
 )
 
 // TopicInfo tells who is subscribed to a topic.
@@ -44,13 +46,13 @@ type ConnectionFilter struct {
 // events included, sorted by name.
 func (n *Notifier) Topics() []TopicInfo {
 	infos := map[string]*TopicInfo{}
-	users := map[string]set[userRef]{}
+	users := map[string]sets.Of[userRef]{}
 	for _, client := range n.app.SubscriptionsBroker().Clients() {
 		auth := n.authOf(client)
 		for topic := range topicsOf(client) {
 			if infos[topic] == nil {
 				infos[topic] = &TopicInfo{Topic: topic}
-				users[topic] = set[userRef]{}
+				users[topic] = sets.Of[userRef]{}
 			}
 			infos[topic].Subscribers++
 			if auth != nil {
@@ -192,8 +194,8 @@ func (n *Notifier) candidates(topic string, byUser bool, user userRef) []subscri
 }
 
 // topicsOf returns the topics of all of client's subscription keys.
-func topicsOf(client subscriptions.Client) set[string] {
-	topics := set[string]{}
+func topicsOf(client subscriptions.Client) sets.Of[string] {
+	topics := sets.Of[string]{}
 	for key := range client.Subscriptions() {
 		topics[topicOf(key)] = struct{}{}
 	}

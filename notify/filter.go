@@ -16,6 +16,9 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/search"
+
+	"herald/notify/internal/rules"
+	"herald/notify/internal/sets"
 )
 
 // filterFields is what an audience's filter may name: the auth record's fields
@@ -36,7 +39,7 @@ type collectionFilter struct {
 func (n *Notifier) compileFor(collection *core.Collection, filter string) (collectionFilter, error) {
 	resolver := core.NewRecordFieldResolver(n.app, collection, nil, true)
 	resolver.SetAllowedFields(filterFields)
-	noting := &meaningResolver{resolver, n.app, collection, set[string]{}}
+	noting := &meaningResolver{resolver, n.app, collection, sets.Of[string]{}}
 	expr, err := search.FilterData(filter).BuildExpr(noting)
 	if err != nil {
 		return collectionFilter{}, err
@@ -50,12 +53,12 @@ type meaningResolver struct {
 	*core.RecordFieldResolver
 	app        core.App
 	collection *core.Collection
-	ids        set[string] // "PATH=ID"
+	ids        sets.Of[string] // "PATH=ID"
 }
 
 // Resolve implements [search.FieldResolver].
 func (r *meaningResolver) Resolve(field string) (*search.ResolverResult, error) {
-	parts := pathOf(field)
+	parts := rules.PathOf(field)
 	collection := r.collection
 	if parts[0] == "@collection" && len(parts) > 2 {
 		if collection = r.collectionBehind(parts[1]); collection != nil {
@@ -133,7 +136,7 @@ func (n *Notifier) compileFilter(filter string, a *audience) ([]collectionFilter
 
 	named := a.collections
 	if named == nil && a.users != nil {
-		named = set[string]{}
+		named = sets.Of[string]{}
 		for ref := range a.users {
 			named[ref.collectionID] = struct{}{}
 		}
@@ -142,7 +145,7 @@ func (n *Notifier) compileFilter(filter string, a *audience) ([]collectionFilter
 	compiled := []collectionFilter{} // not nil: a filter that fits nobody lets nobody in
 	var firstMisfit *FieldError
 	for _, collection := range collections {
-		if named != nil && !named.has(collection.Id) {
+		if named != nil && !named.Has(collection.Id) {
 			continue
 		}
 		one, err := n.compileFor(collection, filter)
@@ -194,8 +197,8 @@ func (n *Notifier) resolveFilter(ctx context.Context, pub *publication) error {
 
 // filterUsers returns which of the candidates, ids by collection id, the filter
 // lets in. The query has a deadline by ctx only.
-func (n *Notifier) filterUsers(ctx context.Context, filters []collectionFilter, candidates map[string]set[string]) (set[userRef], error) {
-	allowed := set[userRef]{}
+func (n *Notifier) filterUsers(ctx context.Context, filters []collectionFilter, candidates map[string]sets.Of[string]) (sets.Of[userRef], error) {
+	allowed := sets.Of[userRef]{}
 	query, err := n.filterQuery(ctx, filters, candidates)
 	if query == nil || err != nil {
 		return allowed, err
@@ -216,11 +219,11 @@ func (n *Notifier) filterUsers(ctx context.Context, filters []collectionFilter, 
 
 // filterCandidates returns the ids, by collection id, of the users that the
 // rest of the audience matches.
-func (n *Notifier) filterCandidates(pub *publication) map[string]set[string] {
+func (n *Notifier) filterCandidates(pub *publication) map[string]sets.Of[string] {
 	rest := *pub.to
 	rest.filter = nil
 
-	candidates := map[string]set[string]{}
+	candidates := map[string]sets.Of[string]{}
 	for _, client := range n.candidates(pub.topic, false, userRef{}) {
 		auth := n.authOf(client)
 		if auth == nil || !rest.match(client, auth) || len(n.keysOf(client, pub.topic)) == 0 {
@@ -228,7 +231,7 @@ func (n *Notifier) filterCandidates(pub *publication) map[string]set[string] {
 		}
 		ref := refOf(auth)
 		if candidates[ref.collectionID] == nil {
-			candidates[ref.collectionID] = set[string]{}
+			candidates[ref.collectionID] = sets.Of[string]{}
 		}
 		candidates[ref.collectionID][ref.id] = struct{}{}
 	}
@@ -237,7 +240,7 @@ func (n *Notifier) filterCandidates(pub *publication) map[string]set[string] {
 
 // filterQuery joins the selects of all collections that have candidates into
 // one query; nil when none has.
-func (n *Notifier) filterQuery(ctx context.Context, filters []collectionFilter, candidates map[string]set[string]) (*dbx.Query, error) {
+func (n *Notifier) filterQuery(ctx context.Context, filters []collectionFilter, candidates map[string]sets.Of[string]) (*dbx.Query, error) {
 	var selects []*dbx.SelectQuery
 	for i, filter := range filters {
 		users := candidates[filter.collection.Id]

@@ -13,6 +13,8 @@ import (
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
+
+	"herald/notify/internal/sets"
 )
 
 // foreign finds the clients that other code has registered. The broker tells
@@ -147,7 +149,7 @@ func (n *Notifier) recheckForeign(client subscriptions.Client, memo *memo) (chec
 			continue // it has subscribed anew
 		case len(denied) > 0:
 			client.Unsubscribe(denied...)
-			n.outboxes.remove(client.Id(), toSet(denied))
+			n.outboxes.remove(client.Id(), sets.From(denied))
 		}
 		return len(before.grants), len(denied)
 	}

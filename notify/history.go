@@ -383,7 +383,7 @@ func (h *history) append(s *store, group []*turn) error {
 			if err != nil {
 				return err
 			}
-			if h.lapses.concerns(state.name) {
+			if !slices.Contains(lapsed, state.name) && h.lapses.concerns(state.name) {
 				lapsed = append(lapsed, state.name)
 				if state.id != 0 {
 					if err := s.lose(state.id, state.head); err != nil {

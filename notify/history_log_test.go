@@ -793,3 +793,40 @@ func TestEmptyTopicsGo(t *testing.T) {
 		t.Errorf("%+v %v", page, err)
 	}
 }
+
+// The messages of one group, the first ones since their topic has its history back.
+func TestLapseBeforeAGroup(t *testing.T) {
+	l := newTestLog(t)
+	for _, topic := range []string{"new", "old"} {
+		l.setKeep(topic, retention{count: 10})
+	}
+	before, err := l.add("old", "", []byte("1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lapse := l.lapsed(func(string) bool { return true })
+	var group []*turn
+	for range 3 {
+		for _, topic := range []string{"new", "old"} {
+			group = append(group, &turn{pub: &publication{topic: topic, to: &audience{}}, message: stored{data: []byte("2")}})
+		}
+	}
+	if err := l.exclusive(func(s *store) error { return l.append(s, group) }); err != nil {
+		t.Fatal(err)
+	}
+	check := func() {
+		t.Helper()
+		for topic, first := range map[string]int64{"new": 1, "old": 2} {
+			since := Position{before.Epoch, first - 1}
+			page, err := l.read(topic, Start{Since: &since}, 10, maxPageBytes)
+			if err != nil || len(page.items) != 3 || page.items[0].seq != first || page.complete != (topic == "new") {
+				t.Errorf("%s: %+v %v", topic, page, err)
+			}
+		}
+	}
+	check()
+	if err := l.noteLapse(lapse); err != nil {
+		t.Fatal(err)
+	}
+	check()
+}

@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
+
+	"herald/notify/internal/sets"
 )
 
 // The defaults of [Config].
@@ -146,7 +148,7 @@ func New(app core.App, config Config) *Notifier {
 		n.recent = recent{window: config.IDWindow, byID: map[string]*result{}, bySender: map[string][]*result{}}
 		n.channels.Store(unknownChannels)
 		n.history = newHistory(n)
-		n.changes.pending = set[*Change]{}
+		n.changes.pending = sets.Of[*Change]{}
 		n.changes.waiting = map[*Client]int{}
 		n.replaySlots = make(chan struct{}, maxReads)
 		n.buckets.byClient = map[bucketKey]*bucket{}

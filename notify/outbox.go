@@ -11,6 +11,8 @@ import (
 
 	"github.com/pocketbase/pocketbase/tools/routine"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
+
+	"herald/notify/internal/sets"
 )
 
 // outboxes are the queues of clients that other code has registered in the
@@ -99,11 +101,11 @@ func (o *outboxes) release(times int) {
 }
 
 // remove drops what waits for a client under keys.
-func (o *outboxes) remove(clientID string, keys set[string]) {
+func (o *outboxes) remove(clientID string, keys sets.Of[string]) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if box := o.byClient[clientID]; box != nil {
-		box.waiting = slices.DeleteFunc(box.waiting, func(m subscriptions.Message) bool { return keys.has(m.Name) })
+		box.waiting = slices.DeleteFunc(box.waiting, func(m subscriptions.Message) bool { return keys.Has(m.Name) })
 	}
 }
 

@@ -71,7 +71,7 @@ func (n *Notifier) MayPublish(p Publisher, topic string, size int) (*core.Record
 	allowed, err := n.passes(c, c.publish, values, p.Auth, p.Headers)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("ask the publish rule of %q: %w", c.pattern.text, err)
+		return nil, fmt.Errorf("ask the publish rule of %q: %w", c.pattern.Text, err)
 	case !allowed:
 		return nil, ErrForbidden
 	case p.isSuperuser():

@@ -17,13 +17,16 @@ import (
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
+
+	"herald/notify/internal/rules"
+	"herald/notify/internal/sets"
 )
 
 // changes are the changes of rights, those that are over and those under way.
 type changes struct {
 	mu         sync.Mutex // guards what follows; of other locks only clients' queue.mu is taken under it
 	generation uint64     // counts the ones that are over
-	pending    set[*Change]
+	pending    sets.Of[*Change]
 	waiting    map[*Client]int // whose rules are to be asked again, and how often each is held for that
 	foreign    int             // how often the clients of other code are held for that
 	checking   bool            // a goroutine does so
@@ -52,7 +55,7 @@ type Change struct {
 	timer *time.Timer
 
 	// guarded by changes.mu
-	held set[*Client] // nil when it is over
+	held sets.Of[*Client] // nil when it is over
 }
 
 // maxChange is how long a change may be under way. A transaction that panics
@@ -64,7 +67,7 @@ const maxChange = time.Minute
 // it is over. Until then who subscribes is held too: the rules may have been
 // asked before the commit.
 func (n *Notifier) beginChange(find func() []*Client) *Change {
-	change := &Change{n: n, find: find, held: set[*Client]{}}
+	change := &Change{n: n, find: find, held: sets.Of[*Client]{}}
 	n.changes.mu.Lock()
 	n.changes.pending[change] = struct{}{}
 	change.timer = time.AfterFunc(maxChange, func() { change.End(true) })
@@ -250,9 +253,9 @@ func (n *Notifier) ChangeOfRecord(before, after *core.Record) *Change {
 		return nil
 	}
 
-	changed := changedFields(before, after)
-	ofUser = ofUser && (after == nil || meets(set.authFields, changed))
-	ofOthers := meets(set.collections[collection.Id], changed)
+	changed := rules.ChangedFields(before, after)
+	ofUser = ofUser && (after == nil || rules.Meets(set.authFields, changed))
+	ofOthers := rules.Meets(set.collections[collection.Id], changed)
 	if !ofUser && !ofOthers {
 		return nil
 	}
@@ -265,30 +268,66 @@ func (n *Notifier) ChangeOfRecord(before, after *core.Record) *Change {
 			return clients
 		}
 		for _, c := range set.all {
-			if d := c.subscribe.collections[collection.Id]; d != nil && meets(d.fields, changed) {
-				clients = append(clients, n.concerned(c, d, before, after, changed)...)
+			if d := c.subscribe.Collections[collection.Id]; d != nil && rules.Meets(d.Fields, changed) {
+				clients = append(clients, n.concerned(c, d.Concern(c.pattern, before, after, changed))...)
 			}
 		}
 		return clients
 	})
 }
 
+// concerned returns the connections that concern names, on topics of c.
+func (n *Notifier) concerned(c *channel, concern rules.Concern) []*Client {
+	if concern.All {
+		return n.index.clientsWhere(c.pattern.Matcher())
+	}
+	var clients []*Client
+	for id := range concern.Users {
+		clients = append(clients, n.clientsWithID(c, id)...)
+	}
+	for topic := range concern.Topics {
+		clients = append(clients, n.index.clientsOn(topic)...)
+	}
+	return clients
+}
+
+// clientsWithID returns the connections of the auth records with id, in whichever
+// collection. "" is the guests on topics of c.
+func (n *Notifier) clientsWithID(c *channel, id string) []*Client {
+	if id == "" {
+		if n.index.guests.Load() == 0 {
+			return nil // nearly always
+		}
+		now := time.Now()
+		return slices.DeleteFunc(n.index.clientsWhere(c.pattern.Matcher()), func(client *Client) bool { return client.authAt(now) != nil })
+	}
+	collections, err := n.authCollections()
+	if err != nil {
+		return nil
+	}
+	var clients []*Client
+	for _, collection := range collections {
+		clients = append(clients, n.index.clientsOf(userRef{collection.Id, id})...)
+	}
+	return clients
+}
+
 // ChangeOfChannel does the same for the record of a channel. Before its end
 // [Notifier.SetChannels] has to be called.
 func (n *Notifier) ChangeOfChannel(before, after *core.Record) *Change {
-	var patterns []*pattern
+	var patterns []*rules.Pattern
 	for _, record := range []*core.Record{before, after} {
 		if record == nil {
 			continue
 		}
-		if p, err := parsePattern(record.GetString(channelPattern)); err == nil {
+		if p, err := rules.ParsePattern(record.GetString(channelPattern)); err == nil {
 			patterns = append(patterns, p)
 		}
 	}
 	return n.beginChange(func() []*Client {
 		var clients []*Client
 		for _, p := range patterns {
-			clients = append(clients, n.index.clientsWhere(p.matcher())...)
+			clients = append(clients, n.index.clientsWhere(p.Matcher())...)
 		}
 		return clients
 	})
@@ -412,9 +451,9 @@ func (c *Client) setGrants(version int, grants map[string]grant, denied []string
 	c.reindex(grants)
 	if c.below.Load() != nil {
 		if c.denied == nil {
-			c.denied = set[string]{}
+			c.denied = sets.Of[string]{}
 		}
-		maps.Copy(c.denied, toSet(denied))
+		maps.Copy(c.denied, sets.From(denied))
 	}
 	c.subsMu.Unlock()
 	if len(denied) == 0 {
@@ -422,10 +461,10 @@ func (c *Client) setGrants(version int, grants map[string]grant, denied []string
 	}
 
 	// out of the index: nothing comes after this
-	gone := toSet(denied)
+	gone := sets.From(denied)
 	for _, queue := range []*Client{c, c.below.Load()} {
 		if queue != nil {
-			queue.removeQueued(func(f *frame) bool { return !f.comment && gone.has(f.message.Name) })
+			queue.removeQueued(func(f *frame) bool { return !f.comment && gone.Has(f.message.Name) })
 		}
 	}
 	denials := make([]Denial, len(denied))
@@ -466,10 +505,10 @@ func (c *Client) AnnounceDenied(denials ...Denial) {
 	if s == nil {
 		return
 	}
-	told := set[denial]{}
+	told := sets.Of[denial]{}
 	for _, d := range denials {
 		announced := denial{topicOf(d.Key), d.Status, d.Message}
-		if told.has(announced) {
+		if told.Has(announced) {
 			continue
 		}
 		told[announced] = struct{}{}

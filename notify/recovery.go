@@ -10,6 +10,8 @@ import (
 	"fmt"
 
 	"github.com/pocketbase/pocketbase/core"
+
+	"herald/notify/internal/sets"
 )
 
 const (
@@ -111,7 +113,7 @@ func (n *Notifier) mayListen(p Publisher, topic string) (generation uint64, err 
 	allowed, err := n.passes(c, c.subscribe, values, p.Auth, p.Headers)
 	switch {
 	case err != nil:
-		return 0, fmt.Errorf("ask the subscribe rule of %q: %w", c.pattern.text, err)
+		return 0, fmt.Errorf("ask the subscribe rule of %q: %w", c.pattern.Text, err)
 	case !allowed:
 		return 0, ErrForbidden
 	}
@@ -247,7 +249,7 @@ func (v *viewer) sees(pub *publication) (verdictOf, error) {
 	}
 	pub.to = to
 	switch {
-	case to.clients != nil && !to.clients.has(v.clientID) || to.exceptClients.has(v.clientID):
+	case to.clients != nil && !to.clients.Has(v.clientID) || to.exceptClients.Has(v.clientID):
 		return forOthers, nil
 	case to.looksAtAuth && !to.matchAuth(v.auth):
 		return forOthers, nil
@@ -283,11 +285,11 @@ func (v *viewer) passes(text, meaning string) (verdictOf, error) {
 	if err != nil || filter.meaning != meaning {
 		return forWhom, nil // a collection or a field is gone, or a name is another's
 	}
-	allowed, err := v.n.filterUsers(v.ctx, []collectionFilter{filter}, map[string]set[string]{collection.Id: {v.auth.Id: {}}})
+	allowed, err := v.n.filterUsers(v.ctx, []collectionFilter{filter}, map[string]sets.Of[string]{collection.Id: {v.auth.Id: {}}})
 	if err != nil {
 		return forWhom, err
 	}
-	if allowed.has(refOf(v.auth)) {
+	if allowed.Has(refOf(v.auth)) {
 		return forViewer, nil
 	}
 	return forOthers, nil

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"herald/notify/internal/sets"
 )
 
 // migrate brings what an older version has stored into the form of this one.
@@ -118,7 +120,7 @@ func (n *Notifier) identify(sent time.Time, encoded []byte, sender string) ([]by
 		return err != nil || collection.Created.Time().After(sent)
 	}
 	named := slices.Collect(maps.Keys(a.collections))
-	for _, refs := range []set[userRef]{a.users, a.exceptUsers} {
+	for _, refs := range []sets.Of[userRef]{a.users, a.exceptUsers} {
 		for ref := range refs {
 			named = append(named, ref.collectionID)
 		}

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"herald/notify/internal/sets"
 )
 
 // storedAudience is an audience as it is stored, as JSON. Users are
@@ -75,15 +77,15 @@ func readStored(encoded []byte) (s storedAudience, a *audience) {
 		return s, nil
 	}
 	a = &audience{
-		auth: s.Auth, users: toRefs(s.Users), collections: toSet(s.Collections), clients: toSet(s.Clients),
-		exceptUsers: toRefs(s.ExceptUsers), exceptClients: toSet(s.ExceptClients),
+		auth: s.Auth, users: toRefs(s.Users), collections: sets.From(s.Collections), clients: sets.From(s.Clients),
+		exceptUsers: toRefs(s.ExceptUsers), exceptClients: sets.From(s.ExceptClients),
 	}
 	a.noteLooks(s.FilterOn != nil)
 	return s, a
 }
 
 // listOf returns the members of a set in order; nil of nil.
-func listOf[K comparable](s set[K]) []string {
+func listOf[K comparable](s sets.Of[K]) []string {
 	if s == nil {
 		return nil
 	}
@@ -95,11 +97,11 @@ func listOf[K comparable](s set[K]) []string {
 	return list
 }
 
-func toRefs(list []string) set[userRef] {
+func toRefs(list []string) sets.Of[userRef] {
 	if list == nil {
 		return nil
 	}
-	refs := make(set[userRef], len(list))
+	refs := make(sets.Of[userRef], len(list))
 	for _, item := range list {
 		refs[refFrom(item)] = struct{}{}
 	}

@@ -94,7 +94,7 @@ func (c *Client) isReady() bool {
 func (c *Client) passOn(below *Client, m subscriptions.Message) outcome {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
-	if c.denied.has(m.Name) {
+	if c.denied.Has(m.Name) {
 		return gone
 	}
 	if below.notifier.hooked() && below.isTaken() {

@@ -1,7 +1,4 @@
-// On which records the answer of a rule hangs, so that a change of one leads to
-// those whom it may concern. Made by rule.go, asked by recheck.go.
-
-package notify
+package rules
 
 import (
 	"maps"
@@ -9,19 +6,20 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/ganigeorgiev/fexpr"
 	"github.com/pocketbase/pocketbase/core"
+
+	"herald/notify/internal/sets"
 )
 
-// dependency is how a rule hangs on the records of one collection.
-type dependency struct {
-	// fields are those that it looks at.
-	fields set[string]
-	// uses are the roles in which a record appears in the rule: as a row that is
+// Dependency is how the answer of a rule depends on the records of one collection.
+type Dependency struct {
+	// Fields are those that it looks at.
+	Fields sets.Of[string]
+	// Uses are the roles in which a record appears in the rule: as a row that is
 	// joined. A zero one concerns whoever listens to a topic of the channel.
-	uses []use
+	Uses []use
 }
 
 // use is what a rule asks of a record in each place where it looks at one, so
@@ -33,24 +31,24 @@ type use struct {
 	wildcards map[string]string // to the field that has to have its value
 }
 
-// anyField stands among fields for all of them.
-const anyField = "*"
+// AnyField stands among fields for all of them.
+const AnyField = "*"
 
 // fieldBehind returns the field of a collection that name in a path stands for: a
 // back-relation such as "members_via_user" may be changed by any.
 func fieldBehind(name string) string {
 	if strings.Contains(name, "_via_") {
-		return anyField
+		return AnyField
 	}
 	return name
 }
 
-// dependency returns how the rule hangs on collection.
-func (r *rule) dependency(app core.App, collection *core.Collection) *dependency {
-	d := r.collections[collection.Id]
+// dependency returns how the rule depends on collection.
+func (r *Rule) dependency(app core.App, collection *core.Collection) *Dependency {
+	d := r.Collections[collection.Id]
 	if d == nil {
-		d = &dependency{fields: set[string]{}}
-		r.collections[collection.Id] = d
+		d = &Dependency{Fields: sets.Of[string]{}}
+		r.Collections[collection.Id] = d
 		if collection.IsView() {
 			r.noteView(app, collection)
 		}
@@ -63,21 +61,21 @@ var words = regexp.MustCompile(`\w+`)
 
 // noteView notes the collections that a view takes its records from: no event
 // tells of a change of those.
-func (r *rule) noteView(app core.App, view *core.Collection) {
+func (r *Rule) noteView(app core.App, view *core.Collection) {
 	for _, word := range words.FindAllString(view.ViewQuery, -1) {
 		collection, err := app.FindCachedCollectionByNameOrId(word)
 		if err != nil || collection.Id == view.Id {
 			continue
 		}
 		d := r.dependency(app, collection)
-		d.fields[anyField] = struct{}{}
-		d.uses = append(d.uses, use{})
+		d.Fields[AnyField] = struct{}{}
+		d.Uses = append(d.Uses, use{})
 	}
 }
 
 // notePath notes the collections behind the relations of path, which begins with
 // a field of collection.
-func (r *rule) notePath(app core.App, collection *core.Collection, path []string) {
+func (r *Rule) notePath(app core.App, collection *core.Collection, path []string) {
 	for i, name := range path[:len(path)-1] {
 		if from, via, isBack := strings.Cut(name, "_via_"); isBack {
 			next, err := app.FindCachedCollectionByNameOrId(from)
@@ -85,7 +83,7 @@ func (r *rule) notePath(app core.App, collection *core.Collection, path []string
 				return
 			}
 			d := r.dependency(app, next)
-			d.fields[via] = struct{}{}
+			d.Fields[via] = struct{}{}
 			collection = next
 		} else {
 			relation, ok := collection.Fields.GetByName(name).(*core.RelationField)
@@ -99,14 +97,14 @@ func (r *rule) notePath(app core.App, collection *core.Collection, path []string
 			collection = next
 		}
 		d := r.dependency(app, collection)
-		d.fields[fieldBehind(path[i+1])] = struct{}{}
-		d.uses = append(d.uses, use{}) // through other records: whom it concerns nobody can tell
+		d.Fields[fieldBehind(path[i+1])] = struct{}{}
+		d.Uses = append(d.Uses, use{}) // through other records: whom it concerns nobody can tell
 	}
 }
 
 // noteAuthPath notes the collections behind the relations of path, which begins
 // with a field of the auth record, whichever auth collection that is of.
-func (r *rule) noteAuthPath(app core.App, path []string) {
+func (r *Rule) noteAuthPath(app core.App, path []string) {
 	if len(path) < 2 {
 		return
 	}
@@ -120,14 +118,14 @@ func (r *rule) noteAuthPath(app core.App, path []string) {
 }
 
 // noteUses notes the roles of joined records (@collection.…) in the parsed rule.
-func (r *rule) noteUses(app core.App, groups []fexpr.ExprGroup) {
+func (r *Rule) noteUses(app core.App, groups []fexpr.ExprGroup) {
 	uses := map[string]*use{} // by the name of the join, "members" or "members:alias"
 	findUses(app, groups, nil, uses)
 	for join, u := range uses {
 		name, _, _ := strings.Cut(join, ":")
 		if collection, err := app.FindCachedCollectionByNameOrId(name); err == nil {
 			d := r.dependency(app, collection)
-			d.uses = append(d.uses, *u)
+			d.Uses = append(d.Uses, *u)
 		}
 	}
 }
@@ -249,12 +247,12 @@ func narrow(uses map[string]*use, join string, bindings []binding) {
 	maps.DeleteFunc(known.wildcards, func(name, field string) bool { return here.wildcards[name] != field })
 }
 
-// changedFields returns the fields in which two versions of a record differ; all
+// ChangedFields returns the fields in which two versions of a record differ; all
 // where one is nil, since it is new or deleted.
-func changedFields(before, after *core.Record) set[string] {
-	changed := set[string]{}
+func ChangedFields(before, after *core.Record) sets.Of[string] {
+	changed := sets.Of[string]{}
 	if before == nil || after == nil {
-		changed[anyField] = struct{}{}
+		changed[AnyField] = struct{}{}
 		return changed
 	}
 	for _, field := range after.Collection().Fields {
@@ -265,47 +263,56 @@ func changedFields(before, after *core.Record) set[string] {
 	return changed
 }
 
-// meets reports whether a changed field is one of those that are looked at.
-func meets(lookedAt, changed set[string]) bool {
-	if changed.has(anyField) || lookedAt.has(anyField) {
+// Meets reports whether a changed field is one of those that are looked at.
+func Meets(lookedAt, changed sets.Of[string]) bool {
+	if changed.Has(AnyField) || lookedAt.Has(AnyField) {
 		return len(lookedAt) > 0 && len(changed) > 0
 	}
 	for field := range lookedAt {
-		if changed.has(field) {
+		if changed.Has(field) {
 			return true
 		}
 	}
 	return false
 }
 
-// concerned returns the connections that may depend on a record, as it was before
-// or is after, through the subscribe rule of c. changed are its changed fields.
-func (n *Notifier) concerned(c *channel, d *dependency, before, after *core.Record, changed set[string]) []*Client {
-	var clients []*Client
-	for _, u := range d.uses {
+// Concern is whom a change of a record may concern. Of those who listen to topics of the
+// channel: all, or users, or who listens to topics.
+type Concern struct {
+	All bool
+	// Users are ids of auth records, of whichever collection: a rule compares the id alone.
+	// "" is the guests.
+	Users  sets.Of[string]
+	Topics sets.Of[string]
+}
+
+// Concern returns whom a change of a record, from before (nil for a new one) to after (nil
+// for one that is deleted), may concern, by a rule of the channel with pattern p. changed are
+// its changed fields.
+func (d *Dependency) Concern(p *Pattern, before, after *core.Record, changed sets.Of[string]) Concern {
+	concern := Concern{Users: sets.Of[string]{}, Topics: sets.Of[string]{}}
+	for _, u := range d.Uses {
 		switch {
 		case u.user != "":
-			for id := range differing(u.user, before, after, d.fields, changed) {
-				clients = append(clients, n.clientsWithID(c, id)...)
-			}
-		case len(u.wildcards) > 0 && len(u.wildcards) == c.pattern.wildcards:
-			for _, topic := range c.pattern.topics(func(name string) set[string] {
-				return differing(u.wildcards[name], before, after, d.fields, changed)
+			maps.Copy(concern.Users, differing(u.user, before, after, d.Fields, changed))
+		case len(u.wildcards) > 0 && len(u.wildcards) == p.wildcards:
+			for _, topic := range p.Topics(func(name string) sets.Of[string] {
+				return differing(u.wildcards[name], before, after, d.Fields, changed)
 			}) {
-				clients = append(clients, n.index.clientsOn(topic)...)
+				concern.Topics.Add(topic)
 			}
 		default:
-			clients = append(clients, n.index.clientsWhere(c.pattern.matcher())...)
+			concern.All = true
 		}
 	}
-	return clients
+	return concern
 }
 
 // differing returns the values of a field, before and after. Where it is the only
 // one that changed and is looked at, those that it has in both are left out: for
 // them nothing has changed.
-func differing(field string, before, after *core.Record, lookedAt, changed set[string]) set[string] {
-	values := set[string]{}
+func differing(field string, before, after *core.Record, lookedAt, changed sets.Of[string]) sets.Of[string] {
+	values := sets.Of[string]{}
 	both := 0
 	for _, record := range []*core.Record{before, after} {
 		if record == nil {
@@ -320,13 +327,13 @@ func differing(field string, before, after *core.Record, lookedAt, changed set[s
 	}
 	only := both == 2
 	for other := range lookedAt {
-		only = only && (other == field || !changed.has(other) && other != anyField)
+		only = only && (other == field || !changed.Has(other) && other != AnyField)
 	}
 	if !only {
 		return values
 	}
-	was, is := toSet(texts(before, field)), toSet(texts(after, field))
-	maps.DeleteFunc(values, func(value string, _ struct{}) bool { return was.has(value) && is.has(value) })
+	was, is := sets.From(texts(before, field)), sets.From(texts(after, field))
+	maps.DeleteFunc(values, func(value string, _ struct{}) bool { return was.Has(value) && is.Has(value) })
 	return values
 }
 
@@ -340,25 +347,4 @@ func texts(record *core.Record, field string) []string {
 		return values
 	}
 	return []string{""}
-}
-
-// clientsWithID returns the connections of the auth records with id, in whichever
-// collection: a rule compares the id alone. "" is the guests on topics of c.
-func (n *Notifier) clientsWithID(c *channel, id string) []*Client {
-	if id == "" {
-		if n.index.guests.Load() == 0 {
-			return nil // nearly always
-		}
-		now := time.Now()
-		return slices.DeleteFunc(n.index.clientsWhere(c.pattern.matcher()), func(client *Client) bool { return client.authAt(now) != nil })
-	}
-	collections, err := n.authCollections()
-	if err != nil {
-		return nil
-	}
-	var clients []*Client
-	for _, collection := range collections {
-		clients = append(clients, n.index.clientsOf(userRef{collection.Id, id})...)
-	}
-	return clients
 }

@@ -1,4 +1,4 @@
-package notify
+package rules
 
 import (
 	"maps"
@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"herald/notify/internal/sets"
 )
 
 // FuzzPattern compares which pattern a topic fits, and what its wildcards stand
@@ -24,25 +26,24 @@ func FuzzPattern(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, patterns, topic string) {
 		mux := http.NewServeMux()
-		var tree node
-		var all []*channel
+		var tree Tree[*Pattern]
+		var all []*Pattern
 		var gotPattern string
 		var gotValues map[string]string
 		for text := range strings.SplitSeq(patterns, "\n") {
-			p, err := parsePattern(text)
-			if err != nil || slices.ContainsFunc(all, func(c *channel) bool { return c.pattern.conflicts(p) }) {
+			p, err := ParsePattern(text)
+			if err != nil || slices.ContainsFunc(all, func(other *Pattern) bool { return other.Conflicts(p) }) {
 				continue
 			}
-			c := &channel{pattern: p}
-			all = append(all, c)
+			all = append(all, p)
 			// what is accepted may be registered, and is found
 			mux.HandleFunc("GET /"+text, func(_ http.ResponseWriter, r *http.Request) {
-				gotPattern, gotValues = p.text, map[string]string{}
-				for _, name := range p.names {
+				gotPattern, gotValues = p.Text, map[string]string{}
+				for _, name := range p.Names {
 					gotValues[name] = r.PathValue(name)
 				}
 			})
-			if !tree.add(c) {
+			if !tree.Add(p, p) {
 				t.Fatalf("no place for %q among %q", text, patterns)
 			}
 		}
@@ -60,28 +61,28 @@ func FuzzPattern(f *testing.F) {
 		if gotPattern == "" && response.Code != http.StatusNotFound {
 			return // nor has a topic another one with a slash behind it
 		}
-		found, values := tree.match("/"+topic, nil)
+		found, values, isFound := tree.Match(topic)
 		switch {
-		case found == nil && gotPattern == "":
+		case !isFound && gotPattern == "":
 			return
-		case found == nil || found.pattern.text != gotPattern:
+		case !isFound || found.Text != gotPattern:
 			t.Fatalf("%q among %q: found %v, net/http %q", topic, patterns, found, gotPattern)
 		}
 		got := map[string]string{}
-		for i, name := range found.pattern.names {
+		for i, name := range found.Names {
 			got[name] = values[i]
 		}
 		if !maps.Equal(got, gotValues) {
 			t.Fatalf("%q: %v, net/http %v", topic, got, gotValues)
 		}
-		for _, c := range all {
-			if matches := c.pattern.matcher(); c == found && !matches(topic) {
-				t.Fatalf("%q does not match %q by itself", topic, c.pattern.text)
+		for _, p := range all {
+			if matches := p.Matcher(); p == found && !matches(topic) {
+				t.Fatalf("%q does not match %q by itself", topic, p.Text)
 			}
 		}
-		topics := found.pattern.topics(func(name string) set[string] { return toSet([]string{gotValues[name]}) })
-		if found.pattern.wildcards == len(found.pattern.names) && !slices.Equal(topics, []string{topic}) {
-			t.Fatalf("%q with %v makes %q, want %q", found.pattern.text, gotValues, topics, topic)
+		topics := found.Topics(func(name string) sets.Of[string] { return sets.From([]string{gotValues[name]}) })
+		if found.wildcards == len(found.Names) && !slices.Equal(topics, []string{topic}) {
+			t.Fatalf("%q with %v makes %q, want %q", found.Text, gotValues, topics, topic)
 		}
 	})
 }
@@ -101,15 +102,15 @@ func TestMatchUncleanTopics(t *testing.T) {
 		{"{x...}", "/a", []string{"/a"}},
 		{"{x}", "/a", nil},
 	} {
-		p, err := parsePattern(test.pattern)
+		p, err := ParsePattern(test.pattern)
 		if err != nil {
 			t.Fatal(err)
 		}
-		var tree node
-		tree.add(&channel{pattern: p})
-		found, values := tree.match("/"+test.topic, nil)
-		if (found != nil) != (test.values != nil) || found != nil && !slices.Equal(values, test.values) {
-			t.Errorf("%q, topic %q: %v %q", test.pattern, test.topic, found != nil, values)
+		var tree Tree[*Pattern]
+		tree.Add(p, p)
+		_, values, isFound := tree.Match(test.topic)
+		if isFound != (test.values != nil) || isFound && !slices.Equal(values, test.values) {
+			t.Errorf("%q, topic %q: %v %q", test.pattern, test.topic, isFound, values)
 		}
 	}
 }
