@@ -63,7 +63,7 @@ fuzz: ## fuzz topics, frames and patterns, 30 s each
 
 .PHONY: bench
 bench: ## measure Herald against the snippet of PocketBase's documentation (10 minutes; ARGS="-n 1000 -rounds 1")
-	go test -run '^$$' -bench . -benchmem ./notify ./hooks
+	go test -run '^$$' -bench . -benchmem ./notify/... ./hooks
 	go build -o bin/bench ./bench
 	bin/bench -out bin/bench.json $(ARGS)
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/pocketbase/pocketbase/core"
 
+	"herald/notify/internal/history"
 	"herald/notify/internal/rules"
 	"herald/notify/internal/sets"
 )
@@ -37,7 +38,7 @@ type channel struct {
 	publish   *rules.Rule
 	rateLimit float64 // publishes a second of one client; 0: no limit
 	maxSize   int     // of a publish's data, in bytes
-	history   retention
+	history   history.Retention
 }
 
 // maxTTL is the longest historyTTL: a century, which no time.Duration overflows at.
@@ -78,9 +79,9 @@ func newChannel(app core.App, record *core.Record) (*channel, Errors) {
 		publish:   compile(channelPublishRule),
 		rateLimit: record.GetFloat(channelRateLimit),
 		maxSize:   record.GetInt(channelMaxSize),
-		history: retention{
-			count: int64(record.GetInt(channelHistory)),
-			ttl:   time.Duration(min(record.GetFloat(channelHistoryTTL), maxTTL.Seconds())) * time.Second,
+		history: history.Retention{
+			Count: int64(record.GetInt(channelHistory)),
+			TTL:   time.Duration(min(record.GetFloat(channelHistoryTTL), maxTTL.Seconds())) * time.Second,
 		},
 	}
 	compile(channelPresenceRule)
@@ -152,7 +153,7 @@ func (n *Notifier) SetChannels(records []*core.Record) {
 			continue
 		}
 		next.all = append(next.all, c)
-		next.hasHistory = next.hasHistory || c.history.count > 0
+		next.hasHistory = next.hasHistory || c.history.Count > 0
 		maps.Copy(next.authFields, c.subscribe.AuthFields)
 		if c.subscribe.LooksAtAuth() {
 			next.authFields[core.FieldNameTokenKey] = struct{}{} // a change revokes all tokens
@@ -176,25 +177,25 @@ func (n *Notifier) activate(next *channels) {
 	}
 	hadHistory := map[string]bool{}
 	for _, c := range before.all {
-		hadHistory[c.pattern.Text] = c.history.count > 0
+		hadHistory[c.pattern.Text] = c.history.Count > 0
 	}
 	regains := len(next.all) != len(before.all)
 	for _, c := range next.all {
 		had, known := hadHistory[c.pattern.Text]
 		// another pattern may take a topic, or leave it to one with history
-		regains = regains || !known || c.history.count > 0 && !had
+		regains = regains || !known || c.history.Count > 0 && !had
 	}
 	if !regains {
 		n.channels.Store(next)
 		return
 	}
 	n.sending.Lock() // what is sent without being stored is in the queues
-	lapse := n.history.lapsed(func(topic string) bool {
-		return before.historyOf(topic).count == 0 && next.historyOf(topic).count > 0
+	lapse := n.history.Lapsed(func(topic string) bool {
+		return before.historyOf(topic).Count == 0 && next.historyOf(topic).Count > 0
 	})
 	n.channels.Store(next)
 	n.sending.Unlock()
-	n.history.noteLater(lapse)
+	n.history.NoteLater(lapse)
 }
 
 // unknownChannels are those before any were set: what topics had then nobody
@@ -202,21 +203,21 @@ func (n *Notifier) activate(next *channels) {
 var unknownChannels = &channels{}
 
 // historyOf returns what is kept of topic, which is not a reserved one.
-func (set *channels) historyOf(topic string) retention {
+func (set *channels) historyOf(topic string) history.Retention {
 	if !set.hasHistory {
-		return retention{}
+		return history.Retention{}
 	}
 	if c, _, found := set.tree.Match(topic); found {
 		return c.history
 	}
-	return retention{}
+	return history.Retention{}
 }
 
 // historyOf returns what is kept of topic.
-func (n *Notifier) historyOf(topic string) retention {
+func (n *Notifier) historyOf(topic string) history.Retention {
 	keep := n.channels.Load().historyOf(topic)
-	if keep.count > 0 && n.reserved(topic) != "" {
-		return retention{}
+	if keep.Count > 0 && n.reserved(topic) != "" {
+		return history.Retention{}
 	}
 	return keep
 }

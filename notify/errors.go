@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"herald/notify/internal/history"
 )
 
 // What can be wrong with a message, for errors.Is. Each has the stable code
@@ -33,7 +35,12 @@ var ErrForbidden = errors.New("not allowed to publish to this topic")
 
 // ErrShutdown refuses a message because the server stops. A retry reaches its
 // successor.
-var ErrShutdown = errors.New("the server is shutting down")
+var ErrShutdown = history.ErrClosed
+
+// ErrHistory refuses a message, or a request for missed ones, because the history
+// cannot be written or read: the disk is full, for example. Such a message reached
+// nobody. A retry may succeed.
+var ErrHistory = history.ErrUnavailable
 
 // kind is the comparable identity behind the exported Err… values.
 type kind struct{ code, text string }

@@ -224,9 +224,9 @@ func (n *Notifier) filterCandidates(pub *publication) map[string]sets.Of[string]
 	rest.filter = nil
 
 	candidates := map[string]sets.Of[string]{}
-	for _, client := range n.candidates(pub.topic, false, userRef{}) {
+	for _, client := range n.candidates(pub.Topic, false, userRef{}) {
 		auth := n.authOf(client)
-		if auth == nil || !rest.match(client, auth) || len(n.keysOf(client, pub.topic)) == 0 {
+		if auth == nil || !rest.match(client, auth) || len(n.keysOf(client, pub.Topic)) == 0 {
 			continue
 		}
 		ref := refOf(auth)

@@ -13,6 +13,8 @@ import (
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/types"
+
+	"herald/notify/internal/history"
 )
 
 // Message is one custom message.
@@ -60,19 +62,14 @@ type Report struct {
 
 // publication is a checked message, ready for the fan-out.
 type publication struct {
-	id     string
-	topic  string
-	time   time.Time
+	// Data is compact JSON, shared by all recipients, and never written to. Sender and
+	// Audience are those below in the form in which they are stored, of a topic with
+	// history; Epoch and Seq too are of such a one.
+	history.Entry
+
 	sender userRef // the auth record that published it; zero: the server, or a guest
 	from   string  // the same as others see it, "users:ID"
-	data   []byte  // compact JSON, shared by all recipients; never written to
 	to     *audience
-
-	// of a topic with history
-	epoch  string
-	seq    int64
-	key    string // the message's ID, as that of its sender; empty without one
-	stored []byte // the audience of a message that was read: JSON; nil: everybody
 }
 
 // envelope is a message with what is known of it, for who asks for it.
@@ -90,12 +87,12 @@ type envelope struct {
 // envelope returns the message as JSON in its envelope. gap: messages before it
 // may be missing.
 func (p *publication) envelope(gap bool) ([]byte, error) {
-	e := envelope{ID: p.id, Topic: p.topic, Epoch: p.epoch, Seq: p.seq, Data: p.data, Gap: gap}
+	e := envelope{ID: p.ID, Topic: p.Topic, Epoch: p.Epoch, Seq: p.Seq, Data: p.Data, Gap: gap}
 	if p.from != "" {
 		e.From = &p.from
 	}
 	var err error
-	if e.Time, err = types.ParseDateTime(p.time); err != nil {
+	if e.Time, err = types.ParseDateTime(p.Time); err != nil {
 		return nil, err
 	}
 	return json.Marshal(e, jsontext.PreserveRawStrings(true))
@@ -122,7 +119,7 @@ func (n *Notifier) prepare(msg Message, system bool) (*publication, error) {
 	if id == "" {
 		id = core.GenerateDefaultRandomId()
 	}
-	return &publication{id: id, topic: msg.Topic, time: time.Now(), data: data, to: to}, nil
+	return &publication{Entry: history.Entry{ID: id, Topic: msg.Topic, Time: time.Now(), Data: data}, to: to}, nil
 }
 
 // encode returns data as compact JSON: without line breaks, since one would end

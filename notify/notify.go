@@ -23,6 +23,7 @@ import (
 
 	"github.com/pocketbase/pocketbase/core"
 
+	"herald/notify/internal/history"
 	"herald/notify/internal/sets"
 )
 
@@ -121,7 +122,7 @@ type Notifier struct {
 	changes  changes
 	buckets  buckets
 
-	history     *history
+	history     *history.Log
 	replaying   sync.WaitGroup // goroutines of replays
 	replaySlots chan struct{}  // held while a page is read for a subscription
 }
@@ -147,10 +148,10 @@ func New(app core.App, config Config) *Notifier {
 		n.outboxes.released = sync.NewCond(&n.outboxes.mu)
 		n.recent = recent{window: config.IDWindow, byID: map[string]*result{}, bySender: map[string][]*result{}}
 		n.channels.Store(unknownChannels)
-		n.history = newHistory(n)
+		n.history = n.newHistory()
 		n.changes.pending = sets.Of[*Change]{}
 		n.changes.waiting = map[*Client]int{}
-		n.replaySlots = make(chan struct{}, maxReads)
+		n.replaySlots = make(chan struct{}, history.MaxReads)
 		n.buckets.byClient = map[bucketKey]*bucket{}
 		return n
 	}).(*Notifier)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pocketbase/pocketbase/core"
 
+	"herald/notify/internal/history"
 	"herald/notify/internal/sets"
 )
 
@@ -62,16 +63,17 @@ func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from 
 	if err != nil {
 		return nil, err
 	}
-	page, err := n.history.read(topic, from, limit, maxPageBytes)
+	page, err := n.history.Read(topic, from, limit, maxPageBytes)
 	if err != nil {
 		return nil, err
 	}
-	answer := &HistoryPage{Items: []jsontext.Value{}, Epoch: page.epoch, Head: page.head, Complete: page.complete, Beat: max(n.config.Heartbeat, 0).Seconds()}
-	if page.epoch != "" {
-		answer.Next = page.next().String()
+	answer := &HistoryPage{Items: []jsontext.Value{}, Epoch: page.Epoch, Head: page.Head, Complete: page.Complete, Beat: max(n.config.Heartbeat, 0).Seconds()}
+	if page.Epoch != "" {
+		answer.Next = page.Next().String()
 	}
 	see := n.newViewer(ctx, p.Auth, "")
-	for _, pub := range page.items {
+	for _, entry := range page.Entries {
+		pub := storedPublication(entry)
 		verdict, err := see.sees(pub)
 		if err != nil {
 			return nil, err
@@ -120,96 +122,9 @@ func (n *Notifier) mayListen(p Publisher, topic string) (generation uint64, err 
 	return generation, nil
 }
 
-// historyPage is a part of a topic's history, as it is stored.
-type historyPage struct {
-	items []*publication
-	epoch string
-	head  int64 // the topic's last number
-	// last is the number up to which the page reaches: that of its last item, or
-	// else where it began.
-	last int64
-	// complete: what is kept reaches back to where the page was to begin.
-	complete bool
-}
-
-func (p *historyPage) next() Position { return Position{p.epoch, p.last} }
-
-// read returns the page that begins at from, with at most limit messages and, but for the
-// last one, maxBytes of data. Without a history the page is empty.
-func (h *history) read(topic string, from Start, limit, maxBytes int) (*historyPage, error) {
-	keep := h.keep(topic)
-	if keep.count == 0 {
-		return &historyPage{complete: from.Since == nil || *from.Since == Position{}}, nil
-	}
-	s, err := h.opened()
-	if err != nil {
-		return nil, err
-	}
-	page, err := h.readFrom(s, topic, keep, from, limit, maxBytes)
-	if err != nil {
-		return nil, h.reading(s, err)
-	}
-	return page, nil
-}
-
-func (h *history) readFrom(s *store, topic string, keep retention, from Start, limit, maxBytes int) (*historyPage, error) {
-	t, err := h.topicNow(s, topic)
-	if err != nil {
-		return nil, err
-	}
-	now := h.now()
-	page := &historyPage{epoch: s.epoch, head: t.head, complete: true}
-
-	// what lies before begins is not kept, though it may not be deleted yet
-	begins := max(t.first, t.lost+1, t.head-keep.count+1)
-	if oldest := keep.oldest(now); oldest > 0 {
-		t := t
-		t.first = begins
-		if begins, err = s.notBefore(t, oldest, now.UnixMilli()); err != nil {
-			return nil, err
-		}
-	}
-
-	after := begins - 1
-	end := t.head // of what a rewind looks at
-	if from.end.Epoch == s.epoch {
-		end = min(end, from.end.Seq)
-		page.complete = begins-1 <= end
-	}
-	switch {
-	case from.Rewind && from.Lasted > 0:
-		t := t
-		t.first = begins
-		first, err := s.notBefore(t, now.Add(-from.Lasted).UnixMilli(), now.UnixMilli())
-		if err != nil {
-			return nil, err
-		}
-		after = min(first-1, max(after, end))
-	case from.Rewind:
-		after = max(after, end-from.Count)
-	case from.Since == nil:
-	case from.Since.Epoch != s.epoch || from.Since.Seq > t.head:
-		page.complete = false
-	default:
-		page.complete = from.Since.Seq >= after && from.Since.Seq > t.lost
-		after = max(after, from.Since.Seq)
-	}
-
-	page.last = after
-	messages, err := s.messages(t.id, after, limit, maxBytes)
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range messages {
-		pub := &publication{id: m.id, topic: topic, time: unixMilli(m.time), sender: refFrom(m.sender), data: m.data, epoch: s.epoch, seq: m.seq, stored: m.audience}
-		page.items = append(page.items, pub)
-		page.last = m.seq
-	}
-	if len(messages) > 0 && messages[0].seq > after+1 {
-		page.complete = false // trimmed while it was read
-	}
-	page.head = max(page.head, page.last)
-	return page, nil
+// storedPublication returns a message as it was stored, of which the audience is not read yet.
+func storedPublication(entry *history.Entry) *publication {
+	return &publication{Entry: *entry, sender: refFrom(entry.Sender)}
 }
 
 // viewer tells which stored messages are meant for somebody. It asks each filter
@@ -240,10 +155,10 @@ func (n *Notifier) newViewer(ctx context.Context, auth *core.Record, clientID st
 // sees reports whether pub is meant for the viewer, by the auth record as it is
 // now. The error is that of a filter's query.
 func (v *viewer) sees(pub *publication) (verdictOf, error) {
-	if pub.stored == nil {
+	if pub.Audience == nil {
 		return forViewer, nil
 	}
-	stored, to := readStored(pub.stored)
+	stored, to := readStored(pub.Audience)
 	if to == nil {
 		return forWhom, nil
 	}
@@ -253,7 +168,7 @@ func (v *viewer) sees(pub *publication) (verdictOf, error) {
 		return forOthers, nil
 	case to.looksAtAuth && !to.matchAuth(v.auth):
 		return forOthers, nil
-	case (to.collections != nil || stored.FilterOn != nil) && v.auth != nil && v.auth.Collection().Created.Time().After(pub.time):
+	case (to.collections != nil || stored.FilterOn != nil) && v.auth != nil && v.auth.Collection().Created.Time().After(pub.Time):
 		// PocketBase makes ids of collections from their names: this is another
 		// collection of the id, the one that was meant is gone
 		return forOthers, nil
@@ -271,7 +186,7 @@ func (v *viewer) sees(pub *publication) (verdictOf, error) {
 	if !known {
 		var err error
 		if verdict, err = v.passes(stored.Filter, meaning); err != nil {
-			return forWhom, fmt.Errorf("resolve the filter of message %d of %q: %w", pub.seq, pub.topic, err)
+			return forWhom, fmt.Errorf("resolve the filter of message %d of %q: %w", pub.Seq, pub.Topic, err)
 		}
 		v.filters[key] = verdict
 	}

@@ -21,6 +21,8 @@ import (
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
+
+	"herald/notify/internal/history"
 )
 
 // replay is the state of a subscription key with since or rewind.
@@ -51,15 +53,15 @@ const (
 // on nil.
 func (r *replay) takes(pub *publication) verdict {
 	switch {
-	case r == nil || pub.seq == 0:
+	case r == nil || pub.Seq == 0:
 		return asLive
 	case !r.live:
-		if r.outEpoch != pub.epoch {
-			r.outEpoch, r.firstOut = pub.epoch, pub.seq
+		if r.outEpoch != pub.Epoch {
+			r.outEpoch, r.firstOut = pub.Epoch, pub.Seq
 		}
-		r.leftOut = pub.seq
+		r.leftOut = pub.Seq
 		return replayed
-	case pub.epoch == r.epoch && pub.seq <= r.reached:
+	case pub.Epoch == r.epoch && pub.Seq <= r.reached:
 		return replayed
 	case r.gap:
 		r.gap = false
@@ -108,22 +110,22 @@ func (c *Client) runReplay(p pendingReplay) {
 		page, err := c.readPage(p, from)
 		if err != nil {
 			n.app.Logger().Error("Failed to replay the history of a topic", slog.String("topic", p.topic), slog.String("error", err.Error()))
-			page = &historyPage{}
+			page = &history.Page{}
 		}
 		auth := c.authAt(time.Now())
-		frames, gapAfter := c.framesOf(p, page, auth, gap || !page.complete)
+		frames, gapAfter := c.framesOf(p, page, auth, gap || !page.Complete)
 		switch c.queuePage(p, page, frames, auth, gapAfter) {
 		case pageOver:
 			return
 		case pageQueued:
-			next := page.next()
+			next := page.Next()
 			from, gap = Start{Since: &next}, gapAfter
 		}
 	}
 }
 
 // readPage reads the page that begins at from.
-func (c *Client) readPage(p pendingReplay, from Start) (*historyPage, error) {
+func (c *Client) readPage(p pendingReplay, from Start) (*history.Page, error) {
 	n := c.notifier
 	n.replaySlots <- struct{}{}
 	defer func() { <-n.replaySlots }()
@@ -131,7 +133,7 @@ func (c *Client) readPage(p pendingReplay, from Start) (*historyPage, error) {
 		// The last messages are those before the subscription, however long it takes to
 		// come here. What is in the log now has been delivered, and is left out from the
 		// first one on that came after it.
-		head, err := n.history.settled(p.topic)
+		head, err := n.history.Settled(p.topic)
 		if err != nil {
 			return nil, err
 		}
@@ -141,9 +143,9 @@ func (c *Client) readPage(p pendingReplay, from Start) (*historyPage, error) {
 			head.Seq = min(head.Seq, r.firstOut-1)
 		}
 		stripe.mu.Unlock()
-		from.end = head
+		from = from.Before(head)
 	}
-	return n.history.read(p.topic, from, max(1, n.config.QueueSize/replayShare), min(maxPageBytes, n.config.QueueBytes/replayShare))
+	return n.history.Read(p.topic, from, max(1, n.config.QueueSize/replayShare), min(maxPageBytes, n.config.QueueBytes/replayShare))
 }
 
 // replayShare is the part of a connection's queue that a replay may fill.
@@ -151,12 +153,13 @@ const replayShare = 4
 
 // framesOf returns the messages of page that are meant for auth. gap: some before
 // them are missing; it is returned where no frame could say so.
-func (c *Client) framesOf(p pendingReplay, page *historyPage, auth *core.Record, gap bool) ([]*frame, bool) {
+func (c *Client) framesOf(p pendingReplay, page *history.Page, auth *core.Record, gap bool) ([]*frame, bool) {
 	n := c.notifier
 	see := n.newViewer(context.Background(), auth, c.Id())
 	restricted := n.isRestricted(p.topic)
-	frames := make([]*frame, 0, len(page.items))
-	for _, pub := range page.items {
+	frames := make([]*frame, 0, len(page.Entries))
+	for _, entry := range page.Entries {
+		pub := storedPublication(entry)
 		verdict, err := see.sees(pub)
 		if err != nil {
 			n.app.Logger().Error("Failed to replay a message", slog.String("topic", p.topic), slog.String("error", err.Error()))
@@ -188,7 +191,7 @@ const (
 )
 
 // queuePage queues a page that was made for auth.
-func (c *Client) queuePage(p pendingReplay, page *historyPage, frames []*frame, auth *core.Record, gap bool) pageOutcome {
+func (c *Client) queuePage(p pendingReplay, page *history.Page, frames []*frame, auth *core.Record, gap bool) pageOutcome {
 	s := c.subscriptionTo(p.topic)
 	if s == nil {
 		return pageOver
@@ -202,7 +205,7 @@ func (c *Client) queuePage(p pendingReplay, page *historyPage, frames []*frame, 
 		return pageOver // unsubscribed, or denied
 	}
 	goLive := func(missing bool) pageOutcome {
-		r.live, r.epoch, r.reached, r.gap = true, page.epoch, page.last, missing
+		r.live, r.epoch, r.reached, r.gap = true, page.Epoch, page.Last, missing
 		return pageOver
 	}
 	now := c.authAt(time.Now())
@@ -227,14 +230,14 @@ func (c *Client) queuePage(p pendingReplay, page *historyPage, frames []*frame, 
 	}
 	c.notifier.stats.replayed.Add(int64(len(frames)))
 	switch {
-	case page.epoch == "": // there is no history, or none that can be read
+	case page.Epoch == "": // there is no history, or none that can be read
 		return goLive(gap || r.leftOut > 0)
-	case r.leftOut > 0 && r.outEpoch != page.epoch:
-		if n := c.notifier; n.history.epoch() != page.epoch {
+	case r.leftOut > 0 && r.outEpoch != page.Epoch:
+		if n := c.notifier; n.history.Epoch() != page.Epoch {
 			return pageQueued // the log has begun anew since the page was read
 		}
 		return goLive(true)
-	case page.last >= page.head && r.leftOut <= page.last:
+	case page.Last >= page.Head && r.leftOut <= page.Last:
 		return goLive(gap)
 	}
 	return pageQueued

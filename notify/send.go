@@ -46,7 +46,7 @@ func (n *Notifier) sendOnce(ctx context.Context, msg Message, sender string, pre
 			return Report{}, err
 		}
 		if msg.ID != "" {
-			pub.key = sender + msg.ID
+			pub.Key = sender + msg.ID
 		}
 		return n.publish(ctx, pub)
 	}
@@ -75,7 +75,27 @@ func (n *Notifier) publish(ctx context.Context, pub *publication) (Report, error
 		return report, err
 	}
 	defer n.storing.Done()
-	return n.history.send(ctx, pub)
+	return n.deliverStored(ctx, pub)
+}
+
+// deliverStored delivers pub when it is stored. That is done by the goroutine that stores it,
+// together with others': perhaps another sender's.
+func (n *Notifier) deliverStored(ctx context.Context, pub *publication) (report Report, err error) {
+	if pub.Key != "" {
+		// the one with the same id may have been stored before the process began
+		before, err := n.history.Find(pub.Topic, pub.Key)
+		if err != nil || before.Seq > 0 {
+			return Report{ID: pub.ID, Topic: pub.Topic, Epoch: before.Epoch, Seq: before.Seq}, err
+		}
+	}
+	if pub.sender != (userRef{}) {
+		pub.Sender = pub.sender.String()
+	}
+	if pub.Audience, err = pub.to.stored(); err != nil {
+		return Report{}, err
+	}
+	err = n.history.Append(ctx, &pub.Entry, func() { report = n.deliver(pub) })
+	return report, err
 }
 
 // deliverUnstored delivers pub where its topic has no history. Otherwise it notes in storing
@@ -86,7 +106,7 @@ func (n *Notifier) deliverUnstored(pub *publication) (report Report, done bool, 
 	if n.stopped {
 		return Report{}, false, ErrShutdown
 	}
-	if n.historyOf(pub.topic).count > 0 {
+	if n.historyOf(pub.Topic).Count > 0 {
 		n.storing.Add(1)
 		return Report{}, false, nil
 	}
@@ -104,15 +124,15 @@ func (n *Notifier) deliver(pub *publication) Report {
 // fanOut puts pub into the queue of every recipient.
 func (n *Notifier) fanOut(pub *publication) Report {
 	f := fanOut{notifier: n, pub: pub, now: time.Now(), clock: n.clock.Load(), hooked: n.hooked()}
-	f.report = Report{ID: pub.id, Topic: pub.topic, Epoch: pub.epoch, Seq: pub.seq}
-	f.private = pub.to.looksAtAuth || n.isRestricted(pub.topic)
+	f.report = Report{ID: pub.ID, Topic: pub.Topic, Epoch: pub.Epoch, Seq: pub.Seq}
+	f.private = pub.to.looksAtAuth || n.isRestricted(pub.Topic)
 	named, isNamed := n.namedSubscriptions(pub)
 	foreign := n.foreignClients()
 
-	stripe := n.index.stripe(pub.topic)
+	stripe := n.index.stripe(pub.Topic)
 	stripe.mu.Lock()
 	if !isNamed {
-		named = stripe.subscribers[pub.topic]
+		named = stripe.subscribers[pub.Topic]
 	}
 	for _, s := range named {
 		if s.at >= 0 {
@@ -164,7 +184,7 @@ func (n *Notifier) namedSubscriptions(pub *publication) ([]*subscription, bool) 
 	}
 	named := make([]*subscription, 0, len(clients))
 	for _, client := range clients {
-		if s := client.subscriptionTo(pub.topic); s != nil {
+		if s := client.subscriptionTo(pub.Topic); s != nil {
 			named = append(named, s)
 		}
 	}
@@ -191,7 +211,7 @@ type fanOut struct {
 
 // frame returns the message as it is written under key; it is encoded once.
 func (f *fanOut) frame(name string, envelope bool) *frame {
-	if name == f.pub.topic {
+	if name == f.pub.Topic {
 		if f.plain == nil {
 			f.plain = newFrame(f.message(name, envelope), f.private)
 		}
@@ -221,7 +241,7 @@ func (f *fanOut) frameAfterGap(name string) *frame {
 // message returns the message under a key.
 func (f *fanOut) message(name string, envelope bool) subscriptions.Message {
 	if !envelope {
-		return subscriptions.Message{Name: name, Data: f.pub.data}
+		return subscriptions.Message{Name: name, Data: f.pub.Data}
 	}
 	if f.enveloped == nil {
 		enveloped, err := f.pub.envelope(false)
@@ -294,7 +314,7 @@ func (f *fanOut) deliverForeign(client subscriptions.Client) {
 		}
 	}()
 	auth, rights := foreignAuth(client), rightsOf(client)
-	keys := slices.DeleteFunc(f.notifier.keysOf(client, f.pub.topic), func(key string) bool { return !rights.grantOf(key).holds(auth) })
+	keys := slices.DeleteFunc(f.notifier.keysOf(client, f.pub.Topic), func(key string) bool { return !rights.grantOf(key).holds(auth) })
 	if len(keys) == 0 || client.IsDiscarded() || !f.pub.to.match(client, auth) {
 		return
 	}

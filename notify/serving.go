@@ -243,7 +243,7 @@ func (n *Notifier) Shutdown(timeout time.Duration) {
 	n.buckets.stop()
 	waitFor(end, n.changes.checks.Wait)
 	waitFor(end, n.replaying.Wait)
-	n.history.close(end)
+	n.history.Close(end)
 }
 
 // waitFor calls wait, and returns when that does or ctx is done.

@@ -90,6 +90,7 @@ func (s *stats) ended(reason string, undelivered int) {
 // Stats returns the numbers as of now.
 func (n *Notifier) Stats() Stats {
 	s := &n.stats
+	stored := n.history.Counts()
 	result := Stats{
 		Connections:   n.app.SubscriptionsBroker().TotalClients(),
 		Subscriptions: int(n.index.subscriptions.Load()),
@@ -98,10 +99,10 @@ func (n *Notifier) Stats() Stats {
 		Deliveries:    s.deliveries.Load(),
 		Dropped:       s.dropped.Load(),
 		Bytes:         s.bytes.Load(),
-		Stored:        n.history.stored.Load(),
-		StoreGroups:   n.history.groups.Load(),
-		StoreFailures: n.history.failures.Load(),
-		StoreDamaged:  n.history.damaged.Load(),
+		Stored:        stored.Stored,
+		StoreGroups:   stored.Groups,
+		StoreFailures: stored.Failures,
+		StoreDamaged:  stored.Damaged,
 		Replayed:      s.replayed.Load(),
 	}
 	n.index.usersMu.RLock()

@@ -21,7 +21,7 @@ func (n *Notifier) CheckAudience(to Audience) error {
 // IsWanted reports whether a message on topic would reach anybody, now or later:
 // somebody listens, or the topic has history. It costs no query.
 func (n *Notifier) IsWanted(topic string) bool {
-	return n.index.hasSubscribers(topic) || n.historyOf(topic).count > 0 || len(n.foreignClients()) > 0
+	return n.index.hasSubscribers(topic) || n.historyOf(topic).Count > 0 || len(n.foreignClients()) > 0
 }
 
 // IsPrefixWanted is [Notifier.IsWanted] for any topic that begins with prefix. It

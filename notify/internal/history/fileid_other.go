@@ -1,6 +1,6 @@
 //go:build !linux
 
-package notify
+package history
 
 // fileIdentity is not known here: only backups made by PocketBase are recognised
 // as older copies.

@@ -1,8 +1,4 @@
-// Lapses: topics that had no history for a while. What was sent meanwhile was not stored,
-// so that who has seen what came before it has missed something. Told by channels.go when
-// topics get their history back.
-
-package notify
+package history
 
 import (
 	"errors"
@@ -14,15 +10,19 @@ import (
 	"time"
 )
 
+// Lapses: topics that had no history for a while. What was sent meanwhile was not stored,
+// so that who has seen what came before it has missed something.
+
 // lapses are those that are not noted in the log for all topics yet. It takes its time where
 // these are many, or the disk is slow, and nobody waits for it: until then who stores a
 // message on such a topic notes it first, and who reads goes by the list.
 type lapses struct {
 	mu  sync.Mutex // orders changes of all
-	all atomic.Pointer[[]*lapse]
+	all atomic.Pointer[[]*Lapse]
 }
 
-type lapse struct {
+// Lapse is one change by which topics have regained their history.
+type Lapse struct {
 	regained func(topic string) bool
 	noted    sync.Map // the topics for which it is in the log
 }
@@ -33,7 +33,7 @@ func (l *lapses) concerns(topic string) bool {
 	if all == nil {
 		return false
 	}
-	return slices.ContainsFunc(*all, func(lapse *lapse) bool {
+	return slices.ContainsFunc(*all, func(lapse *Lapse) bool {
 		if _, noted := lapse.noted.Load(topic); noted {
 			return false
 		}
@@ -50,10 +50,10 @@ func (l *lapses) note(topic string) {
 	}
 }
 
-func (l *lapses) change(f func(all []*lapse) []*lapse) (left int) {
+func (l *lapses) change(f func(all []*Lapse) []*Lapse) (left int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var all []*lapse
+	var all []*Lapse
 	if before := l.all.Load(); before != nil {
 		all = slices.Clone(*before)
 	}
@@ -62,28 +62,28 @@ func (l *lapses) change(f func(all []*lapse) []*lapse) (left int) {
 	return len(all)
 }
 
-// lapsed begins a lapse of the topics that regain their history now.
-func (h *history) lapsed(regained func(topic string) bool) *lapse {
-	l := &lapse{regained: regained}
-	h.lapses.change(func(all []*lapse) []*lapse { return append(all, l) })
+// Lapsed begins a lapse of the topics that regain their history now.
+func (h *Log) Lapsed(regained func(topic string) bool) *Lapse {
+	l := &Lapse{regained: regained}
+	h.lapses.change(func(all []*Lapse) []*Lapse { return append(all, l) })
 	return l
 }
 
-// noteLater notes l in the log, on another goroutine.
-func (h *history) noteLater(l *lapse) {
+// NoteLater notes l in the log, on another goroutine.
+func (h *Log) NoteLater(l *Lapse) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
 		return
 	}
 	h.sweeping.Go(func() {
-		defer h.guard("noting what topics have missed")
+		defer h.config.Guard("noting what topics have missed")
 		for {
 			err := h.noteLapse(l)
-			if err == nil || errors.Is(err, ErrShutdown) {
+			if err == nil || errors.Is(err, ErrClosed) {
 				return
 			}
-			h.app.Logger().Error("Failed to note what topics have missed while they had no history", slog.String("error", err.Error()))
+			h.config.Logger().Error("Failed to note what topics have missed while they had no history", slog.String("error", err.Error()))
 			select {
 			case <-time.After(reopenEvery):
 			case <-h.closing:
@@ -98,13 +98,13 @@ const lapseTopics = 200
 
 // noteLapse notes l in the log, topic by topic. That it is not done yet is in the log first:
 // who opens it then gives it a new epoch.
-func (h *history) noteLapse(l *lapse) error {
+func (h *Log) noteLapse(l *Lapse) error {
 	err := h.exclusive(func(s *store) error { return s.setPending(true) })
 	for id := int64(0); err == nil; {
 		var topics []topicRow
 		s := h.store.Load()
 		if s == nil {
-			return fmt.Errorf("%w: it was closed meanwhile", ErrHistory)
+			return fmt.Errorf("%w: it was closed meanwhile", ErrUnavailable)
 		}
 		if topics, err = s.topicsAfter(id, lapseTopics); err != nil || len(topics) == 0 {
 			break
@@ -116,8 +116,8 @@ func (h *history) noteLapse(l *lapse) error {
 	if err != nil {
 		return err
 	}
-	left := h.lapses.change(func(all []*lapse) []*lapse {
-		return slices.DeleteFunc(all, func(other *lapse) bool { return other == l })
+	left := h.lapses.change(func(all []*Lapse) []*Lapse {
+		return slices.DeleteFunc(all, func(other *Lapse) bool { return other == l })
 	})
 	if left > 0 {
 		return nil
@@ -125,7 +125,7 @@ func (h *history) noteLapse(l *lapse) error {
 	return h.exclusive(func(s *store) error { return s.setPending(false) })
 }
 
-func (h *history) noteTopics(s *store, l *lapse, topics []topicRow) error {
+func (h *Log) noteTopics(s *store, l *Lapse, topics []topicRow) error {
 	// one that got a message since it was read was noted then
 	topics = slices.DeleteFunc(topics, func(t topicRow) bool {
 		_, noted := l.noted.Load(t.name)
@@ -153,7 +153,7 @@ func (h *history) noteTopics(s *store, l *lapse, topics []topicRow) error {
 }
 
 // topicNow returns a topic as the log has it, with its lapses.
-func (h *history) topicNow(s *store, name string) (topicRow, error) {
+func (h *Log) topicNow(s *store, name string) (topicRow, error) {
 	for {
 		before := h.lapses.concerns(name)
 		t, err := s.topic(name)

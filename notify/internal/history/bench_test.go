@@ -1,4 +1,4 @@
-package notify
+package history
 
 import (
 	"fmt"
@@ -11,6 +11,7 @@ import (
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tests"
 	"github.com/pocketbase/pocketbase/tools/types"
 )
 
@@ -44,13 +45,13 @@ func BenchmarkGroupCommit(b *testing.B) {
 	for _, senders := range []int{1, 8, 64, 256} {
 		b.Run(fmt.Sprint(senders), func(b *testing.B) {
 			l, single := newTestLog(b), newTestLog(b)
-			l.setKeep("topic", retention{count: 1 << 40})
+			l.setKeep("topic", Retention{Count: 1 << 40})
 			if err := single.exclusive(func(s *store) error {
 				return s.addTopic(&topicRow{name: "topic", lost: -1})
 			}); err != nil {
 				b.Fatal(err)
 			}
-			s := single.history.store.Load()
+			s := single.store.Load()
 			seq := int64(0)
 			const each = 512
 			var own, other time.Duration
@@ -67,7 +68,7 @@ func BenchmarkGroupCommit(b *testing.B) {
 				own += middle.Sub(start)
 				for range each / 8 {
 					seq++
-					if err := s.addMessage(1, &stored{seq: seq, time: seq, id: "abcdefghijklmno", data: benchMessage}, ""); err != nil {
+					if err := s.addEntry(1, &Entry{Seq: seq, Time: unixMilli(seq), ID: "abcdefghijklmno", Data: benchMessage}); err != nil {
 						b.Fatal(err)
 					}
 				}
@@ -88,8 +89,12 @@ func BenchmarkGroupCommit(b *testing.B) {
 // then waits for (and which is not synced at each commit).
 func BenchmarkOwnDatabase(b *testing.B) {
 	l := newTestLog(b)
-	l.setKeep("topic", retention{count: 1 << 40})
-	app := l.app
+	l.setKeep("topic", Retention{Count: 1 << 40})
+	app, err := tests.NewTestApp(b.TempDir())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(app.Cleanup)
 	if _, err := app.AuxNonconcurrentDB().NewQuery("CREATE TABLE shared (seq INTEGER PRIMARY KEY, id TEXT, data BLOB)").Execute(); err != nil {
 		b.Fatal(err)
 	}

@@ -1,10 +1,11 @@
-package notify
+package history
 
 import (
 	"context"
 	"encoding/json/v2"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -13,70 +14,74 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/pocketbase/pocketbase/tests"
 )
+
+// maxBytes is how many bytes of data a page has here.
+const maxBytes = 256 << 10
 
 // testLog is a history without the rest of the engine, with a clock of its own.
 type testLog struct {
-	*history
-	clock time.Time
+	*Log
+	path     string
+	clock    time.Time
 
 	mu        sync.Mutex
-	keeps     map[string]retention
+	keeps     map[string]Retention
 	delivered map[string][]int64 // numbers by topic, in the order of delivery
 }
 
 func newTestLog(t testing.TB) *testLog {
 	t.Helper()
-	app, err := tests.NewTestApp(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
+	l := &testLog{
+		path: filepath.Join(t.TempDir(), "history.db"), clock: time.UnixMilli(1_800_000_000_000),
+		keeps: map[string]Retention{}, delivered: map[string][]int64{},
 	}
-	t.Cleanup(app.Cleanup)
-	l := &testLog{clock: time.UnixMilli(1_800_000_000_000), keeps: map[string]retention{}, delivered: map[string][]int64{}}
-	l.history = &history{app: app, path: filepath.Join(t.TempDir(), "history.db")}
 	l.restart()
-	t.Cleanup(func() { l.close(context.Background()) })
+	t.Cleanup(func() { l.Close(context.Background()) })
 	return l
 }
 
 // restart closes the log and opens it again.
 func (l *testLog) restart() {
-	if l.topics != nil {
-		l.close(context.Background())
+	if l.Log != nil {
+		l.Close(context.Background())
 	}
-	l.history = &history{
-		app: l.app, path: l.path, idWindow: 5 * time.Minute, topics: map[string]*topicState{}, closing: make(chan struct{}), guard: func(string) {},
-		now: func() time.Time { return l.clock },
-		keep: func(topic string) retention {
+	l.Log = New(Config{
+		Path: l.path, Logger: slog.Default, IDWindow: 5 * time.Minute, Guard: func(string) {},
+		Now: func() time.Time { return l.clock },
+		Keep: func(topic string) Retention {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			return l.keeps[topic]
 		},
-		deliver: func(pub *publication) Report {
-			l.delivered[pub.topic] = append(l.delivered[pub.topic], pub.seq)
-			return Report{ID: pub.id, Topic: pub.topic, Epoch: pub.epoch, Seq: pub.seq}
-		},
-	}
+	})
 }
 
-func (l *testLog) setKeep(topic string, keep retention) {
+func (l *testLog) setKeep(topic string, keep Retention) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.keeps[topic] = keep
 }
 
 // add sends a message with an id, unless that is empty.
-func (l *testLog) add(topic, id string, data []byte) (Report, error) {
-	pub := &publication{id: id, topic: topic, key: id, data: data, to: &audience{}}
-	return l.send(context.Background(), pub)
+func (l *testLog) add(topic, id string, data []byte) (*Entry, error) {
+	entry := &Entry{ID: id, Topic: topic, Key: id, Data: data}
+	if id != "" {
+		found, err := l.Find(topic, id)
+		if err != nil || found.Seq > 0 {
+			entry.Epoch, entry.Seq = found.Epoch, found.Seq
+			return entry, err
+		}
+	}
+	return entry, l.Append(context.Background(), entry, func() {
+		l.delivered[topic] = append(l.delivered[topic], entry.Seq)
+	})
 }
 
 // model is what a topic's log has to do, in the simplest way.
 type model struct {
 	sent []modelMessage // number i + 1 at i
-	keep retention
+	keep Retention
 	lost int64
 	ids  map[string]int64
 }
@@ -87,8 +92,8 @@ type modelMessage struct {
 }
 
 func (m *model) kept(now time.Time) (first int64) {
-	first = max(1, int64(len(m.sent))-m.keep.count+1, m.lost+1)
-	for m.keep.ttl > 0 && first <= int64(len(m.sent)) && m.sent[first-1].at.Before(now.Add(-m.keep.ttl)) {
+	first = max(1, int64(len(m.sent))-m.keep.Count+1, m.lost+1)
+	for m.keep.TTL > 0 && first <= int64(len(m.sent)) && m.sent[first-1].at.Before(now.Add(-m.keep.TTL)) {
 		first++
 	}
 	return first
@@ -103,10 +108,10 @@ func TestLogAgainstModel(t *testing.T) {
 	l := newTestLog(t)
 	models := make([]*model, topics)
 	name := func(i int) string { return fmt.Sprintf("topic/%d", i) }
-	randomKeep := func() retention {
-		keep := retention{count: []int64{1, 2, 5, 20, 100}[random.IntN(5)]}
+	randomKeep := func() Retention {
+		keep := Retention{Count: []int64{1, 2, 5, 20, 100}[random.IntN(5)]}
 		if random.IntN(3) == 0 {
-			keep.ttl = time.Duration(1+random.IntN(600)) * time.Second
+			keep.TTL = time.Duration(1+random.IntN(600)) * time.Second
 		}
 		return keep
 	}
@@ -115,7 +120,7 @@ func TestLogAgainstModel(t *testing.T) {
 		l.setKeep(name(i), models[i].keep)
 	}
 	epoch := ""
-	var pending []*lapse
+	var pending []*Lapse
 	notePending := func() {
 		for _, lapse := range pending {
 			if err := l.noteLapse(lapse); err != nil {
@@ -172,21 +177,21 @@ func TestLogAgainstModel(t *testing.T) {
 				want++
 			}
 		}
-		page, err := l.read(name(i), from, limit, maxPageBytes)
+		page, err := l.Read(name(i), from, limit, maxBytes)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var got, expected []string
-		for _, pub := range page.items {
-			got = append(got, fmt.Sprintf("%d %s %s", pub.seq, pub.data, pub.time.Format(time.TimeOnly)))
+		for _, entry := range page.Entries {
+			got = append(got, fmt.Sprintf("%d %s %s", entry.Seq, entry.Data, entry.Time.Format(time.TimeOnly)))
 		}
 		for seq := want; seq <= min(head, want+int64(limit)-1); seq++ {
 			s := m.sent[seq-1]
 			expected = append(expected, fmt.Sprintf("%d %s %s", seq, s.data, s.at.UTC().Format(time.TimeOnly)))
 		}
-		if !slices.Equal(got, expected) || page.complete != complete || page.head != head {
+		if !slices.Equal(got, expected) || page.Complete != complete || page.Head != head {
 			t.Fatalf("%s, %+v, from %+v (head %d, kept from %d):\ngot  %v complete %v head %d\nwant %v complete %v",
-				name(i), m.keep, from, head, first, got, page.complete, page.head, expected, complete)
+				name(i), m.keep, from, head, first, got, page.Complete, page.Head, expected, complete)
 		}
 	}
 
@@ -217,23 +222,23 @@ func TestLogAgainstModel(t *testing.T) {
 			// Another number and age. What was not kept may be kept again where it
 			// was not deleted yet, which the model does not know: so never more.
 			keep := randomKeep()
-			if keep.count > m.keep.count || m.keep.ttl > 0 && (keep.ttl == 0 || keep.ttl > m.keep.ttl) {
+			if keep.Count > m.keep.Count || m.keep.TTL > 0 && (keep.TTL == 0 || keep.TTL > m.keep.TTL) {
 				break
 			}
 			m.keep = keep
 			l.setKeep(name(i), keep)
 		case n < 990:
 			// no history for a while
-			l.setKeep(name(i), retention{})
+			l.setKeep(name(i), Retention{})
 			if random.IntN(2) == 0 {
 				if err := l.sweep(); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if page, err := l.read(name(i), Start{}, 10, maxPageBytes); err != nil || len(page.items) > 0 || page.epoch != "" {
+			if page, err := l.Read(name(i), Start{}, 10, maxBytes); err != nil || len(page.Entries) > 0 || page.Epoch != "" {
 				t.Fatalf("without a history there is %v %v", page, err)
 			}
-			pending = append(pending, l.lapsed(func(topic string) bool { return topic == name(i) }))
+			pending = append(pending, l.Lapsed(func(topic string) bool { return topic == name(i) }))
 			l.setKeep(name(i), m.keep)
 			if random.IntN(2) == 0 {
 				notePending()
@@ -274,7 +279,7 @@ func TestLogAgainstModel(t *testing.T) {
 	for _, m := range models {
 		kept += int64(len(m.sent)) - m.kept(l.clock) + 1
 	}
-	s := l.history.store.Load()
+	s := l.store.Load()
 	if err := s.read.QueryRow("SELECT (SELECT count(*) FROM messages), (SELECT count(*) FROM ids WHERE NOT EXISTS "+
 		"(SELECT 1 FROM messages WHERE topic = ids.topic AND seq = ids.seq))").Scan(&messages, &left); err != nil {
 		t.Fatal(err)
@@ -308,7 +313,7 @@ func TestLogClock(t *testing.T) {
 		for _, restarts := range []bool{false, true} {
 			t.Run(fmt.Sprint(name, ", restarts ", restarts), func(t *testing.T) {
 				l := newTestLog(t)
-				l.setKeep("topic", retention{count: 100, ttl: time.Hour})
+				l.setKeep("topic", Retention{Count: 100, TTL: time.Hour})
 				add := func() {
 					t.Helper()
 					if restarts {
@@ -323,12 +328,12 @@ func TestLogClock(t *testing.T) {
 				}
 				numbers := func(from Start) (seqs []int64) {
 					t.Helper()
-					page, err := l.read("topic", from, 100, maxPageBytes)
+					page, err := l.Read("topic", from, 100, maxBytes)
 					if err != nil {
 						t.Fatal(err)
 					}
-					for _, pub := range page.items {
-						seqs = append(seqs, pub.seq)
+					for _, entry := range page.Entries {
+						seqs = append(seqs, entry.Seq)
 					}
 					return seqs
 				}
@@ -360,7 +365,7 @@ func TestLogClock(t *testing.T) {
 					t.Fatal(err)
 				}
 				var left int
-				if err := l.history.store.Load().read.QueryRow("SELECT count(*) FROM messages").Scan(&left); err != nil || left > 0 {
+				if err := l.store.Load().read.QueryRow("SELECT count(*) FROM messages").Scan(&left); err != nil || left > 0 {
 					t.Errorf("%d messages are left (%v)", left, err)
 				}
 			})
@@ -371,7 +376,7 @@ func TestLogClock(t *testing.T) {
 // TestLogIDs: a clock that goes back a little forgets no id.
 func TestLogIDs(t *testing.T) {
 	l := newTestLog(t)
-	l.setKeep("topic", retention{count: 1})
+	l.setKeep("topic", Retention{Count: 1})
 	first, err := l.add("topic", "first", []byte("1"))
 	if err != nil {
 		t.Fatal(err)
@@ -393,7 +398,7 @@ func TestLogGroups(t *testing.T) {
 	const senders, each, topics = 64, 50, 3
 	l := newTestLog(t)
 	for i := range topics {
-		l.setKeep(fmt.Sprint("topic", i), retention{count: 10_000})
+		l.setKeep(fmt.Sprint("topic", i), Retention{Count: 10_000})
 	}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
@@ -430,7 +435,7 @@ func TestLogGroups(t *testing.T) {
 // TestLogWithdraw: who gives up while it waits in line sends nothing.
 func TestLogWithdraw(t *testing.T) {
 	l := newTestLog(t)
-	l.setKeep("topic", retention{count: 10})
+	l.setKeep("topic", Retention{Count: 10})
 	inside, goOn := make(chan struct{}), make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -444,8 +449,7 @@ func TestLogWithdraw(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	failed := make(chan error)
 	go func() {
-		_, err := l.send(ctx, &publication{topic: "topic", data: []byte("1"), to: &audience{}})
-		failed <- err
+		failed <- l.Append(ctx, &Entry{Topic: "topic", Data: []byte("1")}, func() {})
 	}()
 	cancel()
 	if err := <-failed; !errors.Is(err, context.Canceled) {
@@ -462,7 +466,7 @@ func TestLogWithdraw(t *testing.T) {
 // can be read, and it goes on when there is room.
 func TestLogFull(t *testing.T) {
 	l := newTestLog(t)
-	l.setKeep("topic", retention{count: 1000})
+	l.setKeep("topic", Retention{Count: 1000})
 	if _, err := l.add("topic", "", []byte("1")); err != nil {
 		t.Fatal(err)
 	}
@@ -470,12 +474,12 @@ func TestLogFull(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := l.history.store.Load()
+	s := l.store.Load()
 	for _, state := range []struct{ broken, mended string }{
 		{"PRAGMA max_page_count = 1", "PRAGMA max_page_count = 1000000"}, // SQLITE_FULL
 		{"PRAGMA query_only = 1", "PRAGMA query_only = 0"},               // SQLITE_READONLY
 	} {
-		before, err := l.read("topic", Start{}, 100, maxPageBytes)
+		before, err := l.Read("topic", Start{}, 100, maxBytes)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -485,21 +489,21 @@ func TestLogFull(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 10 {
 			wg.Go(func() {
-				if _, err := l.add("topic", state.broken, large); !errors.Is(err, ErrHistory) {
+				if _, err := l.add("topic", state.broken, large); !errors.Is(err, ErrUnavailable) {
 					t.Errorf("%s: got %v", state.broken, err)
 				}
 			})
 		}
 		wg.Wait()
-		page, err := l.read("topic", Start{}, 100, maxPageBytes)
-		if err != nil || page.head != before.head || len(page.items) != len(before.items) {
+		page, err := l.Read("topic", Start{}, 100, maxBytes)
+		if err != nil || page.Head != before.Head || len(page.Entries) != len(before.Entries) {
 			t.Errorf("%s: read %v %v", state.broken, page, err)
 		}
 		if _, err := s.write.ExecContext(t.Context(), state.mended); err != nil {
 			t.Fatal(err)
 		}
 		report, err := l.add("topic", state.broken, large)
-		if err != nil || report.Seq != before.head+1 {
+		if err != nil || report.Seq != before.Head+1 {
 			t.Errorf("%s: got %v %v", state.mended, report, err)
 		}
 	}
@@ -508,17 +512,16 @@ func TestLogFull(t *testing.T) {
 // TestLogCannotOpen: a database that cannot be opened is tried again.
 func TestLogCannotOpen(t *testing.T) {
 	l := newTestLog(t)
-	l.setKeep("topic", retention{count: 1000})
-	path := l.path
-	l.path = filepath.Join(path, "no", "folder")
-	l.history.path = l.path
-	if _, err := l.add("topic", "", []byte("1")); !errors.Is(err, ErrHistory) {
+	l.setKeep("topic", Retention{Count: 1000})
+	path := l.config.Path
+	l.config.Path = filepath.Join(path, "no", "folder")
+	if _, err := l.add("topic", "", []byte("1")); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := l.read("topic", Start{}, 100, maxPageBytes); !errors.Is(err, ErrHistory) {
+	if _, err := l.Read("topic", Start{}, 100, maxBytes); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("got %v", err)
 	}
-	l.history.path = path
+	l.config.Path = path
 	l.tried = time.Now().Add(-2 * reopenEvery)
 	if report, err := l.add("topic", "", []byte("1")); err != nil || report.Seq != 1 {
 		t.Errorf("got %v %v", report, err)
@@ -529,8 +532,8 @@ func TestLogCannotOpen(t *testing.T) {
 // database is lost, was copied or comes from a backup.
 func TestLogEpoch(t *testing.T) {
 	l := newTestLog(t)
-	l.setKeep("topic", retention{count: 1000})
-	add := func() Report {
+	l.setKeep("topic", Retention{Count: 1000})
+	add := func() *Entry {
 		t.Helper()
 		report, err := l.add("topic", "", []byte("1"))
 		if err != nil {
@@ -544,12 +547,12 @@ func TestLogEpoch(t *testing.T) {
 		t.Fatalf("after a restart: %v, before %v", second, first)
 	}
 
-	snapshot, err := l.history.store.Load().snapshot(t.Context(), l.path)
+	snapshot, err := l.store.Load().snapshot(t.Context(), l.path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	add() // is not in it
-	l.close(context.Background())
+	l.Close(context.Background())
 	original := l.path
 	l.path = filepath.Join(t.TempDir(), "restored.db")
 	mustRename(t, snapshot, l.path+snapshotSuffix)
@@ -558,13 +561,13 @@ func TestLogEpoch(t *testing.T) {
 	if restored.Epoch == first.Epoch || restored.Seq != 3 {
 		t.Fatalf("from a backup: %v, before %v", restored, first)
 	}
-	page, err := l.read("topic", Start{Since: &Position{first.Epoch, 3}}, 10, maxPageBytes)
-	if err != nil || page.complete || len(page.items) != 3 {
+	page, err := l.Read("topic", Start{Since: &Position{first.Epoch, 3}}, 10, maxBytes)
+	if err != nil || page.Complete || len(page.Entries) != 3 {
 		t.Errorf("since a number that was given out twice: %v %v", page, err)
 	}
 
 	// moved it is the same, a copy is not
-	l.close(context.Background())
+	l.Close(context.Background())
 	moved := filepath.Join(t.TempDir(), "moved.db")
 	mustRename(t, l.path, moved)
 	l.path = moved
@@ -572,14 +575,14 @@ func TestLogEpoch(t *testing.T) {
 	if again := add(); again.Epoch != restored.Epoch {
 		t.Errorf("moved: %v, before %v", again, restored)
 	}
-	l.close(context.Background())
+	l.Close(context.Background())
 	mustCopy(t, original, moved)
 	l.restart()
 	if copied := add(); copied.Epoch == first.Epoch || copied.Epoch == restored.Epoch || copied.Seq != 4 {
 		t.Errorf("copied: %v", copied)
 	}
 
-	l.close(context.Background())
+	l.Close(context.Background())
 	l.path = filepath.Join(t.TempDir(), "lost.db")
 	l.restart()
 	if lost := add(); lost.Epoch == first.Epoch || lost.Seq != 1 {
@@ -617,7 +620,7 @@ func TestLogForgets(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range topics {
 		topic := fmt.Sprint("topic", i)
-		l.setKeep(topic, retention{count: 10})
+		l.setKeep(topic, Retention{Count: 10})
 		wg.Go(func() {
 			if _, err := l.add(topic, "", []byte("1")); err != nil {
 				t.Error(err)
@@ -648,7 +651,7 @@ func TestLogForgets(t *testing.T) {
 func TestLogTrimsInSteps(t *testing.T) {
 	const count = 2000
 	l := newTestLog(t)
-	l.setKeep("topic", retention{count: count})
+	l.setKeep("topic", Retention{Count: count})
 	var wg sync.WaitGroup
 	for range count {
 		wg.Go(func() {
@@ -658,7 +661,7 @@ func TestLogTrimsInSteps(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	l.setKeep("topic", retention{count: 10})
+	l.setKeep("topic", Retention{Count: 10})
 	for range 3 {
 		before := l.topics["topic"].first
 		if _, err := l.add("topic", "", []byte("1")); err != nil {
@@ -667,7 +670,7 @@ func TestLogTrimsInSteps(t *testing.T) {
 		if first := l.topics["topic"].first; first != before+maxTrim {
 			t.Errorf("the first was %d and is %d", before, first)
 		}
-		if page, err := l.read("topic", Start{}, 100, maxPageBytes); err != nil || len(page.items) != 10 {
+		if page, err := l.Read("topic", Start{}, 100, maxBytes); err != nil || len(page.Entries) != 10 {
 			t.Errorf("read %v %v", page, err)
 		}
 	}
@@ -677,32 +680,32 @@ func TestLogTrimsInSteps(t *testing.T) {
 // log a new epoch: positions from before then tell nothing.
 func TestLapseThatIsNotNoted(t *testing.T) {
 	l := newTestLog(t)
-	l.setKeep("a", retention{count: 10})
+	l.setKeep("a", Retention{Count: 10})
 	first, err := l.add("a", "", []byte("1"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	lapse := l.lapsed(func(string) bool { return true })
+	lapse := l.Lapsed(func(string) bool { return true })
 	if err := l.exclusive(func(s *store) error { return s.setPending(true) }); err != nil {
 		t.Fatal(err)
 	}
 	l.restart()
 	since := Position{first.Epoch, first.Seq}
-	page, err := l.read("a", Start{Since: &since}, 10, maxPageBytes)
-	if err != nil || page.complete || page.epoch == first.Epoch {
+	page, err := l.Read("a", Start{Since: &since}, 10, maxBytes)
+	if err != nil || page.Complete || page.Epoch == first.Epoch {
 		t.Errorf("page %+v, error %v", page, err)
 	}
 
-	since.Epoch = page.epoch
+	since.Epoch = page.Epoch
 	l.restart() // an epoch is enough
-	if page, err = l.read("a", Start{Since: &since}, 10, maxPageBytes); err != nil || !page.complete || page.epoch != since.Epoch {
+	if page, err = l.Read("a", Start{Since: &since}, 10, maxBytes); err != nil || !page.Complete || page.Epoch != since.Epoch {
 		t.Errorf("page %+v, error %v", page, err)
 	}
 	if err := l.noteLapse(lapse); err != nil { // it is not in the list any more, and does no harm
 		t.Fatal(err)
 	}
 	l.restart()
-	if page, err = l.read("a", Start{Since: &since}, 10, maxPageBytes); err != nil || page.complete || page.epoch != since.Epoch {
+	if page, err = l.Read("a", Start{Since: &since}, 10, maxBytes); err != nil || page.Complete || page.Epoch != since.Epoch {
 		t.Errorf("page %+v, error %v", page, err)
 	}
 }
@@ -730,9 +733,9 @@ func TestEmptyTopicsGo(t *testing.T) {
 		}
 	}
 	for _, topic := range []string{"kept", "old", "new"} {
-		l.setKeep(topic, retention{count: 100, ttl: time.Minute})
+		l.setKeep(topic, Retention{Count: 100, TTL: time.Minute})
 	}
-	var old Report
+	var old *Entry
 	for range 5 {
 		var err error
 		if old, err = l.add("old", "", []byte("1")); err != nil {
@@ -772,8 +775,8 @@ func TestEmptyTopicsGo(t *testing.T) {
 		t.Helper()
 		for seq, complete := range map[int64]bool{4: false, 5: true} {
 			since := Position{old.Epoch, seq}
-			page, err := l.read("old", Start{Since: &since}, 10, maxPageBytes)
-			if err != nil || page.complete != complete || page.head < 5 {
+			page, err := l.Read("old", Start{Since: &since}, 10, maxBytes)
+			if err != nil || page.Complete != complete || page.Head < 5 {
 				t.Errorf("since %d: %+v %v", seq, page, err)
 			}
 		}
@@ -788,8 +791,8 @@ func TestEmptyTopicsGo(t *testing.T) {
 		t.Errorf("kept: %+v %v", report, err)
 	}
 	since := Position{old.Epoch, 5}
-	page, err := l.read("old", Start{Since: &since}, 10, maxPageBytes)
-	if err != nil || !page.complete || len(page.items) != 1 {
+	page, err := l.Read("old", Start{Since: &since}, 10, maxBytes)
+	if err != nil || !page.Complete || len(page.Entries) != 1 {
 		t.Errorf("%+v %v", page, err)
 	}
 }
@@ -798,17 +801,17 @@ func TestEmptyTopicsGo(t *testing.T) {
 func TestLapseBeforeAGroup(t *testing.T) {
 	l := newTestLog(t)
 	for _, topic := range []string{"new", "old"} {
-		l.setKeep(topic, retention{count: 10})
+		l.setKeep(topic, Retention{Count: 10})
 	}
 	before, err := l.add("old", "", []byte("1"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	lapse := l.lapsed(func(string) bool { return true })
+	lapse := l.Lapsed(func(string) bool { return true })
 	var group []*turn
 	for range 3 {
 		for _, topic := range []string{"new", "old"} {
-			group = append(group, &turn{pub: &publication{topic: topic, to: &audience{}}, message: stored{data: []byte("2")}})
+			group = append(group, &turn{entry: &Entry{Topic: topic, Data: []byte("2")}})
 		}
 	}
 	if err := l.exclusive(func(s *store) error { return l.append(s, group) }); err != nil {
@@ -818,8 +821,8 @@ func TestLapseBeforeAGroup(t *testing.T) {
 		t.Helper()
 		for topic, first := range map[string]int64{"new": 1, "old": 2} {
 			since := Position{before.Epoch, first - 1}
-			page, err := l.read(topic, Start{Since: &since}, 10, maxPageBytes)
-			if err != nil || len(page.items) != 3 || page.items[0].seq != first || page.complete != (topic == "new") {
+			page, err := l.Read(topic, Start{Since: &since}, 10, maxBytes)
+			if err != nil || len(page.Entries) != 3 || page.Entries[0].Seq != first || page.Complete != (topic == "new") {
 				t.Errorf("%s: %+v %v", topic, page, err)
 			}
 		}

@@ -1,7 +1,4 @@
-// A history that is damaged: its file is set aside, and it begins anew. Called by history.go
-// and recovery.go for errors of the database.
-
-package notify
+package history
 
 import (
 	"errors"
@@ -26,25 +23,25 @@ func isDamaged(err error) bool {
 
 // setAside renames the damaged files of the database, for a person to look at. The history
 // begins anew, with another epoch. Only who leads may call it.
-func (h *history) setAside(cause error) error {
-	aside := h.path + ".broken-" + h.now().UTC().Format("20060102T150405.000Z")
-	if err := os.Rename(h.path, aside); err != nil {
+func (h *Log) setAside(cause error) error {
+	aside := h.config.Path + ".broken-" + h.config.Now().UTC().Format("20060102T150405.000Z")
+	if err := os.Rename(h.config.Path, aside); err != nil {
 		return err
 	}
 	for _, suffix := range []string{"-wal", "-shm"} {
-		if err := os.Rename(h.path+suffix, aside+suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := os.Rename(h.config.Path+suffix, aside+suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
 	h.damaged.Add(1)
-	h.app.Logger().Error("The history of topics was damaged: it begins anew, and what there was is kept beside it",
-		slog.String("path", h.path), slog.String("kept", aside), slog.String("error", cause.Error()))
+	h.config.Logger().Error("The history of topics was damaged: it begins anew, and what there was is kept beside it",
+		slog.String("path", h.config.Path), slog.String("kept", aside), slog.String("error", cause.Error()))
 	return nil
 }
 
 // reading is told of an error of a query on s, and returns it. A damaged file is set
 // aside.
-func (h *history) reading(s *store, err error) error {
+func (h *Log) reading(s *store, err error) error {
 	if isDamaged(err) {
 		_ = h.exclusive(func(current *store) error {
 			if current != s {
@@ -53,5 +50,5 @@ func (h *history) reading(s *store, err error) error {
 			return err
 		})
 	}
-	return fmt.Errorf("%w: %w", ErrHistory, err)
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }

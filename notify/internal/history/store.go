@@ -1,11 +1,8 @@
-// The durable log of the topics with history: an SQLite database of its own, so
-// that a send does not queue behind the application's writes or its logs. Written
-// by history.go, one transaction at a time; read by recovery.go.
-
-package notify
+package history
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -15,8 +12,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
-
-	"github.com/pocketbase/pocketbase/core"
 )
 
 // store is the open database.
@@ -74,7 +69,7 @@ CREATE TABLE IF NOT EXISTS messages (
 	time     INTEGER NOT NULL, -- Unix milliseconds
 	id       TEXT NOT NULL,
 	sender   TEXT NOT NULL, -- "COLLECTION_ID:RECORD_ID", or empty
-	audience BLOB, -- JSON, see stored.go; NULL: everybody
+	audience BLOB, -- NULL: everybody
 	data     BLOB NOT NULL, -- JSON
 	PRIMARY KEY (topic, seq)
 ) STRICT, WITHOUT ROWID;
@@ -133,7 +128,7 @@ func openStore(path string, identify func(sent time.Time, audience []byte, sende
 	if s.read, err = sql.Open("sqlite", path+pragmas+"&_pragma=query_only(1)"); err != nil {
 		return nil, err
 	}
-	s.read.SetMaxOpenConns(maxReads)
+	s.read.SetMaxOpenConns(MaxReads)
 	s.read.SetMaxIdleConns(2)
 
 	for statement, query := range map[**sql.Stmt]string{
@@ -172,8 +167,8 @@ func openStore(path string, identify func(sent time.Time, audience []byte, sende
 	return s, s.readEpoch(path)
 }
 
-// maxReads is how many may read at a time; the others wait.
-const maxReads = 4
+// MaxReads is how many may read at a time; the others wait.
+const MaxReads = 4
 
 // useSnapshot puts the copy that a backup brought in the place of a database that
 // is not there.
@@ -217,7 +212,7 @@ func (s *store) readEpoch(path string) error {
 	if s.epoch = known[metaEpoch]; s.epoch != "" && known[metaFile] == file && known[metaPending] == "" {
 		return nil
 	}
-	s.epoch = core.GenerateDefaultRandomId()[:10]
+	s.epoch = strings.ToLower(rand.Text()[:10])
 	_, err = s.write.ExecContext(ctx, "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?), (?, ?), (?, '')",
 		metaEpoch, s.epoch, metaFile, file, metaPending)
 	return err
@@ -345,34 +340,26 @@ func (s *store) topicsAfter(id int64, limit int) ([]topicRow, error) {
 	return topics, rows.Err()
 }
 
-// stored is a message as it is stored.
-type stored struct {
-	seq      int64
-	time     int64 // Unix milliseconds
-	id       string
-	sender   string
-	audience []byte // nil: everybody
-	data     []byte
-}
-
-// messages returns the messages of a topic that follow after, at most limit and,
-// but for the last one, no more than maxBytes of data.
-func (s *store) messages(topicID, after int64, limit, maxBytes int) ([]stored, error) {
-	rows, err := s.selectMessages.Query(topicID, after, limit)
+// entries returns the messages of t that follow after, at most limit and, but for the last
+// one, no more than maxBytes of data.
+func (s *store) entries(t topicRow, after int64, limit, maxBytes int) ([]*Entry, error) {
+	rows, err := s.selectMessages.Query(t.id, after, limit)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var messages []stored
+	var entries []*Entry
 	for size := 0; size < maxBytes && rows.Next(); {
-		var m stored
-		if err := rows.Scan(&m.seq, &m.time, &m.id, &m.sender, &m.audience, &m.data); err != nil {
+		e := &Entry{Topic: t.name, Epoch: s.epoch}
+		var sent int64
+		if err := rows.Scan(&e.Seq, &sent, &e.ID, &e.Sender, &e.Audience, &e.Data); err != nil {
 			return nil, err
 		}
-		size += len(m.data)
-		messages = append(messages, m)
+		e.Time = unixMilli(sent)
+		size += len(e.Data)
+		entries = append(entries, e)
 	}
-	return messages, rows.Err()
+	return entries, rows.Err()
 }
 
 // findID returns the number of the message of the topic that came with the key,
@@ -438,14 +425,15 @@ func (s *store) removeTopics(topics []topicRow) error {
 	return nil
 }
 
-func (s *store) addMessage(topicID int64, m *stored, key string) error {
-	if _, err := s.insertMessage.Exec(topicID, m.seq, m.time, m.id, m.sender, m.audience, m.data); err != nil {
+func (s *store) addEntry(topicID int64, e *Entry) error {
+	sent := e.Time.UnixMilli()
+	if _, err := s.insertMessage.Exec(topicID, e.Seq, sent, e.ID, e.Sender, e.Audience, e.Data); err != nil {
 		return err
 	}
-	if key == "" {
+	if e.Key == "" {
 		return nil
 	}
-	_, err := s.insertID.Exec(topicID, key, m.seq, m.time)
+	_, err := s.insertID.Exec(topicID, e.Key, e.Seq, sent)
 	return err
 }
 

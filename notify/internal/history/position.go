@@ -1,7 +1,4 @@
-// Positions in a topic's history, as clients have them. Read from the options of
-// subscriptions and from requests, by access.go and recovery.go.
-
-package notify
+package history
 
 import (
 	"errors"
@@ -9,8 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
 
 // Position is that of a message: all up to it have been seen. As text it is
@@ -45,6 +40,12 @@ type Start struct {
 	end Position // count from here, and not from the topic's end; the zero value: do not
 }
 
+// Before returns s for a rewind that counts from end, and not from the topic's end.
+func (s Start) Before(end Position) Start {
+	s.end = end
+	return s
+}
+
 // ParseStart reads the options "since" and "rewind" of a subscription or a request,
 // of which one at least is empty: "EPOCH:SEQ"; "50" or "2m".
 func ParseStart(since, rewind string) (Start, error) {
@@ -67,10 +68,4 @@ func ParseStart(since, rewind string) (Start, error) {
 		return Start{}, fmt.Errorf("rewind: %q must be a number of messages such as 50 or a duration such as 2m", rewind)
 	}
 	return Start{}, nil
-}
-
-// startOf reads where a subscription with options is to begin; the zero Start is
-// with what is sent from now on.
-func startOf(options subscriptions.SubscriptionOptions) (Start, error) {
-	return ParseStart(options.Query["since"], options.Query["rewind"])
 }

@@ -1,7 +1,4 @@
-// The times of messages in the history, and what to make of them where a clock was wrong for
-// a while: it is to cost what was sent meanwhile, not what was sent before and after.
-
-package notify
+package history
 
 import (
 	"database/sql"

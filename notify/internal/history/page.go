@@ -1,0 +1,91 @@
+package history
+
+// Page is a part of a topic's history.
+type Page struct {
+	Entries []*Entry
+	Epoch   string // empty: the topic has no history
+	Head    int64  // the topic's last number
+	// Last is the number up to which the page reaches: that of its last item, or
+	// else where it began.
+	Last int64
+	// Complete: what is kept reaches back to where the page was to begin.
+	Complete bool
+}
+
+// Next returns the position at which the next page begins.
+func (p *Page) Next() Position { return Position{p.Epoch, p.Last} }
+
+// Read returns the page that begins at from, with at most limit messages and, but for the
+// last one, maxBytes of data. Without a history the page is empty.
+func (h *Log) Read(topic string, from Start, limit, maxBytes int) (*Page, error) {
+	keep := h.config.Keep(topic)
+	if keep.Count == 0 {
+		return &Page{Complete: from.Since == nil || *from.Since == Position{}}, nil
+	}
+	s, err := h.opened()
+	if err != nil {
+		return nil, err
+	}
+	page, err := h.readFrom(s, topic, keep, from, limit, maxBytes)
+	if err != nil {
+		return nil, h.reading(s, err)
+	}
+	return page, nil
+}
+
+func (h *Log) readFrom(s *store, topic string, keep Retention, from Start, limit, maxBytes int) (*Page, error) {
+	t, err := h.topicNow(s, topic)
+	if err != nil {
+		return nil, err
+	}
+	now := h.config.Now()
+	page := &Page{Epoch: s.epoch, Head: t.head, Complete: true}
+
+	// what lies before begins is not kept, though it may not be deleted yet
+	begins := max(t.first, t.lost+1, t.head-keep.Count+1)
+	if oldest := keep.oldest(now); oldest > 0 {
+		t := t
+		t.first = begins
+		if begins, err = s.notBefore(t, oldest, now.UnixMilli()); err != nil {
+			return nil, err
+		}
+	}
+
+	after := begins - 1
+	end := t.head // of what a rewind looks at
+	if from.end.Epoch == s.epoch {
+		end = min(end, from.end.Seq)
+		page.Complete = begins-1 <= end
+	}
+	switch {
+	case from.Rewind && from.Lasted > 0:
+		t := t
+		t.first = begins
+		first, err := s.notBefore(t, now.Add(-from.Lasted).UnixMilli(), now.UnixMilli())
+		if err != nil {
+			return nil, err
+		}
+		after = min(first-1, max(after, end))
+	case from.Rewind:
+		after = max(after, end-from.Count)
+	case from.Since == nil:
+	case from.Since.Epoch != s.epoch || from.Since.Seq > t.head:
+		page.Complete = false
+	default:
+		page.Complete = from.Since.Seq >= after && from.Since.Seq > t.lost
+		after = max(after, from.Since.Seq)
+	}
+
+	page.Last = after
+	if page.Entries, err = s.entries(t, after, limit, maxBytes); err != nil {
+		return nil, err
+	}
+	for _, entry := range page.Entries {
+		page.Last = entry.Seq
+	}
+	if len(page.Entries) > 0 && page.Entries[0].Seq > after+1 {
+		page.Complete = false // trimmed while it was read
+	}
+	page.Head = max(page.Head, page.Last)
+	return page, nil
+}
