@@ -12,6 +12,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
 
+	"herald/hooks/internal/records"
 	"herald/notify"
 	"herald/pb_migrations"
 )
@@ -29,7 +30,7 @@ type channels struct {
 	off   bool       // there are none, and the log says so
 	count int        // as many count now
 
-	changes perTx[txChanges]
+	changes records.PerTx[txChanges]
 }
 
 // bindChannels binds to the collection by the id that the migration gave it.
@@ -85,18 +86,6 @@ func bindChannels(app core.App, notifier *notify.Notifier) {
 	})
 }
 
-// missing tells why there is no collection of Herald's own with the id, or "" when
-// there is; name is what the migration called it.
-func missing(app core.App, id, name string) string {
-	if _, err := app.FindCachedCollectionByNameOrId(id); err == nil {
-		return ""
-	}
-	if _, err := app.FindCachedCollectionByNameOrId(name); err == nil {
-		return fmt.Sprintf("the application has a collection %q of its own", name)
-	}
-	return fmt.Sprintf("their collection %q was removed", name)
-}
-
 // load gives the engine the channels there are, and returns how many count now or have
 // until now. Where they cannot be loaded those known hold; the error is in the log.
 func (c *channels) load() (count int, err error) {
@@ -116,7 +105,7 @@ func (c *channels) load() (count int, err error) {
 // find returns the records of the channels. Where their collection has disappeared they
 // are those of the copy, closed.
 func (c *channels) find() ([]*core.Record, error) {
-	reason := missing(c.app, pb_migrations.ChannelsCollectionID, pb_migrations.ChannelsCollectionName)
+	reason := records.Missing(c.app, pb_migrations.ChannelsCollectionID, pb_migrations.ChannelsCollectionName)
 	kept, err := c.readKept()
 	if err != nil {
 		return nil, fmt.Errorf("read their copy: %w", err)
@@ -188,17 +177,6 @@ func (c *channels) check(e *core.RecordEvent) error {
 	return errs.Filter()
 }
 
-// stored returns the record as the database has it before the change. Its Original
-// is what it was when it was loaded: empty for one that the same code has created,
-// and old for one that it has saved since.
-func stored(app core.App, record *core.Record) *core.Record {
-	before, err := app.FindRecordById(record.Collection(), fmt.Sprint(record.LastSavedPK()))
-	if err != nil {
-		return record.Original()
-	}
-	return before
-}
-
 // txChanges are changes that are committed together.
 type txChanges struct {
 	list       []*notify.Change
@@ -221,7 +199,7 @@ func (c *channels) change(e *core.RecordEvent) error {
 	}
 	var before, after *core.Record
 	if e.Type != core.ModelEventTypeCreate {
-		before = stored(e.App, e.Record)
+		before = records.Stored(e.App, e.Record)
 	}
 	if e.Type != core.ModelEventTypeDelete {
 		after = e.Record
@@ -234,7 +212,7 @@ func (c *channels) change(e *core.RecordEvent) error {
 	}
 
 	if e.App.IsTransactional() {
-		c.changes.with(e.App.TxInfo(), c.end, func(all *txChanges) {
+		c.changes.With(e.App.TxInfo(), c.end, func(all *txChanges) {
 			all.list = append(all.list, change)
 			all.hasChannel = all.hasChannel || isChannel
 		})

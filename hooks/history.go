@@ -15,6 +15,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
 
+	"herald/hooks/internal/api"
 	"herald/notify"
 )
 
@@ -55,7 +56,7 @@ func (h history) page(e *core.RequestEvent) error {
 		}
 		errs[field] = validation.NewError("validation_invalid_position", err.Error())
 	}
-	limit := intParam(e, "limit", defaultHistoryPage, errs)
+	limit := api.IntParam(e, "limit", defaultHistoryPage, errs)
 	if len(errs) > 0 {
 		return e.BadRequestError(failed, errs)
 	}
@@ -66,7 +67,7 @@ func (h history) page(e *core.RequestEvent) error {
 			// the code tells the refusal from that of a proxy in between
 			return e.ForbiddenError(notify.DeniedMessage, validation.Errors{"topic": validation.NewError("validation_topic_forbidden", notify.DeniedMessage)})
 		}
-		return fieldsError(failed, err)
+		return api.FieldsError(failed, err)
 	}
 	e.Response.Header().Set("Cache-Control", "no-store")
 	return e.JSON(http.StatusOK, page)

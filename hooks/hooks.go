@@ -15,6 +15,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"herald/hooks/internal/cli"
+	"herald/hooks/internal/triggers"
 	"herald/notify"
 )
 
@@ -95,6 +97,10 @@ func (f *heartbeatFlag) Set(text string) error {
 func (f *heartbeatFlag) String() string { return time.Duration(max(*f, 0)).String() }
 func (f *heartbeatFlag) Type() string   { return "duration" }
 
+// ExitError is the error that app.Start returns for a command "notify" that fails, with the
+// code to exit with: 1 refused by the server, 2 wrong arguments, 3 no server answers.
+type ExitError = cli.ExitError
+
 // MustRegister is [Register] that panics on an error.
 func MustRegister(app core.App, root *cobra.Command, config Config) {
 	if err := Register(app, root, config); err != nil {
@@ -117,13 +123,13 @@ func Register(app core.App, root *cobra.Command, config Config) error {
 	bindRoutes(app, notifier)
 	bindPublish(app, notifier)
 	bindHistory(app, notifier)
-	triggers := bindTriggers(app, notifier)
-	bindStats(app, notifier, triggers, cmp.Or(config.MetricsToken, os.Getenv("HERALD_METRICS_TOKEN")))
+	sent := triggers.Bind(app, notifier, flushTimeout)
+	bindStats(app, notifier, sent, cmp.Or(config.MetricsToken, os.Getenv("HERALD_METRICS_TOKEN")))
 	bindServer(app, notifier)
 	bindInbox(app, notifier)
 	bindPage(app, config)
 	if root != nil {
-		bindCommands(app, root)
+		cli.Bind(app, root)
 	}
 	if config.JS == nil {
 		return nil

@@ -9,11 +9,9 @@ import (
 	"errors"
 	"iter"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
-	"slices"
 	"strings"
 
 	"github.com/dop251/goja"
@@ -23,6 +21,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/hook"
 	"github.com/pocketbase/pocketbase/tools/router"
 
+	"herald/hooks/internal/api"
 	"herald/notify"
 )
 
@@ -68,10 +67,10 @@ func (j jsNotify) notifier() *notify.Notifier { return notify.New(j.app, notify.
 func (j jsNotify) object() map[string]func(goja.FunctionCall) goja.Value {
 	return map[string]func(goja.FunctionCall) goja.Value{
 		"send": func(call goja.FunctionCall) goja.Value {
-			var body messageBody
+			var body api.Message
 			j.checkDefined(call.Argument(0))
-			j.check(decodeMessage(j.encode(call.Argument(0)), &body))
-			report, err := j.notifier().Send(context.Background(), body.message())
+			j.check(api.DecodeMessage(j.encode(call.Argument(0)), &body))
+			report, err := j.notifier().Send(context.Background(), body.Notify())
 			j.check(err)
 			return j.value(report)
 		},
@@ -86,7 +85,7 @@ func (j jsNotify) object() map[string]func(goja.FunctionCall) goja.Value {
 			}
 			connections, err := j.notifier().Connections(notify.ConnectionFilter(filter))
 			j.check(err)
-			return j.value(clientViews(connections))
+			return j.value(api.Clients(connections))
 		},
 		"disconnect": func(call goja.FunctionCall) goja.Value {
 			if id, ok := call.Argument(0).Export().(string); ok {
@@ -106,9 +105,9 @@ func (j jsNotify) object() map[string]func(goja.FunctionCall) goja.Value {
 	}
 }
 
-// decode reads an argument like the body of a request, and throws like it answers.
+// api.Decode reads an argument like the body of a request, and throws like it answers.
 func (j jsNotify) decode(argument goja.Value, dst any) {
-	j.check(decode(j.encode(argument), dst))
+	j.check(api.Decode(j.encode(argument), dst))
 }
 
 // encode returns an argument as JSON. JSON.stringify alone makes arrays of bytes of the raw
@@ -131,7 +130,7 @@ func (j jsNotify) encode(argument goja.Value) []byte {
 	if goja.IsUndefined(text) {
 		panic(j.vm.NewTypeError("$notify: an object is expected"))
 	}
-	return soundJSON([]byte(text.String()))
+	return api.SoundJSON([]byte(text.String()))
 }
 
 // rawJSON returns the text of a value that is JSON kept as bytes in Go: types.JSONRaw,
@@ -157,17 +156,17 @@ func (j jsNotify) checkDefined(message goja.Value) {
 			continue
 		}
 		if isLeftOut(value) {
-			nest(errs, errEmptyAudience, []string{name})
+			api.Nest(errs, api.ErrEmptyAudience, []string{name})
 			continue
 		}
 		for part, value := range members(value) {
 			if isLeftOut(value) {
-				nest(errs, errEmptyAudience, []string{name, part})
+				api.Nest(errs, api.ErrEmptyAudience, []string{name, part})
 			}
 		}
 	}
 	if len(errs) > 0 {
-		j.check(router.NewBadRequestError(sendFailed, errs))
+		j.check(router.NewBadRequestError(api.SendFailed, errs))
 	}
 }
 
@@ -220,14 +219,14 @@ func (j jsNotify) check(err error) {
 	}
 	var apiErr *router.ApiError
 	if !errors.As(err, &apiErr) {
-		apiErr = fieldsError(sendFailed, err)
+		apiErr = api.FieldsError(api.SendFailed, err)
 	}
 	message := apiErr.Message
 	var data any // as it goes over the wire
 	if encoded, err := json.Marshal(apiErr.Data); err == nil {
 		_ = json.Unmarshal(encoded, &data)
 	}
-	if fields := fieldMessages("", data); len(fields) > 0 {
+	if fields := api.FieldMessages("", data); len(fields) > 0 {
 		message = strings.Join(fields, "; ")
 	} else if apiErr.Status >= 500 {
 		message += " " + err.Error()
@@ -239,16 +238,4 @@ func (j jsNotify) check(err error) {
 	_ = thrown.Set("data", data)
 	_ = thrown.Set("status", apiErr.Status)
 	panic(thrown)
-}
-
-// fieldMessages lists the errors in an answer's data: "to.filter: …".
-func fieldMessages(path string, data any) (messages []string) {
-	fields, _ := data.(map[string]any)
-	if message, ok := fields["message"].(string); ok && path != "" {
-		return []string{path + ": " + message}
-	}
-	for _, name := range slices.Sorted(maps.Keys(fields)) {
-		messages = append(messages, fieldMessages(strings.TrimPrefix(path+"."+name, "."), fields[name])...)
-	}
-	return messages
 }

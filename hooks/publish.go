@@ -17,6 +17,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/hook"
 	"github.com/pocketbase/pocketbase/tools/inflector"
 
+	"herald/hooks/internal/api"
 	"herald/notify"
 )
 
@@ -108,16 +109,16 @@ type published struct {
 // publish handles POST /api/notify/publish.
 func (p publish) publish(e *core.RequestEvent) error {
 	began := time.Now()
-	raw, err := readBody(e)
+	raw, err := api.ReadBody(e)
 	if err != nil {
 		return err
 	}
 	var body publishBody
-	if err := decodeMessage(raw, &body); err != nil {
+	if err := api.DecodeMessage(raw, &body); err != nil {
 		return err
 	}
 	if err := body.Data.Compact(); err != nil && len(body.Data) > 0 { // as it is sent, and measured
-		return e.BadRequestError(sendFailed, err)
+		return e.BadRequestError(api.SendFailed, err)
 	}
 	publisher := publisherOf(e)
 
@@ -127,14 +128,14 @@ func (p publish) publish(e *core.RequestEvent) error {
 	}
 	except, err := p.exceptions(e, publisher, body)
 	if err != nil {
-		return fieldsError(sendFailed, err)
+		return api.FieldsError(api.SendFailed, err)
 	}
 
 	msg := notify.Message{Topic: body.Topic, Data: body.Data, Except: except, ID: body.ID}
 	send := func() error {
 		report, err := p.notifier.SendFrom(e.Request.Context(), publisher, msg)
 		if err != nil {
-			return fieldsError(sendFailed, err)
+			return api.FieldsError(api.SendFailed, err)
 		}
 		if e.HasSuperuserAuth() {
 			return e.JSON(http.StatusOK, report)
@@ -172,12 +173,12 @@ func (p publish) triggerHook(e *core.RequestEvent, channel *core.Record, msg *no
 	raw := msg.Data.(jsontext.Value)
 	if len(raw) > 0 { // else send says that it is missing
 		if err := json.Unmarshal(raw, &event.Data); err != nil {
-			return e.BadRequestError(sendFailed, err)
+			return e.BadRequestError(api.SendFailed, err)
 		}
 	}
 	before, err := json.Marshal(event.Data, json.Deterministic(true))
 	if err != nil {
-		return e.BadRequestError(sendFailed, err)
+		return e.BadRequestError(api.SendFailed, err)
 	}
 	return p.hook.Trigger(event, func(event *PublishEvent) error {
 		// what nobody changed keeps its numbers and the order of its names
@@ -188,7 +189,7 @@ func (p publish) triggerHook(e *core.RequestEvent, channel *core.Record, msg *no
 			msg.Data = event.Data
 		default:
 			if msg.Data, err = keepNumbers(raw, after); err != nil {
-				return e.BadRequestError(sendFailed, err)
+				return e.BadRequestError(api.SendFailed, err)
 			}
 		}
 		msg.Except = notify.Except{Users: event.ExceptUsers, Clients: event.ExceptClients}
@@ -230,5 +231,5 @@ func publishError(e *core.RequestEvent, err error, began time.Time) error {
 		e.Response.Header().Set("Retry-After", strconv.Itoa(seconds))
 		return e.TooManyRequestsError("You publish too often to this topic.", nil)
 	}
-	return fieldsError(sendFailed, err)
+	return api.FieldsError(api.SendFailed, err)
 }

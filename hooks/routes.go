@@ -12,8 +12,8 @@ import (
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
-	"github.com/pocketbase/pocketbase/tools/types"
 
+	"herald/hooks/internal/api"
 	"herald/notify"
 )
 
@@ -44,23 +44,9 @@ func bindRoutes(app core.App, notifier *notify.Notifier) {
 
 type routes struct{ notifier *notify.Notifier }
 
-// messageBody is a message as it comes over HTTP. Its data stays the JSON text
-// that it is: decoding it would lose the precision of large numbers.
-type messageBody struct {
-	Topic  string          `json:"topic"`
-	Data   jsontext.Value  `json:"data"`
-	To     notify.Audience `json:"to"`
-	Except notify.Except   `json:"except"`
-	ID     string          `json:"id"`
-}
-
-func (b *messageBody) message() notify.Message {
-	return notify.Message{Topic: b.Topic, Data: b.Data, To: b.To, Except: b.Except, ID: b.ID}
-}
-
 // send handles POST /api/notify.
 func (r routes) send(e *core.RequestEvent) error {
-	body, err := readBody(e)
+	body, err := api.ReadBody(e)
 	if err != nil {
 		return err
 	}
@@ -74,7 +60,7 @@ func (r routes) send(e *core.RequestEvent) error {
 // sendBatch handles POST /api/notify/batch. It answers as PocketBase's own
 // /api/batch does, with one {status, body} for each message.
 func (r routes) sendBatch(e *core.RequestEvent) error {
-	raw, err := readBody(e)
+	raw, err := api.ReadBody(e)
 	if err != nil {
 		return err
 	}
@@ -83,7 +69,7 @@ func (r routes) sendBatch(e *core.RequestEvent) error {
 	var body struct {
 		Messages []jsontext.Value `json:"messages"`
 	}
-	if err := decode(raw, &body); err != nil {
+	if err := api.Decode(raw, &body); err != nil {
 		return err
 	}
 	switch {
@@ -106,7 +92,7 @@ func (r routes) sendBatch(e *core.RequestEvent) error {
 	for i, raw := range body.Messages {
 		report, err := r.sendRaw(e, raw)
 		if err != nil {
-			apiErr := inField(err, "messages", strconv.Itoa(i))
+			apiErr := api.InField(err, "messages", strconv.Itoa(i))
 			results[i] = result{apiErr.Status, apiErr}
 			continue
 		}
@@ -118,47 +104,20 @@ func (r routes) sendBatch(e *core.RequestEvent) error {
 // sendRaw sends the message that raw, its JSON, describes. The error is one to
 // answer with.
 func (r routes) sendRaw(e *core.RequestEvent, raw []byte) (notify.Report, error) {
-	var body messageBody
-	if err := decodeMessage(raw, &body); err != nil {
+	var body api.Message
+	if err := api.DecodeMessage(raw, &body); err != nil {
 		return notify.Report{}, err
 	}
-	report, err := r.notifier.Send(e.Request.Context(), body.message())
+	report, err := r.notifier.Send(e.Request.Context(), body.Notify())
 	if err != nil {
-		return notify.Report{}, fieldsError(sendFailed, err)
+		return notify.Report{}, api.FieldsError(api.SendFailed, err)
 	}
 	return report, nil
 }
 
 // topics handles GET /api/notify/topics.
 func (r routes) topics(e *core.RequestEvent) error {
-	return respondPage(e, r.notifier.Topics())
-}
-
-// clientView is a connection as GET /api/notify/clients shows it.
-type clientView struct {
-	ID            string          `json:"id"`
-	Auth          *string         `json:"auth"` // "users:ID"; null for a guest
-	Name          string          `json:"name"` // the auth record's name, or else its email
-	IP            string          `json:"ip"`
-	Connected     *types.DateTime `json:"connected"`
-	Subscriptions []string        `json:"subscriptions"`
-	Queued        int             `json:"queued"`
-}
-
-func newClientView(c notify.Connection) clientView {
-	view := clientView{ID: c.ID, IP: c.IP, Subscriptions: c.Subscriptions, Queued: c.Queued}
-	if c.Auth != nil {
-		auth := c.Auth.Collection().Name + ":" + c.Auth.Id
-		view.Auth = &auth
-		view.Name = c.Auth.GetString("name")
-		if view.Name == "" {
-			view.Name = c.Auth.Email()
-		}
-	}
-	if connected, err := types.ParseDateTime(c.Connected); err == nil && !connected.IsZero() {
-		view.Connected = &connected
-	}
-	return view
+	return api.RespondPage(e, r.notifier.Topics())
 }
 
 // clients handles GET /api/notify/clients?topic=&user=.
@@ -169,17 +128,9 @@ func (r routes) clients(e *core.RequestEvent) error {
 		User:  query.Get("user"),
 	})
 	if err != nil {
-		return fieldsError("Failed to list the clients.", err)
+		return api.FieldsError("Failed to list the clients.", err)
 	}
-	return respondPage(e, clientViews(connections))
-}
-
-func clientViews(connections []notify.Connection) []clientView {
-	views := make([]clientView, len(connections))
-	for i, connection := range connections {
-		views[i] = newClientView(connection)
-	}
-	return views
+	return api.RespondPage(e, api.Clients(connections))
 }
 
 // disconnect handles DELETE /api/notify/clients/{id}.
@@ -194,26 +145,26 @@ func (r routes) disconnect(e *core.RequestEvent) error {
 func (r routes) disconnectUser(e *core.RequestEvent) error {
 	count, err := r.notifier.DisconnectUser(e.Request.URL.Query().Get("user"))
 	if err != nil {
-		return fieldsError("Failed to disconnect the clients.", err)
+		return api.FieldsError("Failed to disconnect the clients.", err)
 	}
 	return e.JSON(http.StatusOK, map[string]int{"disconnected": count})
 }
 
 // recheck handles POST /api/notify/recheck.
 func (r routes) recheck(e *core.RequestEvent) error {
-	body, err := readBody(e)
+	body, err := api.ReadBody(e)
 	if err != nil {
 		return err
 	}
 	var filter notify.RecheckFilter
 	if len(body) > 0 {
-		if err := decode(body, &filter); err != nil {
+		if err := api.Decode(body, &filter); err != nil {
 			return err
 		}
 	}
 	report, err := r.notifier.Recheck(filter)
 	if err != nil {
-		return fieldsError("Failed to check the subscriptions again.", err)
+		return api.FieldsError("Failed to check the subscriptions again.", err)
 	}
 	return e.JSON(http.StatusOK, report)
 }

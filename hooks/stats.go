@@ -14,16 +14,17 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"herald/hooks/internal/triggers"
 	"herald/notify"
 )
 
 // bindStats adds GET /api/notify/stats and GET /api/notify/metrics.
-func bindStats(app core.App, notifier *notify.Notifier, triggers *triggers, metricsToken string) {
+func bindStats(app core.App, notifier *notify.Notifier, sent *triggers.Triggers, metricsToken string) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		statsCollector{notifier, triggers},
+		statsCollector{notifier, sent},
 	)
 	metrics := promhttp.HandlerFor(registry, promhttp.HandlerOpts{})
 
@@ -37,7 +38,7 @@ func bindStats(app core.App, notifier *notify.Notifier, triggers *triggers, metr
 					notify.Stats
 					TriggerMessages int64 `json:"triggerMessages"` // sent by triggers so far
 					TriggerFailures int64 `json:"triggerFailures"`
-				}{notifier.Stats(), triggers.sent.Load(), triggers.failed.Load()})
+				}{notifier.Stats(), sent.Sent(), sent.Failed()})
 			}).Bind(apis.RequireSuperuserAuth())
 			api.GET("/metrics", apis.WrapStdHandler(metrics)).Bind(requireScraper(metricsToken))
 			return e.Next()
@@ -73,7 +74,7 @@ func bearerToken(e *core.RequestEvent) string {
 // statsCollector gives [notify.Stats] to Prometheus.
 type statsCollector struct {
 	notifier *notify.Notifier
-	triggers *triggers
+	triggers *triggers.Triggers
 }
 
 func metric(name, help string, labels ...string) *prometheus.Desc {
@@ -134,8 +135,8 @@ func (c statsCollector) Collect(metrics chan<- prometheus.Metric) {
 		storeDamagedMetric:  stats.StoreDamaged,
 		replayedMetric:      stats.Replayed,
 
-		triggerSentMetric:   c.triggers.sent.Load(),
-		triggerFailedMetric: c.triggers.failed.Load(),
+		triggerSentMetric:   c.triggers.Sent(),
+		triggerFailedMetric: c.triggers.Failed(),
 	} {
 		metrics <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(value))
 	}

@@ -1,7 +1,7 @@
 // A trigger: the record that describes it, checked and compiled. Made when one is
 // saved or loaded by triggers.go.
 
-package hooks
+package triggers
 
 import (
 	"fmt"
@@ -17,6 +17,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/picker"
 	"github.com/pocketbase/pocketbase/tools/search"
 
+	"herald/hooks/internal/api"
 	"herald/notify"
 	"herald/pb_migrations"
 )
@@ -120,11 +121,11 @@ func (t *trigger) compileAudience(app core.App, notifier *notify.Notifier, colle
 		}
 		return
 	}
-	if err := decode([]byte(to), &t.to); err != nil {
+	if err := api.Decode([]byte(to), &t.to); err != nil {
 		fail("to", code, `must be record:FIELD or an audience as JSON, such as {"auth": "user"}`)
 		return
 	}
-	if checkNarrows([]byte(`{"to":`+to+`}`), "to") != nil {
+	if api.CheckNarrows([]byte(`{"to":`+to+`}`), "to") != nil {
 		fail("to", code, `is empty, or has an empty part: leave it out to narrow nothing; [] is nobody`)
 		return
 	}

@@ -1,6 +1,6 @@
 // The command that measures a running server.
 
-package hooks
+package cli
 
 import (
 	"context"
@@ -25,8 +25,8 @@ import (
 // benchPatience is how long the last deliveries are waited for.
 const benchPatience = 10 * time.Second
 
-func (c *cli) benchCommand() *cobra.Command {
-	b := &benchmark{cli: c}
+func (c *client) benchCommand() *cobra.Command {
+	b := &benchmark{client: c}
 	command := &cobra.Command{
 		Use:   "bench",
 		Short: "Measure a running server",
@@ -63,10 +63,10 @@ Clients and server share the machine if they are on the same one. Each client ta
 
 // benchmark is one run of the command, and its results. Durations are in milliseconds.
 type benchmark struct {
-	*cli   `json:"-"`
-	size   int
-	prefix string
-	asJSON bool
+	*client `json:"-"`
+	size    int
+	prefix  string
+	asJSON  bool
 
 	Clients  int `json:"clients"`
 	Messages int `json:"messages"`

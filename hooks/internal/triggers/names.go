@@ -1,7 +1,7 @@
 // The names of collections in triggers, which follow when a collection is renamed. Called
 // by triggers.go.
 
-package hooks
+package triggers
 
 import (
 	"encoding/json/jsontext"
@@ -12,17 +12,18 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
+	"herald/hooks/internal/records"
 	"herald/pb_migrations"
 )
 
 // rename gives triggers the new name of a collection, in the transaction of its update.
 // By its old name they would watch, or send to, whatever gets that one next.
-func (t *triggers) rename(e *core.CollectionEvent) error {
+func (t *Triggers) rename(e *core.CollectionEvent) error {
 	before, err := e.App.FindCollectionByNameOrId(e.Collection.Id)
 	if err := e.Next(); err != nil {
 		return err
 	}
-	if err != nil || before.Name == e.Collection.Name || missing(e.App, pb_migrations.TriggersCollectionID, pb_migrations.TriggersCollectionName) != "" {
+	if err != nil || before.Name == e.Collection.Name || records.Missing(e.App, pb_migrations.TriggersCollectionID, pb_migrations.TriggersCollectionName) != "" {
 		return nil
 	}
 	records := []*core.Record{}

@@ -1,7 +1,6 @@
-// The command line: "herald notify …", which talks to the running server over HTTP.
-// The commands are in cli_commands.go, cli_tail.go and cli_bench.go.
-
-package hooks
+// Package cli is the command line: "herald notify …", which talks to the running server over
+// HTTP.
+package cli
 
 import (
 	"bytes"
@@ -27,6 +26,8 @@ import (
 	"github.com/pocketbase/pocketbase/tools/hook"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"herald/hooks/internal/api"
 )
 
 // The exit codes of the commands.
@@ -51,9 +52,9 @@ func exitWith(code int, format string, args ...any) error {
 	return &ExitError{code, fmt.Errorf(format, args...)}
 }
 
-// bindCommands adds the command "notify" to root, and cobra's "completion".
-func bindCommands(app core.App, root *cobra.Command) {
-	c := &cli{app: app}
+// Bind adds the command "notify" to root, and cobra's "completion".
+func Bind(app core.App, root *cobra.Command) {
+	c := &client{app: app}
 	// Execute opens the databases of any command, and makes the data directory first;
 	// ours open them when they need a token from there (see makeToken)
 	app.OnBootstrap().Bind(&hook.Handler[*core.BootstrapEvent]{
@@ -134,8 +135,8 @@ func isBelow(command *cobra.Command, name string) bool {
 	return false
 }
 
-// cli is what the commands share.
-type cli struct {
+// client is what the commands share.
+type client struct {
 	app   core.App
 	url   string
 	token string
@@ -165,7 +166,7 @@ type made struct {
 
 // authorization returns the token to send: the one given, or for a server on this
 // machine one that is made from its database.
-func (c *cli) authorization() (string, error) {
+func (c *client) authorization() (string, error) {
 	if token := c.givenToken(); token != "" {
 		return token, nil
 	}
@@ -181,10 +182,10 @@ func (c *cli) authorization() (string, error) {
 }
 
 // givenToken returns the token of the command line, empty where there is none.
-func (c *cli) givenToken() string { return cmp.Or(c.token, os.Getenv("HERALD_TOKEN")) }
+func (c *client) givenToken() string { return cmp.Or(c.token, os.Getenv("HERALD_TOKEN")) }
 
 // makeToken returns a token made from the database, which is opened for it.
-func (c *cli) makeToken() (string, error) {
+func (c *client) makeToken() (string, error) {
 	c.made.mu.Lock()
 	defer c.made.mu.Unlock()
 	if time.Since(c.made.at) < tokenLasts/2 {
@@ -222,7 +223,7 @@ var errNotNow = errors.New("try again")
 
 // request sends a request and returns the answer's body. An answer that is an error
 // comes as one, with the fields at fault.
-func (c *cli) request(ctx context.Context, method, path string, body any) ([]byte, error) {
+func (c *client) request(ctx context.Context, method, path string, body any) ([]byte, error) {
 	token, err := c.authorization()
 	if err != nil {
 		return nil, err
@@ -275,14 +276,14 @@ func refusal(status int, content []byte) error {
 	if status >= http.StatusInternalServerError || status == http.StatusTooManyRequests {
 		return exitWith(exitRefused, "%s (%d): %w", answer.Message, status, errNotNow)
 	}
-	if fields := fieldMessages("", answer.Data); len(fields) > 0 {
+	if fields := api.FieldMessages("", answer.Data); len(fields) > 0 {
 		return exitWith(exitRefused, "%s %s", answer.Message, strings.Join(fields, "; "))
 	}
 	return exitWith(exitRefused, "%s (%d)", answer.Message, status)
 }
 
 // list returns all items of a paged list.
-func list[T any](ctx context.Context, c *cli, path string, query url.Values) (items []T, raw []jsontext.Value, err error) {
+func list[T any](ctx context.Context, c *client, path string, query url.Values) (items []T, raw []jsontext.Value, err error) {
 	query.Set("perPage", "1000")
 	for page := 1; ; page++ {
 		query.Set("page", strconv.Itoa(page))

@@ -1,4 +1,4 @@
-package hooks_test
+package cli_test
 
 import (
 	"bufio"
@@ -12,15 +12,19 @@ import (
 	"github.com/spf13/cobra"
 
 	"herald/hooks"
+	"herald/hooks/internal/cli"
 	"herald/internal/pbtest"
+	"herald/notify"
 )
+
+func TestMain(m *testing.M) { pbtest.Main(m) }
 
 // The token that "tail" makes for itself is good for two minutes: on a topic without
 // history nothing may be lost when it ends.
 func TestTailOutlivesItsToken(t *testing.T) {
 	t.Parallel()
 	const lasts = 3 * time.Second
-	hooks.SetTokenLasts(lasts)
+	cli.SetTokenLasts(lasts)
 	root := &cobra.Command{}
 	app := pbtest.NewApp(t, func(app core.App) { hooks.MustRegister(app, root, hooks.Config{}) })
 	pbtest.AddAuth(t, app, core.CollectionNameSuperusers, "root@x.com", nil)
@@ -33,16 +37,18 @@ func TestTailOutlivesItsToken(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- root.ExecuteContext(ctx) }()
 	defer func() { cancel(); <-ended }()
-	pbtest.WaitFor(t, "the command listens", func() bool { return len(engine(app).Topics()) > 1 })
+	pbtest.WaitFor(t, "the command listens", func() bool { return len(notify.Of(app).Topics()) > 1 })
 
 	lines := bufio.NewScanner(out)
 	for began, sent := time.Now(), 0; time.Since(began) < 3*lasts; sent++ {
-		mustSend(t, app, "news", sent)
+		if err := notify.Notify(app, "news", sent); err != nil {
+			t.Fatal(err)
+		}
 		if !lines.Scan() || !strings.Contains(lines.Text(), `"news"`) {
 			t.Fatal(lines.Text(), lines.Err())
 		}
 	}
-	if ended := engine(app).Stats().Disconnects; len(ended) > 0 {
+	if ended := notify.Of(app).Stats().Disconnects; len(ended) > 0 {
 		t.Error("the connection ended: ", ended)
 	}
 }

@@ -1,6 +1,6 @@
 // Lists in the form of PocketBase's. Called by routes.go.
 
-package hooks
+package api
 
 import (
 	"net/http"
@@ -11,12 +11,12 @@ import (
 	"github.com/pocketbase/pocketbase/tools/search"
 )
 
-// respondPage answers with the part of items that the query parameters page and
+// RespondPage answers with the part of items that the query parameters page and
 // perPage ask for, with PocketBase's own limits and in the form of its lists.
-func respondPage[T any](e *core.RequestEvent, items []T) error {
+func RespondPage[T any](e *core.RequestEvent, items []T) error {
 	errs := validation.Errors{}
-	page := intParam(e, search.PageQueryParam, 1, errs)
-	perPage := intParam(e, search.PerPageQueryParam, search.DefaultPerPage, errs)
+	page := IntParam(e, search.PageQueryParam, 1, errs)
+	perPage := IntParam(e, search.PerPageQueryParam, search.DefaultPerPage, errs)
 	if len(errs) > 0 {
 		return e.BadRequestError("Invalid paging.", errs)
 	}
@@ -37,9 +37,9 @@ func respondPage[T any](e *core.RequestEvent, items []T) error {
 	})
 }
 
-// intParam returns the query parameter name; missing, 0 and less are fallback,
+// IntParam returns the query parameter name; missing, 0 and less are fallback,
 // as in PocketBase's lists.
-func intParam(e *core.RequestEvent, name string, fallback int, errs validation.Errors) int {
+func IntParam(e *core.RequestEvent, name string, fallback int, errs validation.Errors) int {
 	raw := e.Request.URL.Query().Get(name)
 	if raw == "" {
 		return fallback

@@ -1,6 +1,6 @@
-// Parsing of requests, and errors in PocketBase's form. Called by routes.go.
-
-package hooks
+// Package api has the bodies of requests and answers, and errors in PocketBase's form, for
+// all that talks to clients: the routes, $notify, triggers and the command line.
+package api
 
 import (
 	"bytes"
@@ -8,6 +8,7 @@ import (
 	"encoding/json/v2"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -19,17 +20,17 @@ import (
 	"herald/notify"
 )
 
-const sendFailed = "Failed to send the message."
+const SendFailed = "Failed to send the message."
 
-// readBody returns the body of a request; others, such as handlers that call
+// ReadBody returns the body of a request; others, such as handlers that call
 // RequestInfo, may read it again.
-func readBody(e *core.RequestEvent) ([]byte, error) {
+func ReadBody(e *core.RequestEvent) ([]byte, error) {
 	body, err := io.ReadAll(e.Request.Body)
 	if err != nil {
 		// too large for PocketBase's body limit, or broken off
 		return nil, router.ToApiError(err)
 	}
-	if sound := soundJSON(body); !bytes.Equal(sound, body) {
+	if sound := SoundJSON(body); !bytes.Equal(sound, body) {
 		e.Request.Body = &router.RereadableReadCloser{ReadCloser: io.NopCloser(bytes.NewReader(sound))}
 		return sound, nil
 	}
@@ -39,9 +40,9 @@ func readBody(e *core.RequestEvent) ([]byte, error) {
 	return body, nil
 }
 
-// soundJSON returns raw as [notify.NormalizeJSON] does; what is no JSON even then is for
-// decode to refuse.
-func soundJSON(raw []byte) []byte {
+// SoundJSON returns raw as [notify.NormalizeJSON] does; what is no JSON even then is for
+// Decode to refuse.
+func SoundJSON(raw []byte) []byte {
 	if jsontext.Value(raw).IsValid() {
 		return raw
 	}
@@ -51,10 +52,10 @@ func soundJSON(raw []byte) []byte {
 	return raw
 }
 
-// decode reads JSON into dst. A member that dst does not have is an error: were
+// Decode reads JSON into dst. A member that dst does not have is an error: were
 // `{"to": {"user": […]}}` taken for "no restriction" because of the missing s,
 // a message meant for one would go to all.
-func decode(data []byte, dst any) error {
+func Decode(data []byte, dst any) error {
 	err := json.Unmarshal(data, dst, json.RejectUnknownMembers(true))
 	if err == nil {
 		return nil
@@ -73,20 +74,20 @@ func decode(data []byte, dst any) error {
 	if errors.Is(err, json.ErrUnknownName) {
 		fieldErr = validation.NewError("validation_unknown_field", "there is no such field")
 	}
-	return router.NewBadRequestError(sendFailed, nest(validation.Errors{}, fieldErr, slices.Collect(semantic.JSONPointer.Tokens())))
+	return router.NewBadRequestError(SendFailed, Nest(validation.Errors{}, fieldErr, slices.Collect(semantic.JSONPointer.Tokens())))
 }
 
-// errEmptyAudience is for an audience, or a part of it, that is there and says nothing.
-var errEmptyAudience = validation.NewError("validation_invalid_audience",
+// ErrEmptyAudience is for an audience, or a part of it, that is there and says nothing.
+var ErrEmptyAudience = validation.NewError("validation_invalid_audience",
 	"must not be empty: leave it out to narrow nothing; [] is nobody")
 
-// checkNarrows refuses an audience that is there and says nothing: null, an empty object or
+// CheckNarrows refuses an audience that is there and says nothing: null, an empty object or
 // text. It comes from a variable that is not set, and what is meant for one would go to all.
 // (An empty list is nobody.) raw is the JSON of an object that has the fields.
-func checkNarrows(raw []byte, fields ...string) error {
+func CheckNarrows(raw []byte, fields ...string) error {
 	var object map[string]jsontext.Value
 	if json.Unmarshal(raw, &object) != nil {
-		return nil // decode says so
+		return nil // Decode says so
 	}
 	errs := validation.Errors{}
 	for _, field := range fields {
@@ -94,8 +95,8 @@ func checkNarrows(raw []byte, fields ...string) error {
 		if !ok {
 			continue
 		}
-		if isEmptyValue(value) {
-			nest(errs, errEmptyAudience, []string{field})
+		if IsEmptyValue(value) {
+			Nest(errs, ErrEmptyAudience, []string{field})
 			continue
 		}
 		var parts map[string]jsontext.Value
@@ -103,19 +104,19 @@ func checkNarrows(raw []byte, fields ...string) error {
 			continue // no object: a list of users is one way to say whom
 		}
 		for name, part := range parts {
-			if isEmptyValue(part) {
-				nest(errs, errEmptyAudience, []string{field, name})
+			if IsEmptyValue(part) {
+				Nest(errs, ErrEmptyAudience, []string{field, name})
 			}
 		}
 	}
 	if len(errs) == 0 {
 		return nil
 	}
-	return router.NewBadRequestError(sendFailed, errs)
+	return router.NewBadRequestError(SendFailed, errs)
 }
 
-// isEmptyValue reports whether value is null, {} or a text of spaces.
-func isEmptyValue(value jsontext.Value) bool {
+// IsEmptyValue reports whether value is null, {} or a text of spaces.
+func IsEmptyValue(value jsontext.Value) bool {
 	switch value.Kind() {
 	case jsontext.KindNull:
 		return true
@@ -129,17 +130,17 @@ func isEmptyValue(value jsontext.Value) bool {
 	return false
 }
 
-// decodeMessage is decode for the JSON of a message.
-func decodeMessage(raw []byte, dst any) error {
-	if err := checkNarrows(raw, "to", "except"); err != nil {
+// DecodeMessage is Decode for the JSON of a message.
+func DecodeMessage(raw []byte, dst any) error {
+	if err := CheckNarrows(raw, "to", "except"); err != nil {
 		return err
 	}
-	return decode(raw, dst)
+	return Decode(raw, dst)
 }
 
-// fieldsError turns notify.Errors into PocketBase's form, with the fields at
+// FieldsError turns notify.Errors into PocketBase's form, with the fields at
 // fault in data; any other error is the server's.
-func fieldsError(message string, err error) *router.ApiError {
+func FieldsError(message string, err error) *router.ApiError {
 	if errors.Is(err, notify.ErrShutdown) {
 		return router.NewApiError(http.StatusServiceUnavailable, message+" The server is shutting down.", nil)
 	}
@@ -156,13 +157,13 @@ func fieldsError(message string, err error) *router.ApiError {
 		if errors.Is(fieldErr, notify.ErrTooLarge) {
 			status = http.StatusRequestEntityTooLarge
 		}
-		nest(data, validation.NewError(fieldErr.Code(), fieldErr.Detail), strings.Split(fieldErr.Field, "."))
+		Nest(data, validation.NewError(fieldErr.Code(), fieldErr.Detail), strings.Split(fieldErr.Field, "."))
 	}
 	return router.NewApiError(status, message, data)
 }
 
-// inField moves the fields of an answer below path: "topic" to "messages.3.topic".
-func inField(err error, path ...string) *router.ApiError {
+// InField moves the fields of an answer below path: "topic" to "messages.3.topic".
+func InField(err error, path ...string) *router.ApiError {
 	apiErr := router.ToApiError(err)
 	if len(apiErr.Data) == 0 {
 		apiErr.Data = map[string]any{"code": "validation_invalid_value", "message": apiErr.Message}
@@ -173,8 +174,8 @@ func inField(err error, path ...string) *router.ApiError {
 	return apiErr
 }
 
-// nest puts err into errs at path and returns errs.
-func nest(errs validation.Errors, err error, path []string) validation.Errors {
+// Nest puts err into errs at path and returns errs.
+func Nest(errs validation.Errors, err error, path []string) validation.Errors {
 	if len(path) == 1 {
 		errs[path[0]] = err
 		return errs
@@ -184,6 +185,18 @@ func nest(errs validation.Errors, err error, path []string) validation.Errors {
 		inner = validation.Errors{}
 		errs[path[0]] = inner
 	}
-	nest(inner, err, path[1:])
+	Nest(inner, err, path[1:])
 	return errs
+}
+
+// FieldMessages lists the errors in the data of an answer, below path: "to.filter: …".
+func FieldMessages(path string, data any) (messages []string) {
+	fields, _ := data.(map[string]any)
+	if message, ok := fields["message"].(string); ok && path != "" {
+		return []string{path + ": " + message}
+	}
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		messages = append(messages, FieldMessages(strings.TrimPrefix(path+"."+name, "."), fields[name])...)
+	}
+	return messages
 }

@@ -1,6 +1,6 @@
 // The commands that ask once: send, topics, clients, kick.
 
-package hooks
+package cli
 
 import (
 	"encoding/json/jsontext"
@@ -15,10 +15,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"herald/hooks/internal/api"
 	"herald/notify"
 )
 
-func (c *cli) sendCommand() *cobra.Command {
+func (c *client) sendCommand() *cobra.Command {
 	var users, exceptUsers []string
 	var auth, filter, id string
 	command := &cobra.Command{
@@ -98,7 +99,7 @@ func readData(in io.Reader, source string) (jsontext.Value, error) {
 	return value, nil
 }
 
-func (c *cli) topicsCommand() *cobra.Command {
+func (c *client) topicsCommand() *cobra.Command {
 	var asJSON bool
 	command := &cobra.Command{
 		Use:   "topics",
@@ -118,7 +119,7 @@ func (c *cli) topicsCommand() *cobra.Command {
 	return command
 }
 
-func (c *cli) clientsCommand() *cobra.Command {
+func (c *client) clientsCommand() *cobra.Command {
 	var asJSON bool
 	var topic, user string
 	command := &cobra.Command{
@@ -133,7 +134,7 @@ func (c *cli) clientsCommand() *cobra.Command {
 			if user != "" {
 				query.Set("user", user)
 			}
-			clients, raw, err := list[clientView](command.Context(), c, "/api/notify/clients", query)
+			clients, raw, err := list[api.Client](command.Context(), c, "/api/notify/clients", query)
 			if err != nil || asJSON {
 				return printJSON(command, raw, err)
 			}
@@ -157,7 +158,7 @@ func (c *cli) clientsCommand() *cobra.Command {
 	return command
 }
 
-func (c *cli) kickCommand() *cobra.Command {
+func (c *client) kickCommand() *cobra.Command {
 	var user string
 	command := &cobra.Command{
 		Use:   "kick [CLIENT_ID]",

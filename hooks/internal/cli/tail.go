@@ -1,6 +1,6 @@
 // The command that watches topics.
 
-package hooks
+package cli
 
 import (
 	"bytes"
@@ -26,8 +26,8 @@ import (
 	"herald/notify"
 )
 
-func (c *cli) tailCommand() *cobra.Command {
-	t := &tail{cli: c, positions: map[string]string{}}
+func (c *client) tailCommand() *cobra.Command {
+	t := &tail{client: c, positions: map[string]string{}}
 	command := &cobra.Command{
 		Use:   "tail TOPIC…",
 		Short: "Print messages as they come",
@@ -57,7 +57,7 @@ elsewhere it is missing.`,
 
 // tail is one run of the command.
 type tail struct {
-	*cli
+	*client
 	topics        []string
 	since, rewind string
 	pretty        bool

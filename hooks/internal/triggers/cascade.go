@@ -2,7 +2,7 @@
 // and then those that lead to it: the filter, the topic and the fields of a trigger could
 // not look at the first one any more. So they are asked before, called by triggers.go.
 
-package hooks
+package triggers
 
 import (
 	"fmt"
@@ -12,6 +12,8 @@ import (
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
+
+	"herald/hooks/internal/records"
 )
 
 // recordRef is a record, wherever it was loaded.
@@ -57,19 +59,19 @@ type foresight struct {
 
 // foresee notes what fires when the record of e is deleted, and with it those that lead to
 // it, until the transaction is over, of which the cascade is the last part.
-func (t *triggers) foresee(e *core.RecordEvent) {
+func (t *Triggers) foresee(e *core.RecordEvent) {
 	if !e.App.IsTransactional() {
 		return // there is no cascade: PocketBase makes a transaction for it
 	}
 	isNoted := false
 	t.withForesights(e.App, func(noted foresights) { isNoted = noted[refOf(e.Record)] != nil })
 	if !isNoted { // else by the delete of which this one is a part
-		t.foreseeDelete(e.App, stored(e.App, e.Record), t.authorOf(e.Record))
+		t.foreseeDelete(e.App, records.Stored(e.App, e.Record), t.authorOf(e.Record))
 	}
 }
 
-func (t *triggers) withForesights(app core.App, use func(noted foresights)) {
-	t.foreseen.with(app.TxInfo(), func(foresights, bool) {}, func(noted *foresights) {
+func (t *Triggers) withForesights(app core.App, use func(noted foresights)) {
+	t.foreseen.With(app.TxInfo(), func(foresights, bool) {}, func(noted *foresights) {
 		if *noted == nil {
 			*noted = foresights{}
 		}
@@ -77,7 +79,7 @@ func (t *triggers) withForesights(app core.App, use func(noted foresights)) {
 	})
 }
 
-func (t *triggers) foreseeDelete(app core.App, record, auth *core.Record) {
+func (t *Triggers) foreseeDelete(app core.App, record, auth *core.Record) {
 	ref, noted := refOf(record), &foresight{record: record}
 	isNoted := false
 	t.withForesights(app, func(all foresights) {
@@ -133,7 +135,7 @@ func leadsTo(collection *core.Collection, relation *core.RelationField, id strin
 }
 
 // composed returns what fires for the delete of record, with the messages.
-func (t *triggers) composed(app core.App, record *core.Record, candidates []*trigger, auth *core.Record) []*firing {
+func (t *Triggers) composed(app core.App, record *core.Record, candidates []*trigger, auth *core.Record) []*firing {
 	firings := t.firings(app, "delete", record, candidates, auth)
 	for _, f := range firings {
 		t.compose(app, f)
@@ -142,8 +144,8 @@ func (t *triggers) composed(app core.App, record *core.Record, candidates []*tri
 }
 
 // firingsOfDelete returns what fires for the delete of a record that is there still.
-func (t *triggers) firingsOfDelete(e *core.RecordEvent, candidates []*trigger, auth *core.Record) []*firing {
-	record := stored(e.App, e.Record)
+func (t *Triggers) firingsOfDelete(e *core.RecordEvent, candidates []*trigger, auth *core.Record) []*firing {
+	record := records.Stored(e.App, e.Record)
 	var noted *foresight
 	t.withForesights(e.App, func(all foresights) {
 		noted = all[refOf(record)]

@@ -1,0 +1,187 @@
+// What has fired, on its way: after the commit, in the order of the commits.
+
+package triggers
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/pocketbase/pocketbase/core"
+
+	"herald/notify"
+)
+
+// maxUndecided is how long a firing may be neither committed nor rolled back while
+// later ones are: a transaction that panics never tells of its end.
+const maxUndecided = 10 * time.Second
+
+// firing is a message of a trigger, on its way.
+type firing struct {
+	trigger *trigger
+	action  string
+	record  *core.Record
+	since   time.Time
+	state   firingState // guarded by triggers.mu
+
+	message notify.Message // made at once for what is deleted, else when it is sent; no topic: not yet
+}
+
+type firingState int
+
+const (
+	undecided firingState = iota
+	committed
+	dropped
+)
+
+// stand puts what fires in a transaction into the queue, until it is known how that ends.
+func (t *Triggers) stand(tx core.App, firings []*firing) {
+	if len(firings) == 0 {
+		return
+	}
+	t.mu.Lock()
+	t.queue = append(t.queue, firings...)
+	t.mu.Unlock()
+	tx.TxInfo().OnComplete(func(txErr error) error {
+		t.decide(firings, txErr == nil)
+		return nil
+	})
+}
+
+// decide says what became of a transaction.
+func (t *Triggers) decide(firings []*firing, isCommitted bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, f := range firings {
+		if f.state = dropped; isCommitted {
+			f.state = committed
+		}
+	}
+	if !t.sending && !t.closed {
+		t.sending = true
+		go t.send()
+	}
+}
+
+// send sends what is decided, in order, until nothing is.
+func (t *Triggers) send() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for {
+		f := t.next()
+		if f == nil {
+			t.sending = false
+			t.idle.Broadcast()
+			return
+		}
+		t.mu.Unlock()
+		t.fire(f)
+		t.mu.Lock()
+	}
+}
+
+// next takes the next committed firing off the queue; nil where there is none. mu is
+// held. That there is an undecided one before it is the matter of a moment: its
+// transaction is over, as a later one has begun.
+func (t *Triggers) next() *firing {
+	for len(t.queue) > 0 {
+		f := t.queue[0]
+		if f.state == undecided {
+			left := maxUndecided - time.Since(f.since)
+			if left > 0 {
+				return t.waitFor(left)
+			}
+			f.state = dropped
+		}
+		t.queue[0] = nil
+		t.queue = t.queue[1:]
+		if f.state == committed {
+			return f
+		}
+	}
+	t.queue = nil
+	return nil
+}
+
+// waitFor sees to it that the queue is looked at again when its head is overdue.
+func (t *Triggers) waitFor(left time.Duration) *firing {
+	if slices.ContainsFunc(t.queue, func(f *firing) bool { return f.state == committed }) && !t.closed {
+		time.AfterFunc(left, func() { t.decide(nil, true) })
+	}
+	return nil
+}
+
+// fire sends the message of f.
+func (t *Triggers) fire(f *firing) {
+	trigger := f.trigger
+	defer func() {
+		if cause := recover(); cause != nil {
+			t.app.Logger().Error("Panic in a trigger", slog.String("trigger", trigger.name), slog.Any("cause", cause))
+		}
+	}()
+	switch {
+	case f.message.Topic == "":
+		if t.compose(t.app, f); f.message.Topic == "" {
+			return
+		}
+	case !t.notifier.IsWanted(f.message.Topic): // any more
+		return
+	}
+	if _, err := t.notifier.Send(context.Background(), f.message); err != nil {
+		t.fail(trigger, err)
+		return
+	}
+	t.sent.Add(1)
+}
+
+// compose makes the message of f, unless nobody could get it. A failure is noted.
+func (t *Triggers) compose(app core.App, f *firing) {
+	trigger := f.trigger
+	topic, err := trigger.topic.of(app, f.record)
+	if err != nil {
+		t.fail(trigger, err)
+		return
+	}
+	if topic == "" || !t.notifier.IsWanted(topic) {
+		return
+	}
+	data, err := trigger.payloadOf(app, f.action, f.record)
+	if err != nil {
+		t.fail(trigger, err)
+		return
+	}
+	to := trigger.to
+	if trigger.toField != "" {
+		relation := f.record.Collection().Fields.GetByName(trigger.toField).(*core.RelationField)
+		to.Users = []string{} // nobody, not everybody
+		for _, id := range f.record.GetStringSlice(trigger.toField) {
+			to.Users = append(to.Users, relation.CollectionId+":"+id)
+		}
+	}
+	f.message = notify.Message{Topic: topic, Data: data, To: to}
+}
+
+// fail notes a failure, which never is one of the save.
+func (t *Triggers) fail(trigger *trigger, err error) {
+	t.failed.Add(1)
+	t.app.Logger().Error("A trigger failed", slog.String("trigger", trigger.name), slog.String("error", err.Error()))
+}
+
+// close waits until what is committed is sent, or timeout is over.
+func (t *Triggers) close(timeout time.Duration) {
+	expired := time.AfterFunc(timeout, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.closed, t.queue = true, nil
+		t.idle.Broadcast()
+	})
+	defer expired.Stop()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for t.sending {
+		t.idle.Wait()
+	}
+	t.closed, t.queue = true, nil
+}
