@@ -22,8 +22,8 @@ const maxBytes = 256 << 10
 // testLog is a history without the rest of the engine, with a clock of its own.
 type testLog struct {
 	*Log
-	path     string
-	clock    time.Time
+	path  string
+	clock time.Time
 
 	mu        sync.Mutex
 	keeps     map[string]Retention
