@@ -271,75 +271,6 @@ func execIn(ctx context.Context, name, query string, args ...any) error {
 	return errors.Join(err, db.Close())
 }
 
-// topicRow is a topic as it is stored.
-type topicRow struct {
-	id   int64
-	name string
-	// first to head are the numbers of the messages that are stored; first is
-	// head + 1 where there are none.
-	first, head int64
-	lost        int64 // see schema
-	fall        fall
-	lastTime    int64 // of the message head, in Unix milliseconds
-	leftIDs     bool  // there are ids of messages that are gone
-}
-
-const selectTopics = `SELECT id, name,
-	(SELECT min(seq) FROM messages WHERE topic = topics.id),
-	max(head, ifnull((SELECT max(seq) FROM messages WHERE topic = topics.id), 0)),
-	lost, fell, dipped, peak,
-	ifnull((SELECT time FROM messages WHERE topic = topics.id ORDER BY seq DESC LIMIT 1), 0),
-	EXISTS (SELECT 1 FROM ids WHERE topic = topics.id
-		AND seq < ifnull((SELECT min(seq) FROM messages WHERE topic = topics.id), seq + 1))
-	FROM topics `
-
-func (t *topicRow) scan(row interface{ Scan(...any) error }) error {
-	var first sql.NullInt64
-	if err := row.Scan(&t.id, &t.name, &first, &t.head, &t.lost, &t.fall.fell, &t.fall.dipped, &t.fall.peak, &t.lastTime, &t.leftIDs); err != nil {
-		return err
-	}
-	if t.first = first.Int64; !first.Valid {
-		t.first = t.head + 1
-	}
-	return nil
-}
-
-// topic returns the topic with name; one with the id 0 where it has never had a
-// message.
-func (s *store) topic(name string) (topicRow, error) {
-	t := topicRow{}
-	err := t.scan(s.selectTopic.QueryRow(name))
-	if errors.Is(err, sql.ErrNoRows) {
-		return s.newTopic(name), nil
-	}
-	return t, err
-}
-
-// newTopic returns a topic that has no row. Who has seen number floor of it has missed
-// nothing: it was the last one, or there never was one.
-func (s *store) newTopic(name string) topicRow {
-	floor := s.floor.Load()
-	return topicRow{name: name, first: floor + 1, head: floor, lost: floor - 1}
-}
-
-// topicsAfter returns some topics, by id.
-func (s *store) topicsAfter(id int64, limit int) ([]topicRow, error) {
-	rows, err := s.read.Query(selectTopics+"WHERE id > ? ORDER BY id LIMIT ?", id, limit)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var topics []topicRow
-	for rows.Next() {
-		var t topicRow
-		if err := t.scan(rows); err != nil {
-			return nil, err
-		}
-		topics = append(topics, t)
-	}
-	return topics, rows.Err()
-}
-
 // entries returns the messages of t that follow after, at most limit and, but for the last
 // one, no more than maxBytes of data.
 func (s *store) entries(t topicRow, after int64, limit, maxBytes int) ([]*Entry, error) {
@@ -396,35 +327,6 @@ var errBroken = errors.New("the transaction could not be rolled back")
 
 // The rest is for use within a transaction.
 
-// addTopic adds the row of a topic that has none, and sets its id.
-func (s *store) addTopic(t *topicRow) error {
-	result, err := s.insertTopic.Exec(t.name, t.head, t.lost)
-	if err != nil {
-		return err
-	}
-	t.id, err = result.LastInsertId()
-	return err
-}
-
-// removeTopics deletes the rows of topics without messages.
-func (s *store) removeTopics(topics []topicRow) error {
-	floor := s.floor.Load()
-	for _, t := range topics {
-		floor = max(floor, t.head)
-	}
-	s.floor.Store(floor) // before anybody can see that a row is gone
-	if _, err := s.write.ExecContext(context.Background(), "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)",
-		metaFloor, strconv.FormatInt(floor, 10)); err != nil {
-		return err
-	}
-	for _, t := range topics {
-		if _, err := s.deleteTopic.Exec(t.id); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func (s *store) addEntry(topicID int64, e *Entry) error {
 	sent := e.Time.UnixMilli()
 	if _, err := s.insertMessage.Exec(topicID, e.Seq, sent, e.ID, e.Sender, e.Audience, e.Data); err != nil {
@@ -434,27 +336,6 @@ func (s *store) addEntry(topicID int64, e *Entry) error {
 		return nil
 	}
 	_, err := s.insertID.Exec(topicID, e.Key, e.Seq, sent)
-	return err
-}
-
-// trim deletes the messages of a topic up to the number upTo, and of their ids
-// those that are older than idsBefore (Unix milliseconds), or were given by a clock that
-// was ahead of now.
-func (s *store) trim(topicID, upTo, idsBefore, now int64) error {
-	if _, err := s.saveHead.Exec(upTo, topicID); err != nil {
-		return err
-	}
-	if _, err := s.deleteMessages.Exec(topicID, upTo); err != nil {
-		return err
-	}
-	_, err := s.deleteIDs.Exec(topicID, upTo, idsBefore, now)
-	return err
-}
-
-// lose notes that there may be messages after the number head that were not
-// stored.
-func (s *store) lose(topicID, head int64) error {
-	_, err := s.markLost.Exec(head, topicID)
 	return err
 }
 

@@ -1,0 +1,72 @@
+// The way of writing where a loop of other code reads the messages from a channel, as
+// PocketBase's own does.
+
+package notify
+
+import "github.com/pocketbase/pocketbase/tools/subscriptions"
+
+// Channel implements [subscriptions.Client], for a loop of other code that reads
+// the messages and writes them to the connection. It is closed at the end.
+// Herald's own ways of writing do not use it.
+func (c *Client) Channel() chan subscriptions.Message {
+	if below := c.below.Load(); below != nil {
+		return below.Channel()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.channel == nil {
+		c.channel = make(chan subscriptions.Message)
+		if c.socket == nil && c.stream == nil && !c.ended {
+			c.startPump()
+		} else { // somebody reads the messages already: two would have a half each
+			go func() {
+				<-c.done
+				close(c.channel)
+			}()
+		}
+	}
+	return c.channel
+}
+
+// startPump begins to serve the channel. mu is held.
+func (c *Client) startPump() {
+	c.stream, c.wake = &stream{cut: func() {}}, make(chan struct{}, 1)
+	go c.pump(c.stream, c.wake)
+	c.wakeLocked()
+}
+
+// pump moves messages from the queue to the channel until the connection ends.
+func (c *Client) pump(s *stream, wake <-chan struct{}) {
+	defer close(c.channel)
+	defer c.guard("passing a realtime connection's messages on")
+	for {
+		c.mu.Lock()
+		var next *frame
+		if c.inFlight = false; c.writable() > 0 {
+			next = c.frames[0]
+			c.inFlight = next.private
+			c.dropLocked(1)
+		}
+		if next == nil {
+			c.endIfDoneLocked()
+		}
+		ended := c.ended
+		c.mu.Unlock()
+
+		switch {
+		case ended:
+			return
+		case next == nil:
+			<-wake // also at the end
+		case !next.comment:
+			_ = s.write(func() error {
+				select {
+				case c.channel <- next.message:
+					c.wrote(next.size)
+				case <-c.done: // and so it ends
+				}
+				return nil
+			})
+		}
+	}
+}

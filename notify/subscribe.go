@@ -1,0 +1,177 @@
+// What a client is subscribed to, and how that changes without a gap.
+
+package notify
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/pocketbase/pocketbase/apis"
+)
+
+// Subscribe implements [subscriptions.Client].
+func (c *Client) Subscribe(keys ...string) {
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+	c.Client.Subscribe(keys...)
+	c.reindex(c.admitted)
+	c.startReplays()
+}
+
+// Unsubscribe implements [subscriptions.Client]; no keys are all keys.
+func (c *Client) Unsubscribe(keys ...string) {
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+	c.Client.Unsubscribe(keys...)
+	if !c.resubscribe {
+		c.reindex(nil)
+	}
+}
+
+// Resubscribe calls replace, which is to replace the client's subscriptions by
+// an Unsubscribe from all and a Subscribe to the admitted keys, as PocketBase does
+// whenever a client adds a topic. Up to that Subscribe the client still gets
+// messages by the keys it had: between the two calls it would miss them. What it
+// gets meanwhile is written when it is known that it may have it.
+func (c *Client) Resubscribe(a *Admission, replace func() error) error {
+	c.resubscribing.Lock()
+	defer c.resubscribing.Unlock()
+	c.hold()
+	defer c.release()
+
+	c.subsMu.Lock()
+	c.resubscribe = true
+	stale := c.version != a.version // what it had then, it may not have any more
+	c.version++
+	c.admitted = a.grants
+	// Whom replace signs in is to have no gap in what both, the one before and
+	// the one after, may have.
+	meanwhile := map[string]grant{}
+	for key, granted := range a.grants {
+		meanwhile[key] = grant{byRule: granted.byRule}
+	}
+	c.reindex(meanwhile)
+	c.subsMu.Unlock()
+
+	finished := false
+	defer func() { // also when replace panics
+		c.subsMu.Lock()
+		c.resubscribe = false
+		c.version++
+		c.reindex(a.grants)
+		c.admitted = nil
+		stale = stale || c.unchecked || !finished
+		c.unchecked = false
+		c.subsMu.Unlock()
+		c.notifier.admitted(c, a, stale)
+		c.subsMu.Lock()
+		c.startReplays()
+		c.subsMu.Unlock()
+	}()
+	err := replace()
+	finished = err == nil
+	return err
+}
+
+// SignOut makes the client a guest's and calls next, which may subscribe as that.
+// What it had as a user it does not get from then on; what the guest may not have
+// of it ends afterwards.
+func (c *Client) SignOut(next func() error) error {
+	count := func(by int) {
+		c.subsMu.Lock()
+		defer c.subsMu.Unlock()
+		c.signingOut += by
+	}
+	count(+1)
+	c.Unset(apis.RealtimeClientAuthKey)
+	defer func() {
+		count(-1)
+		c.authChanged()
+	}()
+	return next()
+}
+
+// reindex makes the index say what the client is subscribed to, with grants where
+// these are given, and else those that it had. subsMu is held.
+func (c *Client) reindex(grants map[string]grant) {
+	wanted := map[string][]subscriptionKey{}
+	known := c.knownKeys()
+	if !c.unlisted {
+		for name, options := range c.Client.Subscriptions() {
+			if safeKey(name) {
+				topic := topicOf(name)
+				key, isKnown := known[name]
+				if !isKnown {
+					key = subscriptionKey{name: name, envelope: wantsEnvelope(options)}
+					if from, err := startOf(options); err == nil && from != (Start{}) {
+						key.replay = &replay{from: from}
+						c.replays = append(c.replays, pendingReplay{topic, name, key.replay})
+					}
+				}
+				if granted, ok := grants[name]; ok {
+					key.grant = granted
+				}
+				wanted[topic] = append(wanted[topic], key)
+				delete(c.denied, name)
+			}
+		}
+	}
+	c.wantBeats(wanted[BeatTopic], known)
+	index := c.notifier.index
+	c.subs = slices.DeleteFunc(c.subs, func(s *subscription) bool {
+		keys, ok := wanted[s.topic]
+		if !ok {
+			index.remove(s)
+			return true
+		}
+		delete(wanted, s.topic)
+		if sortKeys(keys); !slices.Equal(keys, s.keys) {
+			index.setKeys(s, keys)
+		}
+		return false
+	})
+	for topic, keys := range wanted {
+		sortKeys(keys)
+		s := &subscription{client: c, topic: topic, keys: keys}
+		index.add(s)
+		c.subs = append(c.subs, s)
+	}
+}
+
+func sortKeys(keys []subscriptionKey) {
+	slices.SortFunc(keys, func(a, b subscriptionKey) int { return strings.Compare(a.name, b.name) })
+}
+
+// knownKeys returns the keys that the client has, by name. subsMu is held.
+func (c *Client) knownKeys() map[string]subscriptionKey {
+	known := make(map[string]subscriptionKey, len(c.subs))
+	for _, s := range c.subs {
+		for _, key := range s.keys {
+			known[key.name] = key
+		}
+	}
+	return known
+}
+
+// namesOf returns the keys of s as the client knows them.
+func (c *Client) namesOf(s *subscription) []string {
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+	names := make([]string, len(s.keys))
+	for i, key := range s.keys {
+		names[i] = key.name
+	}
+	return names
+}
+
+// subscriptionTo returns the client's subscription to topic, nil without one.
+func (c *Client) subscriptionTo(topic string) *subscription {
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+	for _, s := range c.subs {
+		if s.topic == topic {
+			return s
+		}
+	}
+	return nil
+}
