@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
@@ -229,20 +228,6 @@ func (n *Notifier) passes(c *channel, r *rules.Rule, values map[string]string, a
 	}, r.Filter)
 }
 
-// wantsEnvelope reports whether the options of a subscription key ask for the
-// envelope, or for history, which always comes in it.
-func wantsEnvelope(options subscriptions.SubscriptionOptions) bool {
-	wants, _ := strconv.ParseBool(options.Query["envelope"])
-	return wants || options.Query["since"] != "" || options.Query["rewind"] != ""
-}
-
-// optionsOf reads the options of a subscription key, as PocketBase does.
-func optionsOf(key string) subscriptions.SubscriptionOptions {
-	reader := subscriptions.NewDefaultClient()
-	reader.Subscribe(key)
-	return reader.Subscriptions()[key]
-}
-
 // standing returns the grants by which the client has keys already that it asked for, if it
 // is auth, and the version of what it has.
 func (c *Client) standing(auth *core.Record) (version int, grants map[string]grant) {
@@ -258,14 +243,6 @@ func (c *Client) standing(auth *core.Record) (version int, grants map[string]gra
 		}
 	}
 	return c.version, grants
-}
-
-// isSameUser reports whether a and b are the same user, or both guests.
-func isSameUser(a, b *core.Record) bool {
-	if a == nil || b == nil {
-		return a == b
-	}
-	return refOf(a) == refOf(b)
 }
 
 // holds reports whether g lets a message through to a client that is auth now.

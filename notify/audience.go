@@ -50,11 +50,6 @@ type Except struct {
 	Clients []string `json:"clients"`
 }
 
-// userRef identifies an auth record.
-type userRef struct{ collectionID, id string }
-
-func (r userRef) String() string { return r.collectionID + ":" + r.id }
-
 // audience is an Audience and Except, checked and resolved. A nil set narrows
 // nothing.
 type audience struct {
@@ -163,16 +158,6 @@ func (a *audience) matchAuth(auth *core.Record) bool {
 		(a.filter == nil || a.allowed.Has(ref)) &&
 		!a.exceptUsers.Has(ref)
 }
-
-// authOf returns the auth record of client's connection, nil for a guest.
-func (n *Notifier) authOf(client subscriptions.Client) *core.Record {
-	if own := n.own(client); own != nil {
-		return own.authAt(time.Now())
-	}
-	return foreignAuth(client)
-}
-
-func refOf(auth *core.Record) userRef { return userRef{auth.Collection().Id, auth.Id} }
 
 func (n *Notifier) resolveUsers(field string, users []string, errs *Errors) sets.Of[userRef] {
 	if users == nil {

@@ -187,19 +187,6 @@ func (c *Client) SetExpiry(at time.Time) {
 	}
 }
 
-// authAt returns the auth record that counts at the time now, nil for a guest.
-func (c *Client) authAt(now time.Time) *core.Record {
-	if auth := c.auth.Load(); auth != nil && !c.expired(now) {
-		return auth
-	}
-	return nil
-}
-
-func (c *Client) expired(now time.Time) bool {
-	at := c.expires.Load()
-	return at != 0 && now.Unix() >= at
-}
-
 // SetTimeouts limits how long the connection lasts, and how long without a
 // message. Zero is no limit. To be called before it is served.
 func (c *Client) SetTimeouts(lifetime, idle time.Duration) {

@@ -167,26 +167,6 @@ func (n *Notifier) compileFilter(filter string, a *audience) ([]collectionFilter
 	return compiled, nil
 }
 
-// authCollections returns the auth collections with the ones of users before
-// the superusers, which makes for the more telling error.
-func (n *Notifier) authCollections() ([]*core.Collection, error) {
-	all, ok := n.app.Store().Get(core.StoreKeyCachedCollections).([]*core.Collection)
-	if !ok {
-		return n.app.FindAllCollections(core.CollectionTypeAuth)
-	}
-	var own, system []*core.Collection
-	for _, collection := range all {
-		switch {
-		case !collection.IsAuth():
-		case collection.System:
-			system = append(system, collection)
-		default:
-			own = append(own, collection)
-		}
-	}
-	return append(own, system...), nil
-}
-
 // resolveFilter fills in pub.to.allowed: of the users who are connected and
 // subscribed, those the filter lets in. It is one query, over their ids.
 func (n *Notifier) resolveFilter(ctx context.Context, pub *publication) error {

@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/pocketbase/pocketbase/apis"
-	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
 	"herald/notify/internal/sets"
@@ -50,29 +48,6 @@ func (n *Notifier) foreignClients() []subscriptions.Client {
 	return f.known
 }
 
-// foreignRights are what such a client may have. They are not changed after they were made.
-type foreignRights struct {
-	grants  map[string]grant // by subscription key; a key without is one of the server's own code
-	expires time.Time        // when the token of its auth record does; zero: never
-}
-
-// foreignKey is where the client has them.
-const foreignKey = "heraldRights"
-
-// rightsOf returns the rights of a client of other code, nil where it has asked for nothing.
-func rightsOf(client subscriptions.Client) *foreignRights {
-	rights, _ := client.Get(foreignKey).(*foreignRights)
-	return rights
-}
-
-// grantOf returns the grant by which the client has key. It may be called on nil.
-func (r *foreignRights) grantOf(key string) grant {
-	if r == nil {
-		return grant{}
-	}
-	return r.grants[key]
-}
-
 // replace makes client have next where it has before still.
 func (f *foreign) replace(client subscriptions.Client, before, next *foreignRights) bool {
 	f.mu.Lock()
@@ -107,15 +82,6 @@ func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission,
 		n.recheckForeign(client, n.newMemo())
 	}
 	return nil
-}
-
-// foreignAuth returns the auth record of a client of other code that counts now.
-func foreignAuth(client subscriptions.Client) *core.Record {
-	if rights := rightsOf(client); rights != nil && !rights.expires.IsZero() && !time.Now().Before(rights.expires) {
-		return nil
-	}
-	auth, _ := client.Get(apis.RealtimeClientAuthKey).(*core.Record)
-	return auth
 }
 
 // recheckForeign asks the rules again for what a client of other code has subscribed to by

@@ -5,7 +5,6 @@ package notify
 
 import (
 	"bytes"
-	"strings"
 	"sync"
 
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
@@ -103,8 +102,3 @@ func cutLine(data []byte) (line, rest []byte) {
 	}
 	return line, rest
 }
-
-// safeKey reports whether key can be written as the name of an SSE event.
-// A key is the client's own text, so one with a line break could only break
-// that client's stream; it gets no message.
-func safeKey(key string) bool { return !strings.ContainsAny(key, "\r\n\x00") }

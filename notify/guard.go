@@ -19,11 +19,3 @@ func (n *Notifier) logPanic(what string, cause any, args ...any) {
 	args = append(args, slog.Any("cause", cause), slog.String("stack", string(debug.Stack())))
 	n.app.Logger().Error("Panic while "+what, args...)
 }
-
-// guard is to be deferred by a goroutine of one connection, which a panic ends.
-func (c *Client) guard(what string) {
-	if cause := recover(); cause != nil {
-		c.end(ReasonFailed)
-		c.notifier.logPanic(what, cause, slog.String("clientId", c.Id()))
-	}
-}

@@ -8,8 +8,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/pocketbase/pocketbase/tools/subscriptions"
-
 	"herald/notify/internal/history"
 )
 
@@ -26,12 +24,6 @@ type Start = history.Start
 // ParseStart reads the options "since" and "rewind" of a subscription or a request, of which
 // one at least is empty: "EPOCH:SEQ"; "50" or "2m".
 func ParseStart(since, rewind string) (Start, error) { return history.ParseStart(since, rewind) }
-
-// startOf reads where a subscription with options is to begin; the zero Start is with what
-// is sent from now on.
-func startOf(options subscriptions.SubscriptionOptions) (Start, error) {
-	return ParseStart(options.Query["since"], options.Query["rewind"])
-}
 
 // sweepEvery is how often the log looks for messages that are not kept any more.
 const sweepEvery = 2 * time.Second

@@ -6,6 +6,7 @@
 package notify
 
 import (
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
 	"hash/maphash"
 	"slices"
 	"sync"
@@ -187,4 +188,41 @@ func (x *index) clientsOf(user userRef) []*Client {
 	x.usersMu.RLock()
 	defer x.usersMu.RUnlock()
 	return slices.Clone(x.users[user])
+}
+
+// namesOf returns the keys of s as the client knows them.
+func (c *Client) namesOf(s *subscription) []string {
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+	names := make([]string, len(s.keys))
+	for i, key := range s.keys {
+		names[i] = key.name
+	}
+	return names
+}
+
+// subscriptionTo returns the client's subscription to topic, nil without one.
+func (c *Client) subscriptionTo(topic string) *subscription {
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+	for _, s := range c.subs {
+		if s.topic == topic {
+			return s
+		}
+	}
+	return nil
+}
+
+// own returns the client of ours that client is, or is put around; nil where it is
+// altogether other code's.
+func (n *Notifier) own(client subscriptions.Client) *Client {
+	if c, ok := client.(*Client); ok {
+		return c
+	}
+	if client == nil {
+		return nil
+	}
+	c, _ := n.wrapped.Load(client.Id())
+	own, _ := c.(*Client)
+	return own
 }

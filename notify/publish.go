@@ -21,26 +21,6 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Publisher is who publishes, as the server knows it.
-type Publisher struct {
-	// Auth is nil for a guest.
-	Auth *core.Record
-	// IP tells guests apart.
-	IP string
-	// Headers are those of the request in PocketBase's form, for the rules.
-	Headers map[string]string
-}
-
-func (p Publisher) isSuperuser() bool { return p.Auth != nil && p.Auth.IsSuperuser() }
-
-// key tells publishers apart.
-func (p Publisher) key() string {
-	if p.Auth != nil {
-		return p.Auth.Collection().Id + ":" + p.Auth.Id
-	}
-	return "guest:" + p.IP
-}
-
 // TooManyError refuses a message of a client that has published too often.
 type TooManyError struct {
 	RetryAfter time.Duration

@@ -4,6 +4,7 @@
 package notify
 
 import (
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -344,5 +345,13 @@ func (c *Client) countRegistered() {
 	if !c.ended && !c.counted {
 		c.counted = true
 		c.notifier.registered.Add(1)
+	}
+}
+
+// guard is to be deferred by a goroutine of one connection, which a panic ends.
+func (c *Client) guard(what string) {
+	if cause := recover(); cause != nil {
+		c.end(ReasonFailed)
+		c.notifier.logPanic(what, cause, slog.String("clientId", c.Id()))
 	}
 }

@@ -152,26 +152,3 @@ func (c *Client) knownKeys() map[string]subscriptionKey {
 	}
 	return known
 }
-
-// namesOf returns the keys of s as the client knows them.
-func (c *Client) namesOf(s *subscription) []string {
-	c.subsMu.Lock()
-	defer c.subsMu.Unlock()
-	names := make([]string, len(s.keys))
-	for i, key := range s.keys {
-		names[i] = key.name
-	}
-	return names
-}
-
-// subscriptionTo returns the client's subscription to topic, nil without one.
-func (c *Client) subscriptionTo(topic string) *subscription {
-	c.subsMu.Lock()
-	defer c.subsMu.Unlock()
-	for _, s := range c.subs {
-		if s.topic == topic {
-			return s
-		}
-	}
-	return nil
-}

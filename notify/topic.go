@@ -10,7 +10,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/pocketbase/pocketbase/core"
-	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
 
 // MaxTopicLength is the length of the longest topic in bytes.
@@ -77,32 +76,4 @@ func canBeRecordID(collection *core.Collection, id string) bool {
 		return true
 	}
 	return field.ValidatePlainValue(id) == nil
-}
-
-// keysOf returns the keys by which client is subscribed to topic: the topic
-// itself and the topic with options, `example?options=…`. The SDK listens on the
-// key, and HasSubscription("example") does not find the one with options.
-func (n *Notifier) keysOf(client subscriptions.Client, topic string) []string {
-	if own := n.own(client); own != nil {
-		if subscription := own.subscriptionTo(topic); subscription != nil {
-			return own.namesOf(subscription)
-		}
-		return nil
-	}
-	// a client of other code. Subscriptions puts a "?" behind each key before it
-	// compares, so that "example?" does not find `example2`.
-	found := client.Subscriptions(topic + "?")
-	keys := make([]string, 0, len(found))
-	for key := range found {
-		if safeKey(key) {
-			keys = append(keys, key)
-		}
-	}
-	return keys
-}
-
-// topicOf returns the topic of a subscription key.
-func topicOf(key string) string {
-	topic, _, _ := strings.Cut(key, "?")
-	return topic
 }

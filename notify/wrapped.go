@@ -138,20 +138,6 @@ func (c *Client) endBelow(reason string) (undelivered int) {
 	return below.undelivered
 }
 
-// own returns the client of ours that client is, or is put around; nil where it is
-// altogether other code's.
-func (n *Notifier) own(client subscriptions.Client) *Client {
-	if c, ok := client.(*Client); ok {
-		return c
-	}
-	if client == nil {
-		return nil
-	}
-	c, _ := n.wrapped.Load(client.Id())
-	own, _ := c.(*Client)
-	return own
-}
-
 // Own returns the client of ours that client, of PocketBase's broker, is or is put around.
 func (n *Notifier) Own(client subscriptions.Client) (*Client, bool) {
 	own := n.own(client)

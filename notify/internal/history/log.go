@@ -18,6 +18,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"herald/notify/internal/waits"
 )
 
 // ErrUnavailable refuses a message, or a request for missed ones, because the history
@@ -322,8 +324,8 @@ func (h *Log) Close(ctx context.Context) {
 		return
 	}
 	close(h.closing)
-	waitFor(ctx, h.sweeping.Wait)
-	waitFor(ctx, func() { // and where it is left behind it closes at last all the same
+	waits.For(ctx, h.sweeping.Wait)
+	waits.For(ctx, func() { // and where it is left behind it closes at last all the same
 		if err := h.take(context.Background(), &turn{last: true}); err != nil {
 			h.config.Logger().Warn("Failed to close the history of topics", slog.String("error", err.Error()))
 		}
@@ -360,17 +362,4 @@ func (h *Log) Snapshot(ctx context.Context) (path, snapshot string, err error) {
 		return h.config.Path, "", fmt.Errorf("copy the history: %w", h.reading(s, err))
 	}
 	return h.config.Path, snapshot, nil
-}
-
-// waitFor calls wait, and returns when that does or ctx is done.
-func waitFor(ctx context.Context, wait func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		wait()
-	}()
-	select {
-	case <-done:
-	case <-ctx.Done():
-	}
 }

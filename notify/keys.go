@@ -1,0 +1,65 @@
+// Subscription keys: a topic, or a topic with options, "example?options=…".
+
+package notify
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
+
+	"herald/notify/internal/history"
+)
+
+// keysOf returns the keys by which client is subscribed to topic: the topic
+// itself and the topic with options, `example?options=…`. The SDK listens on the
+// key, and HasSubscription("example") does not find the one with options.
+func (n *Notifier) keysOf(client subscriptions.Client, topic string) []string {
+	if own := n.own(client); own != nil {
+		if subscription := own.subscriptionTo(topic); subscription != nil {
+			return own.namesOf(subscription)
+		}
+		return nil
+	}
+	// a client of other code. Subscriptions puts a "?" behind each key before it
+	// compares, so that "example?" does not find `example2`.
+	found := client.Subscriptions(topic + "?")
+	keys := make([]string, 0, len(found))
+	for key := range found {
+		if safeKey(key) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// topicOf returns the topic of a subscription key.
+func topicOf(key string) string {
+	topic, _, _ := strings.Cut(key, "?")
+	return topic
+}
+
+// wantsEnvelope reports whether the options of a subscription key ask for the
+// envelope, or for history, which always comes in it.
+func wantsEnvelope(options subscriptions.SubscriptionOptions) bool {
+	wants, _ := strconv.ParseBool(options.Query["envelope"])
+	return wants || options.Query["since"] != "" || options.Query["rewind"] != ""
+}
+
+// optionsOf reads the options of a subscription key, as PocketBase does.
+func optionsOf(key string) subscriptions.SubscriptionOptions {
+	reader := subscriptions.NewDefaultClient()
+	reader.Subscribe(key)
+	return reader.Subscriptions()[key]
+}
+
+// startOf reads where a subscription with options is to begin; the zero Start is with what
+// is sent from now on.
+func startOf(options subscriptions.SubscriptionOptions) (Start, error) {
+	return history.ParseStart(options.Query["since"], options.Query["rewind"])
+}
+
+// safeKey reports whether key can be written as the name of an SSE event.
+// A key is the client's own text, so one with a line break could only break
+// that client's stream; it gets no message.
+func safeKey(key string) bool { return !strings.ContainsAny(key, "\r\n\x00") }
