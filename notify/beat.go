@@ -59,6 +59,6 @@ func (n *Notifier) sendBeat(c *Client, now int64) {
 	}
 	data := []byte(`{"every":` + strconv.FormatFloat(every.Seconds(), 'f', -1, 64) + `}`)
 	for _, name := range c.namesOf(s) {
-		c.deliver(newFrame(subscriptions.Message{Name: name, Data: data}, false))
+		c.put(newFrame(subscriptions.Message{Name: name, Data: data}, false))
 	}
 }

@@ -225,7 +225,7 @@ func (c *Client) Send(m subscriptions.Message) {
 	if m.Name == "" || !safeKey(m.Name) {
 		return
 	}
-	send := func(m subscriptions.Message) outcome { return c.deliver(newFrame(m, true)) }
+	send := func(m subscriptions.Message) outcome { return c.put(newFrame(m, true)) }
 	if below := c.below.Load(); below != nil {
 		send = func(m subscriptions.Message) outcome { return c.passOn(below, m) }
 	} else if c.notifier.hooked() && c.isTaken() {

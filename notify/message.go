@@ -98,9 +98,9 @@ func (p *publication) envelope(gap bool) ([]byte, error) {
 	return json.Marshal(e, jsontext.PreserveRawStrings(true))
 }
 
-// prepare checks msg and encodes its data. The error is of type [Errors] and
+// check checks msg and encodes its data. The error is of type [Errors] and
 // names every field that is wrong. System messages may use reserved topics.
-func (n *Notifier) prepare(msg Message, system bool) (*publication, error) {
+func (n *Notifier) check(msg Message, system bool) (*publication, error) {
 	var errs Errors
 
 	errs.add(n.checkTopic(msg.Topic, system))

@@ -5,12 +5,29 @@
 // It is an engine without routes and flags; the package herald/hooks binds it
 // to an application. A message's way through it:
 //
-//	Send (send.go)  →  validate and encode once (message.go, topic.go, frame.go)
-//	                →  who may get it (audience.go, filter.go, index.go)
-//	                →  store, where the topic has history (history.go, store.go)
-//	                →  fan-out in the topic's order (send.go)
-//	                →  the connection's bounded queue (queue.go; outbox.go)
-//	                →  one write for all that waits (writers.go, socket.go; stream.go)
+//	accept   an id that was sent lately is not sent again (send.go, recent.go)
+//	check    validate, encode once, compile the audience (message.go, topic.go, audience.go, filter.go)
+//	record   store it, where the topic has history (send.go, internal/history)
+//	fanOut   find the recipients, in the topic's order (fanout.go, index.go)
+//	enqueue  into each connection's bounded queue (queue.go; outbox.go for clients of other code)
+//	write    all that waits, at once (writers.go and socket.go; stream.go; channel.go)
+//
+// Who may subscribe: access.go, and again when rights change: changes.go, recheck.go. The rules
+// are internal/rules. What was missed: recovery.go, replay.go.
+//
+// # Locks
+//
+// In the order in which they are taken. Those of one line are not taken under each other.
+//
+//	Notifier.sending
+//	Client.resubscribing
+//	Client.authMu
+//	Client.subsMu
+//	stripe.mu, changes.mu, foreign.mu
+//	socket.writing
+//	queue.mu, serving.mu, outboxes.mu, writers.mu, index.usersMu, recent.mu, stats.mu
+//
+// Those of internal/history are taken under none of these, nor these under them.
 package notify
 
 import (
@@ -117,7 +134,7 @@ func Notify(app core.App, topic string, data any) error {
 		return errors.New("notify: call notify.New(app, …) once before the first transaction that notifies")
 	}
 	// encoded now: what data points to may have changed by the commit
-	pub, err := n.prepare(Message{Topic: topic, Data: data}, false)
+	pub, err := n.check(Message{Topic: topic, Data: data}, false)
 	if err != nil {
 		return err
 	}
@@ -127,7 +144,7 @@ func Notify(app core.App, topic string, data any) error {
 		}
 		// an error returned here would be reported as the error of a
 		// transaction that has been committed
-		if _, err := n.publish(context.Background(), pub); err != nil {
+		if _, err := n.record(context.Background(), pub); err != nil {
 			n.app.Logger().Warn("Failed to send a message after a commit",
 				slog.String("topic", topic), slog.String("error", err.Error()))
 		}

@@ -78,8 +78,8 @@ func (n *Notifier) SendFrom(ctx context.Context, p Publisher, msg Message) (Repo
 	if !p.isSuperuser() {
 		msg.Except.Users = n.withoutUnknown(msg.Except.Users)
 	}
-	return n.sendOnce(ctx, msg, sender+"\x00", func() (*publication, error) {
-		pub, err := n.prepare(msg, false)
+	return n.acceptOnce(ctx, msg, sender+"\x00", func() (*publication, error) {
+		pub, err := n.check(msg, false)
 		if err == nil && p.Auth != nil {
 			pub.sender = refOf(p.Auth)
 			pub.from = n.nameOf(pub.sender)

@@ -173,8 +173,8 @@ func (c *Client) wakeLocked() {
 	}
 }
 
-// deliver queues f and sees to it that it is written.
-func (c *Client) deliver(f *frame) outcome {
+// put queues f and sees to it that it is written.
+func (c *Client) put(f *frame) outcome {
 	outcome := c.enqueue(f)
 	if outcome == ready {
 		c.notifier.writers.add(c)

@@ -273,7 +273,7 @@ func (c *Client) AnnounceDenied(denials ...Denial) {
 			continue // the topic is no UTF-8, which no message has
 		}
 		for _, name := range c.namesOf(s) {
-			c.deliver(newFrame(subscriptions.Message{Name: name, Data: data}, false))
+			c.put(newFrame(subscriptions.Message{Name: name, Data: data}, false))
 		}
 	}
 }

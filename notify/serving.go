@@ -37,7 +37,7 @@ func (n *Notifier) tick(c *Client) {
 	case elapsed(c.lastWrite.Load(), n.config.Heartbeat):
 		c.lastWrite.Store(now)
 		if c.Queued() == 0 {
-			c.deliver(heartbeat)
+			c.put(heartbeat)
 		}
 	case c.socket != nil && n.hooked():
 		// it was taken when no handler wanted to see its messages

@@ -101,7 +101,7 @@ func (c *Client) passOn(below *Client, m subscriptions.Message) outcome {
 		below.top().Finish(ReasonHandlers)
 		return gone
 	}
-	return below.deliver(newFrame(m, true))
+	return below.put(newFrame(m, true))
 }
 
 // top returns the client that has the rights and the queue of a connection.

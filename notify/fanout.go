@@ -1,0 +1,228 @@
+// The fan-out: one message into the queues of its recipients, in the order of its topic.
+
+package notify
+
+import (
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
+)
+
+// fanOut puts pub into the queue of every recipient, and counts it.
+func (n *Notifier) fanOut(pub *publication) Report {
+	start := time.Now()
+	report := n.fanOutAt(start, pub)
+	n.stats.sent(report, time.Since(start))
+	return report
+}
+
+func (n *Notifier) fanOutAt(now time.Time, pub *publication) Report {
+	f := fanOut{notifier: n, pub: pub, now: now, clock: n.clock.Load(), hooked: n.hooked()}
+	f.report = Report{ID: pub.ID, Topic: pub.Topic, Epoch: pub.Epoch, Seq: pub.Seq}
+	f.private = pub.to.looksAtAuth || n.isRestricted(pub.Topic)
+	named, isNamed := n.namedSubscriptions(pub)
+	foreign := n.foreignClients()
+
+	stripe := n.index.stripe(pub.Topic)
+	stripe.mu.Lock()
+	if !isNamed {
+		named = stripe.subscribers[pub.Topic]
+	}
+	for _, s := range named {
+		if s.at >= 0 {
+			f.enqueue(s)
+		}
+	}
+	for _, client := range foreign {
+		f.enqueueForeign(client)
+	}
+	stripe.mu.Unlock()
+
+	if f.readyCount <= writeSelf {
+		// cheaper than to wake a writer
+		for _, client := range f.ready[:f.readyCount] {
+			if client.flush() {
+				n.writers.add(client)
+			}
+		}
+	} else {
+		f.handOver()
+	}
+	f.report.Dropped = f.report.Matched - f.report.Queued
+	return f.report
+}
+
+// writeSelf is the largest number of ready connections that the sender flushes itself instead
+// of waking a writer.
+const writeSelf = 2
+
+// namedSubscriptions returns the subscriptions of those whom the audience names
+// one by one; false where it names nobody. They cost what they are, however many
+// others listen to the topic.
+func (n *Notifier) namedSubscriptions(pub *publication) ([]*subscription, bool) {
+	var clients []*Client
+	switch {
+	case pub.to.clients != nil:
+		for id := range pub.to.clients {
+			if client, err := n.app.SubscriptionsBroker().ClientById(id); err == nil {
+				if own := n.own(client); own != nil {
+					clients = append(clients, own)
+				}
+			}
+		}
+	case pub.to.users != nil:
+		for user := range pub.to.users {
+			clients = append(clients, n.index.clientsOf(user)...)
+		}
+	default:
+		return nil, false
+	}
+	named := make([]*subscription, 0, len(clients))
+	for _, client := range clients {
+		if s := client.subscriptionTo(pub.Topic); s != nil {
+			named = append(named, s)
+		}
+	}
+	return named, true
+}
+
+// fanOut is one message on its way into the queues.
+type fanOut struct {
+	notifier *Notifier
+	pub      *publication
+	now      time.Time
+	clock    int64
+	hooked   bool
+	private  bool // not for everyone who can connect
+	report   Report
+
+	plain     *frame            // under the topic itself, which most subscribe to
+	frames    map[string]*frame // under other keys
+	enveloped []byte            // nil until somebody wants it
+
+	ready      [64]*Client // are to be written to
+	readyCount int
+}
+
+// frame returns the message as it is written under key; it is encoded once.
+func (f *fanOut) frame(name string, envelope bool) *frame {
+	if name == f.pub.Topic {
+		if f.plain == nil {
+			f.plain = newFrame(f.message(name, envelope), f.private)
+		}
+		return f.plain
+	}
+	made := f.frames[name]
+	if made == nil {
+		if f.frames == nil {
+			f.frames = map[string]*frame{}
+		}
+		made = newFrame(f.message(name, envelope), f.private)
+		f.frames[name] = made
+	}
+	return made
+}
+
+// frameAfterGap is frame for a subscriber whose first message it is, and who has
+// missed some before it.
+func (f *fanOut) frameAfterGap(name string) *frame {
+	enveloped, err := f.pub.envelope(true)
+	if err != nil {
+		return f.frame(name, true)
+	}
+	return newFrame(subscriptions.Message{Name: name, Data: enveloped}, f.private)
+}
+
+// message returns the message under a key.
+func (f *fanOut) message(name string, envelope bool) subscriptions.Message {
+	if !envelope {
+		return subscriptions.Message{Name: name, Data: f.pub.Data}
+	}
+	if f.enveloped == nil {
+		enveloped, err := f.pub.envelope(false)
+		if err != nil { // of a checked message there is none
+			f.notifier.app.Logger().Error("Failed to encode an envelope", slog.String("error", err.Error()))
+		}
+		f.enveloped = enveloped
+	}
+	return subscriptions.Message{Name: name, Data: f.enveloped}
+}
+
+// enqueue queues the message under each of the keys of s.
+func (f *fanOut) enqueue(s *subscription) {
+	client := s.client
+	if !f.pub.to.matchClient(client, f.now) {
+		return
+	}
+	if f.hooked && client.isTaken() {
+		client.Finish(ReasonHandlers)
+		return
+	}
+	outcome := gone
+	for i := range s.keys {
+		key := &s.keys[i]
+		if key.grant.forUser && !key.grant.holds(client.authAt(f.now)) {
+			continue
+		}
+		var made *frame
+		switch key.replay.takes(f.pub) {
+		case replayed:
+			outcome = queued // it comes, or has come, from the history
+			continue
+		case afterGap:
+			made = f.frameAfterGap(key.name)
+		default:
+			made = f.frame(key.name, key.envelope)
+		}
+		if outcome = client.enqueue(made); outcome == ready {
+			if f.readyCount == len(f.ready) {
+				f.handOver()
+			}
+			f.ready[f.readyCount] = client
+			f.readyCount++
+		}
+		if outcome < queued {
+			break
+		}
+	}
+	switch outcome {
+	case gone:
+		return
+	case queued, ready:
+		f.report.Queued++
+		client.lastMessage.Store(f.clock)
+	}
+	f.report.Matched++
+}
+
+// handOver gives those who are ready to the writers.
+func (f *fanOut) handOver() {
+	f.notifier.writers.add(f.ready[:f.readyCount]...)
+	f.readyCount = 0
+}
+
+// enqueueForeign does the same for a client of other code.
+func (f *fanOut) enqueueForeign(client subscriptions.Client) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			f.notifier.app.Logger().Error("Panic in a realtime client during a fan-out", slog.Any("cause", cause))
+		}
+	}()
+	auth, rights := foreignAuth(client), rightsOf(client)
+	keys := slices.DeleteFunc(f.notifier.keysOf(client, f.pub.Topic), func(key string) bool { return !rights.grantOf(key).holds(auth) })
+	if len(keys) == 0 || client.IsDiscarded() || !f.pub.to.match(client, auth) {
+		return
+	}
+	all := true
+	for _, key := range keys {
+		message := f.message(key, strings.Contains(key, "?") && wantsEnvelope(optionsOf(key)))
+		all = f.notifier.outboxes.enqueue(client, message) && all
+	}
+	f.report.Matched++
+	if all {
+		f.report.Queued++
+	}
+}
