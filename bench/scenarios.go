@@ -93,11 +93,11 @@ func everybody(w *world, n int) (map[string]float64, error) {
 
 	p50, p99 := w.percentiles(messages)
 	return map[string]float64{
-		"CPU µs a delivery":       microseconds(paced, connected) / count,
-		"deliveries a second":     count / took.Seconds(),
+		"CPU µs per delivery":       microseconds(paced, connected) / count,
+		"deliveries per second":     count / took.Seconds(),
 		"p50 ms":                  p50,
 		"p99 ms":                  p99,
-		"memory KiB a connection": float64(connected.RSS-before.RSS) / float64(n) / 1024,
+		"memory KiB per connection": float64(connected.RSS-before.RSS) / float64(n) / 1024,
 	}, nil
 }
 
@@ -157,7 +157,7 @@ func oneAmong(w *world, n int) (map[string]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	return map[string]float64{"CPU µs a message": microseconds(after, before) / messages}, nil
+	return map[string]float64{"CPU µs per message": microseconds(after, before) / messages}, nil
 }
 
 // stalled sends to n subscribers, a tenth of which read nothing: 600 messages of
@@ -237,6 +237,6 @@ func burst(w *world, n int) (map[string]float64, error) {
 	return map[string]float64{
 		"seconds":           took.Seconds(),
 		"lost %":            100 * (1 - float64(w.received.Load())/float64(messages*n)),
-		"CPU µs a delivery": microseconds(after, before) / float64(w.received.Load()),
+		"CPU µs per delivery": microseconds(after, before) / float64(w.received.Load()),
 	}, nil
 }
