@@ -9,7 +9,7 @@ import "github.com/pocketbase/pocketbase/tools/subscriptions"
 // the messages and writes them to the connection. It is closed at the end.
 // Herald's own ways of writing do not use it.
 func (c *Client) Channel() chan subscriptions.Message {
-	if below := c.below.Load(); below != nil {
+	if below := c.below(); below != nil {
 		return below.Channel()
 	}
 	c.mu.Lock()

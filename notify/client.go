@@ -14,8 +14,6 @@ import (
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
-
-	"herald/notify/internal/sets"
 )
 
 // Why a connection ended, in logs and metrics.
@@ -87,13 +85,8 @@ type Client struct {
 	unchecked   bool             // the rules should have been asked again meanwhile
 	signingOut  int              // SignOuts under way
 	unlisted    bool             // keeps out of the index, for good
-	denied      sets.Of[string]  // keys that ended, of a wrapped client
 
-	// of a wrapped client, and the one that writes for it: see wrapped.go
-	below       atomic.Pointer[Client]
-	above       *Client
-	undelivered int // by the one below; set before done is closed
-	looped      <-chan struct{}
+	pair atomic.Pointer[pair] // of a wrapped client, and the one that writes for it: see wrapped.go
 }
 
 var _ subscriptions.Client = (*Client)(nil)
@@ -226,7 +219,7 @@ func (c *Client) Send(m subscriptions.Message) {
 		return
 	}
 	send := func(m subscriptions.Message) outcome { return c.put(newFrame(m, true)) }
-	if below := c.below.Load(); below != nil {
+	if below := c.below(); below != nil {
 		send = func(m subscriptions.Message) outcome { return c.passOn(below, m) }
 	} else if c.notifier.hooked() && c.isTaken() {
 		c.Finish(ReasonHandlers)
@@ -250,9 +243,9 @@ func (c *Client) cleanup(reason string, undelivered int) {
 	}
 	n := c.notifier
 	n.serving.remove(c)
-	if c.above != nil {
-		c.undelivered = undelivered
-		c.above.end(reason)
+	if above := c.above(); above != nil {
+		c.pair.Load().undelivered = undelivered
+		above.end(reason)
 		return
 	}
 	c.unlist()

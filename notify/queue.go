@@ -243,7 +243,7 @@ func (c *Client) join(buffer []byte) (out []byte, shared, private bool) {
 // Queued returns how many messages wait to be written.
 func (c *Client) Queued() int {
 	waiting := 0
-	if below := c.below.Load(); below != nil {
+	if below := c.below(); below != nil {
 		waiting = below.Queued()
 	}
 	c.mu.Lock()
@@ -291,7 +291,7 @@ func isPrivate(f *frame) bool { return f.private }
 // endIfPrivate ends the connection where something waits in it that was meant
 // for its auth record, or is being written; what a slow socket has left counts as such.
 func (c *Client) endIfPrivate() {
-	if below := c.below.Load(); below != nil {
+	if below := c.below(); below != nil {
 		below.endIfPrivate()
 	}
 	c.mu.Lock()

@@ -205,11 +205,8 @@ func (c *Client) setGrants(version int, grants map[string]grant, denied []string
 		c.version++
 	}
 	c.reindex(grants)
-	if c.below.Load() != nil {
-		if c.denied == nil {
-			c.denied = sets.Of[string]{}
-		}
-		maps.Copy(c.denied, sets.From(denied))
+	if c.below() != nil {
+		maps.Copy(c.pair.Load().denied, sets.From(denied))
 	}
 	c.subsMu.Unlock()
 	if len(denied) == 0 {
@@ -218,7 +215,7 @@ func (c *Client) setGrants(version int, grants map[string]grant, denied []string
 
 	// out of the index: nothing comes after this
 	gone := sets.From(denied)
-	for _, queue := range []*Client{c, c.below.Load()} {
+	for _, queue := range []*Client{c, c.below()} {
 		if queue != nil {
 			queue.removeQueued(func(f *frame) bool { return !f.comment && gone.Has(f.message.Name) })
 		}

@@ -78,7 +78,7 @@ func (n *Notifier) Shutdown(timeout time.Duration) {
 
 	clients := n.serving.all()
 	for _, client := range clients {
-		if client.above == nil { // else it is to write what comes from there first
+		if client.above() == nil { // else it is to write what comes from there first
 			client.Finish(ReasonShutdown)
 		}
 	}

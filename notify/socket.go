@@ -180,7 +180,7 @@ func (c *Client) settle() {
 // wrote counts what was written.
 func (c *Client) wrote(bytes int) {
 	c.lastWrite.Store(c.notifier.clock.Load())
-	if c.below.Load() == nil {
+	if c.below() == nil {
 		c.notifier.stats.bytes.Add(int64(bytes))
 	}
 }

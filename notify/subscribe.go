@@ -112,7 +112,9 @@ func (c *Client) reindex(grants map[string]grant) {
 					key.grant = granted
 				}
 				wanted[topic] = append(wanted[topic], key)
-				delete(c.denied, name)
+				if c.below() != nil {
+					delete(c.pair.Load().denied, name)
+				}
 			}
 		}
 	}

@@ -16,7 +16,33 @@ import (
 	"github.com/pocketbase/pocketbase/tools/routine"
 	"github.com/pocketbase/pocketbase/tools/security"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
+
+	"herald/notify/internal/sets"
 )
+
+// pair is a client that was wrapped, and the one that writes for it.
+type pair struct {
+	above, below *Client
+	denied       sets.Of[string] // keys of the one above that ended; guarded by its subsMu
+	looped       <-chan struct{} // nil: no other code's loop reads a channel
+	undelivered  int             // by the one below; set before its done is closed
+}
+
+// below returns the client that writes for c, nil where c does so itself.
+func (c *Client) below() *Client {
+	if both := c.pair.Load(); both != nil && both.above == c {
+		return both.below
+	}
+	return nil
+}
+
+// above returns the client that c writes for, nil where it writes for itself.
+func (c *Client) above() *Client {
+	if both := c.pair.Load(); both != nil && both.below == c {
+		return both.above
+	}
+	return nil
+}
 
 // Wrap tells c that messages for it have to go through wrapper, and returns the client that
 // writes to the connection in the place of c: by TakeConn or ServeStream, or, where
@@ -30,18 +56,20 @@ func (c *Client) Wrap(wrapper subscriptions.Client, looped <-chan struct{}) (wri
 	if !c.isBehind(wrapper) {
 		return nil, false
 	}
-	below := &Client{Client: c.Client, notifier: c.notifier, connected: c.connected, done: make(chan struct{}), unlisted: true, above: c}
+	below := &Client{Client: c.Client, notifier: c.notifier, connected: c.connected, done: make(chan struct{}), unlisted: true}
 	below.frames = below.inline[:0]
+	both := &pair{above: c, below: below, denied: sets.Of[string]{}}
+	below.pair.Store(both)
 
 	// A wrapper may put a channel of its own before ours, once: then it keeps this one.
 	channel := make(chan subscriptions.Message)
 	below.channel = channel
-	c.below.Store(below)
+	c.pair.Store(both)
 	if wrapper.Channel() == channel {
 		below.channel = nil
 	} else {
 		readsChannel = true
-		c.looped = looped
+		both.looped = looped
 		below.startServing(below.startPump)
 	}
 	c.notifier.wrapped.Store(c.Id(), c)
@@ -94,7 +122,7 @@ func (c *Client) isReady() bool {
 func (c *Client) passOn(below *Client, m subscriptions.Message) outcome {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
-	if c.denied.Has(m.Name) {
+	if c.pair.Load().denied.Has(m.Name) {
 		return gone
 	}
 	if below.notifier.hooked() && below.isTaken() {
@@ -106,8 +134,8 @@ func (c *Client) passOn(below *Client, m subscriptions.Message) outcome {
 
 // top returns the client that has the rights and the queue of a connection.
 func (c *Client) top() *Client {
-	if c.above != nil {
-		return c.above
+	if above := c.above(); above != nil {
+		return above
 	}
 	return c
 }
@@ -115,7 +143,7 @@ func (c *Client) top() *Client {
 // endBelow ends what writes for c, when it has written what it has if c has ended so too,
 // and returns how many messages it did not write.
 func (c *Client) endBelow(reason string) (undelivered int) {
-	below := c.below.Load()
+	below, both := c.below(), c.pair.Load()
 	if below == nil {
 		return 0
 	}
@@ -128,14 +156,14 @@ func (c *Client) endBelow(reason string) (undelivered int) {
 		below.end(reason)
 	}
 	<-below.done
-	if c.looped != nil && isFinished {
+	if both.looped != nil && isFinished {
 		select {
-		case <-c.looped:
+		case <-both.looped:
 		case <-time.After(shutdownGrace):
 		}
 	}
 	c.notifier.wrapped.Delete(c.Id())
-	return below.undelivered
+	return both.undelivered
 }
 
 // Own returns the client of ours that client, of PocketBase's broker, is or is put around.
