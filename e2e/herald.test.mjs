@@ -123,6 +123,21 @@ test("herald.js", async (t) => {
     assert.ok(one.messages.some(({ replayed }) => replayed) && one.messages.some(({ replayed }) => !replayed));
   });
 
+  await t.test("a message of one's own that left this client out, over a restart", async () => {
+    await addUser(root, "self@example.com");
+    await channels.create({ pattern: "self/{name}", subscribeRule: "*", publishRule: "*", history: 100 });
+    const [pb, otherTab] = [await herald.signIn("self@example.com"), await herald.signIn("self@example.com")];
+    const [log, other] = [await Log.on(pb, "self/a"), await Log.on(otherTab, "self/a")];
+    await Promise.all([log.live(), other.live()]);
+    const body = { topic: "self/a", data: "my own", self: false, clientId: pb.realtime.clientId };
+    await pb.send("/api/notify/publish", { method: "POST", body });
+    assert.deepEqual((await other.count(1)).data, ["my own"]);
+    await restart(herald);
+    await say("self/a", "after");
+    assert.deepEqual((await log.count(1)).data, ["after"]);
+    assert.deepEqual((await other.count(2)).data, ["my own", "after"]);
+  });
+
   await t.test("a gap, and a history that was lost", async () => {
     const log = await Log.on(herald.client(), "log/gap");
     await log.live();

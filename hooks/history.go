@@ -60,7 +60,9 @@ func (h history) page(e *core.RequestEvent) error {
 	if len(errs) > 0 {
 		return e.BadRequestError(failed, errs)
 	}
-	page, err := h.notifier.History(e.Request.Context(), publisherOf(e), query.Get("topic"), from, min(limit, notify.MaxHistoryPage))
+	reader := publisherOf(e)
+	reader.ClientIDs = notify.ParseClientIDs(query.Get("clientId"))
+	page, err := h.notifier.History(e.Request.Context(), reader, query.Get("topic"), from, min(limit, notify.MaxHistoryPage))
 	if err != nil {
 		if isForbidden(err) {
 			delayDenial(e, began)

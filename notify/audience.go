@@ -59,6 +59,7 @@ type audience struct {
 	clients       sets.Of[string]
 	exceptUsers   sets.Of[userRef]
 	exceptClients sets.Of[string]
+	clientUsers   map[string]string // see storedAudience; filled in when it is stored
 
 	looksAtAuth bool // false: it is the same who the client is
 

@@ -44,6 +44,9 @@ type Publisher struct {
 	Auth *core.Record
 	// IP tells guests apart.
 	IP string
+	// ClientIDs are of realtime connections that it says it has, or has had: of the history
+	// it gets what was sent to those of its user, and not what left one of them out.
+	ClientIDs []string
 	// Headers are those of the request in PocketBase's form, for the rules.
 	Headers map[string]string
 }

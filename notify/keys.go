@@ -53,6 +53,24 @@ func optionsOf(key string) subscriptions.SubscriptionOptions {
 	return reader.Subscriptions()[key]
 }
 
+// clientIDsOf reads the option "clientId": connections that the client has had before, most
+// recent last, with commas.
+func clientIDsOf(options subscriptions.SubscriptionOptions) []string {
+	return ParseClientIDs(options.Query["clientId"])
+}
+
+// maxClientIDs is how many of them count: the last ones.
+const maxClientIDs = 20
+
+// ParseClientIDs reads ids of realtime connections, with commas between them.
+func ParseClientIDs(text string) []string {
+	if text == "" {
+		return nil
+	}
+	ids := strings.Split(text, ",")
+	return ids[max(0, len(ids)-maxClientIDs):]
+}
+
 // startOf reads where a subscription with options is to begin; the zero Start is with what
 // is sent from now on.
 func startOf(options subscriptions.SubscriptionOptions) (Start, error) {

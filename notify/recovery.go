@@ -8,6 +8,7 @@ import (
 	"encoding/json/jsontext"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/pocketbase/pocketbase/core"
 
@@ -71,7 +72,7 @@ func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from 
 	if page.Epoch != "" {
 		answer.Next = page.Next().String()
 	}
-	see := n.newViewer(ctx, p.Auth, "")
+	see := n.newViewer(ctx, p.Auth, "", p.ClientIDs)
 	for _, entry := range page.Entries {
 		pub := storedPublication(entry)
 		verdict, err := see.sees(pub)
@@ -134,6 +135,7 @@ type viewer struct {
 	ctx      context.Context
 	auth     *core.Record // nil: a guest
 	clientID string       // empty: not on a realtime connection
+	earlier  []string     // ids of connections that it says it has had
 	filters  map[viewedFilter]verdictOf
 }
 
@@ -148,8 +150,8 @@ const (
 	forWhom // cannot be told any more: it is not shown, and missing
 )
 
-func (n *Notifier) newViewer(ctx context.Context, auth *core.Record, clientID string) *viewer {
-	return &viewer{n: n, ctx: ctx, auth: auth, clientID: clientID, filters: map[viewedFilter]verdictOf{}}
+func (n *Notifier) newViewer(ctx context.Context, auth *core.Record, clientID string, earlier []string) *viewer {
+	return &viewer{n: n, ctx: ctx, auth: auth, clientID: clientID, earlier: earlier, filters: map[viewedFilter]verdictOf{}}
 }
 
 // sees reports whether pub is meant for the viewer, by the auth record as it is
@@ -164,7 +166,9 @@ func (v *viewer) sees(pub *publication) (verdictOf, error) {
 	}
 	pub.to = to
 	switch {
-	case to.clients != nil && !to.clients.Has(v.clientID) || to.exceptClients.Has(v.clientID):
+	case to.clients != nil && !to.clients.Has(v.clientID) && !v.hadOneOf(stored.ClientUsers):
+		return forOthers, nil
+	case to.exceptClients.Has(v.clientID) || slices.ContainsFunc(v.earlier, to.exceptClients.Has):
 		return forOthers, nil
 	case to.looksAtAuth && !to.matchAuth(v.auth):
 		return forOthers, nil
@@ -191,6 +195,12 @@ func (v *viewer) sees(pub *publication) (verdictOf, error) {
 		v.filters[key] = verdict
 	}
 	return verdict, nil
+}
+
+// hadOneOf reports whether one of the clients that a message was sent to was an earlier
+// connection of the viewer. That is known only of users: users says whose it was then.
+func (v *viewer) hadOneOf(users map[string]string) bool {
+	return v.auth != nil && slices.ContainsFunc(v.earlier, func(id string) bool { return users[id] == refOf(v.auth).String() })
 }
 
 // passes asks a filter, which had a meaning when the message was sent.

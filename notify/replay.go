@@ -155,7 +155,7 @@ const replayShare = 4
 // them are missing; it is returned where no frame could say so.
 func (c *Client) framesOf(p pendingReplay, page *history.Page, auth *core.Record, gap bool) ([]*frame, bool) {
 	n := c.notifier
-	see := n.newViewer(context.Background(), auth, c.Id())
+	see := n.newViewer(context.Background(), auth, c.Id(), clientIDsOf(optionsOf(p.name)))
 	restricted := n.isRestricted(p.topic)
 	frames := make([]*frame, 0, len(page.Entries))
 	for _, entry := range page.Entries {

@@ -6,6 +6,8 @@ package notify
 import (
 	"context"
 	"fmt"
+
+	"herald/notify/internal/sets"
 )
 
 // Send sends msg to the subscribers of its topic that belong to its audience,
@@ -86,6 +88,24 @@ func (n *Notifier) fanOutUnstored(pub *publication) (report Report, done bool, e
 	return n.fanOut(pub), true, nil
 }
 
+// usersOfClients returns the users whose connections ids are now.
+func (n *Notifier) usersOfClients(ids sets.Of[string]) map[string]string {
+	var users map[string]string
+	for id := range ids {
+		client, err := n.app.SubscriptionsBroker().ClientById(id)
+		if err != nil {
+			continue
+		}
+		if auth := n.authOf(client); auth != nil {
+			if users == nil {
+				users = map[string]string{}
+			}
+			users[id] = refOf(auth).String()
+		}
+	}
+	return users
+}
+
 // fanOutStored takes pub to its recipients when it is stored. That is done by the goroutine
 // that stores it, together with others': perhaps another sender's.
 func (n *Notifier) fanOutStored(ctx context.Context, pub *publication) (report Report, err error) {
@@ -102,6 +122,7 @@ func (n *Notifier) fanOutStored(ctx context.Context, pub *publication) (report R
 	if pub.sender != (userRef{}) {
 		pub.Sender = pub.sender.String()
 	}
+	pub.to.clientUsers = n.usersOfClients(pub.to.clients)
 	if pub.Audience, err = pub.to.stored(); err != nil {
 		return Report{}, err
 	}

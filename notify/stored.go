@@ -22,6 +22,9 @@ type storedAudience struct {
 	Users       []string `json:"users"`
 	Collections []string `json:"collections"`
 	Clients     []string `json:"clients"`
+	// ClientUsers says whose connections Clients were: "COLLECTION_ID:RECORD_ID" by id. Of
+	// guests nothing is known.
+	ClientUsers map[string]string `json:"clientUsers,omitzero"`
 
 	Filter string `json:"filter,omitzero"`
 	// FilterOn has the meaning of the filter for each auth collection that it applies to:
@@ -49,7 +52,7 @@ func (a *audience) stored() ([]byte, error) {
 		return nil, nil
 	}
 	s := storedAudience{
-		Version: storedVersion, Auth: a.auth, Users: listOf(a.users), Collections: listOf(a.collections), Clients: listOf(a.clients),
+		Version: storedVersion, Auth: a.auth, Users: listOf(a.users), Collections: listOf(a.collections), Clients: listOf(a.clients), ClientUsers: a.clientUsers,
 		ExceptUsers: listOf(a.exceptUsers), ExceptClients: listOf(a.exceptClients),
 	}
 	if a.filter != nil {

@@ -27,6 +27,7 @@ const watchEvery = 5000; // ms
 const submitWithin = 15_000; // ms
 const firstBeatWithin = 5000; // ms
 const openTries = 5;
+const maxClientIds = 20; // that the server looks at
 
 /** See herald.d.ts. */
 export async function subscribe(pb, topic, callback, options = {}) {
@@ -262,7 +263,7 @@ class Subscription {
     const { signal, done } = timeout(Math.min(30, 5 + 5 * failures) * 1000);
     try {
       const page = await this.#hub.pb.send("/api/notify/history", {
-        query: { topic: this.topic, limit: pageSize, ...known },
+        query: { topic: this.topic, limit: pageSize, ...(this.#hub.clientIds && { clientId: this.#hub.clientIds }), ...known },
         requestKey: null,
         signal,
       });
@@ -410,8 +411,17 @@ class Hub {
   user = ""; // who is signed in
   connection = ""; // the client id under which the SDK has subscribed; empty: it has not
 
+  #clientIds = []; // of the connections that the user has had, the last ones
+
   constructor(pb) {
     this.pb = pb;
+  }
+
+  /** The connections so far, for the history: what was sent to one of them was for this client, and what left one out was not. */
+  get clientIds() {
+    const { clientId } = this.pb.realtime;
+    if (clientId && this.#clientIds.at(-1) !== clientId) this.#clientIds = [...this.#clientIds.slice(1 - maxClientIds), clientId];
+    return this.#clientIds.join(",");
   }
 
   async add(subscription) {
@@ -575,6 +585,7 @@ class Hub {
     } else if (before && clientId) {
       // What is on its way on a user's connection is not for the next one, who gets
       // another connection.
+      this.#clientIds = [];
       this.#each((subscription) => subscription.userChanged());
       kick(this.pb, clientId);
     } else {
