@@ -95,8 +95,8 @@ func everybody(w *world, n int) (map[string]float64, error) {
 	return map[string]float64{
 		"CPU µs per delivery":       microseconds(paced, connected) / count,
 		"deliveries per second":     count / took.Seconds(),
-		"p50 ms":                  p50,
-		"p99 ms":                  p99,
+		"p50 ms":                    p50,
+		"p99 ms":                    p99,
 		"memory KiB per connection": float64(connected.RSS-before.RSS) / float64(n) / 1024,
 	}, nil
 }
@@ -235,8 +235,8 @@ func burst(w *world, n int) (map[string]float64, error) {
 		return nil, err
 	}
 	return map[string]float64{
-		"seconds":           took.Seconds(),
-		"lost %":            100 * (1 - float64(w.received.Load())/float64(messages*n)),
+		"seconds":             took.Seconds(),
+		"lost %":              100 * (1 - float64(w.received.Load())/float64(messages*n)),
 		"CPU µs per delivery": microseconds(after, before) / float64(w.received.Load()),
 	}, nil
 }

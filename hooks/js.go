@@ -53,7 +53,7 @@ func bindJS(app core.App, config jsvm.Config) error {
 			onInit(vm)
 		}
 	}
-	return jsvm.Register(jsApp{app}, config)
+	return jsvm.Register(newJSApp(app), config)
 }
 
 // jsNotify is $notify in one runtime.

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/pocketbase/pocketbase"
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
@@ -68,6 +69,20 @@ type jsApp struct{ core.App }
 
 // OnNotifyPublish is [OnPublish], for the plugin.
 func (a jsApp) OnNotifyPublish() jsPublishHook { return jsPublishHook{OnPublish(a.App)} }
+
+// jsPocketBase is jsApp for PocketBase's own type: of a struct that is embedded JavaScript
+// also sees the fields, such as $app.rootCmd.
+type jsPocketBase struct{ *pocketbase.PocketBase }
+
+// OnNotifyPublish is [OnPublish], for the plugin.
+func (a jsPocketBase) OnNotifyPublish() jsPublishHook { return jsPublishHook{OnPublish(a.PocketBase)} }
+
+func newJSApp(app core.App) core.App {
+	if pb, ok := app.(*pocketbase.PocketBase); ok {
+		return jsPocketBase{pb}
+	}
+	return jsApp{app}
+}
 
 // bindPublish adds the route by which clients publish.
 func bindPublish(app core.App, notifier *notify.Notifier) {

@@ -43,6 +43,13 @@ var ways = []way{
 	{name: "own channel", serve: pbtest.Serve, prepare: func(app core.App) {
 		wrapClients(app, func(client subscriptions.Client) subscriptions.Client { return &channelWrapper{Client: client} })
 	}},
+	{name: "own channel, taken early", serve: pbtest.Serve, prepare: func(app core.App) {
+		wrapClients(app, func(client subscriptions.Client) subscriptions.Client {
+			wrapper := &channelWrapper{Client: client}
+			wrapper.Channel()
+			return wrapper
+		})
+	}},
 }
 
 // replaced is the way of a client that has nothing to do with ours.

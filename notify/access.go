@@ -26,6 +26,7 @@ const DeniedTopic = "@denied"
 // the server's own code made: it is not asked for.
 type grant struct {
 	byRule  bool    // the client asked for it, and the rules let it
+	never   bool    // it does not hold: the subscription is about to end
 	forUser bool    // it holds only for
 	user    userRef // the zero userRef being a guest
 }
@@ -248,6 +249,8 @@ func (c *Client) standing(auth *core.Record) (version int, grants map[string]gra
 // holds reports whether g lets a message through to a client that is auth now.
 func (g grant) holds(auth *core.Record) bool {
 	switch {
+	case g.never:
+		return false
 	case !g.forUser:
 		return true
 	case auth == nil:

@@ -17,7 +17,9 @@ func (c *Client) Channel() chan subscriptions.Message {
 	if c.channel == nil {
 		c.channel = make(chan subscriptions.Message)
 		if c.socket == nil && c.stream == nil && !c.ended {
-			c.startPump()
+			c.stream, c.wake = &stream{cut: func() {}}, make(chan struct{}, 1)
+			go c.pump()
+			c.wakeLocked()
 		} else { // somebody reads the messages already: two would have a half each
 			go func() {
 				<-c.done
@@ -28,19 +30,20 @@ func (c *Client) Channel() chan subscriptions.Message {
 	return c.channel
 }
 
-// startPump begins to serve the channel. mu is held.
-func (c *Client) startPump() {
-	c.stream, c.wake = &stream{cut: func() {}}, make(chan struct{}, 1)
-	go c.pump(c.stream, c.wake)
-	c.wakeLocked()
-}
-
-// pump moves messages from the queue to the channel until the connection ends.
-func (c *Client) pump(s *stream, wake <-chan struct{}) {
-	defer close(c.channel)
+// pump moves messages from the queue to the channel until the connection ends. Where c has
+// been wrapped meanwhile it goes on with the client below it.
+func (c *Client) pump() {
+	c.mu.Lock()
+	channel := c.channel
+	c.mu.Unlock()
+	defer close(channel)
 	defer c.guard("passing a realtime connection's messages on")
 	for {
+		if below := c.below(); below != nil {
+			c = below
+		}
 		c.mu.Lock()
+		s, wake := c.stream, c.wake
 		var next *frame
 		if c.inFlight = false; c.writable() > 0 {
 			next = c.frames[0]
@@ -61,7 +64,7 @@ func (c *Client) pump(s *stream, wake <-chan struct{}) {
 		case !next.comment:
 			_ = s.write(func() error {
 				select {
-				case c.channel <- next.message:
+				case channel <- next.message:
 					c.wrote(next.size)
 				case <-c.done: // and so it ends
 				}

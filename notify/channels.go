@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -168,8 +169,15 @@ func (n *Notifier) SetChannels(records []*core.Record) {
 	n.activate(next)
 }
 
-// activate makes the channels count from now on.
+// activate makes the channels count from now on. It is not called concurrently.
 func (n *Notifier) activate(next *channels) {
+	defer func() {
+		for _, c := range next.all {
+			if c.history.Count > 0 {
+				n.hadHistory.Add(c.pattern.Text)
+			}
+		}
+	}()
 	before := n.channels.Load()
 	if !next.hasHistory || before == unknownChannels {
 		n.channels.Store(next)
@@ -189,10 +197,14 @@ func (n *Notifier) activate(next *channels) {
 		n.channels.Store(next)
 		return
 	}
+	isAgain := slices.ContainsFunc(next.all, func(c *channel) bool {
+		_, had := n.hadHistory[c.pattern.Text]
+		return had && c.history.Count > 0
+	})
 	n.sending.Lock() // what is sent without being stored is in the queues
 	lapse := n.history.Lapsed(func(topic string) bool {
 		return before.historyOf(topic).Count == 0 && next.historyOf(topic).Count > 0
-	})
+	}, isAgain)
 	n.channels.Store(next)
 	n.sending.Unlock()
 	n.history.NoteLater(lapse)

@@ -157,6 +157,9 @@ func (c *Client) setAuthLocked(auth *core.Record) {
 	}
 	if before != nil {
 		c.endIfPrivate()
+		if both := c.pair.Load(); both != nil && both.handed.Load() {
+			c.end(ReasonAuthEnded) // the wrapper may have something for that user still
+		}
 	}
 	c.subsMu.Lock()
 	unlisted := c.unlisted
@@ -191,8 +194,12 @@ func (c *Client) SetTimeouts(lifetime, idle time.Duration) {
 //
 // as is what other code finds there: the client itself, or its wrapper.
 func (c *Client) Register(as subscriptions.Client) {
-	c.notifier.app.SubscriptionsBroker().Register(as)
+	broker := c.notifier.app.SubscriptionsBroker()
+	broker.Register(as)
 	c.countRegistered()
+	if c.IsDiscarded() { // before it was there to be taken out
+		broker.Unregister(c.Id())
+	}
 }
 
 // Unlist keeps the client out of the index of who gets messages: for one that
@@ -256,11 +263,15 @@ func (c *Client) cleanup(reason string, undelivered int) {
 		n.stats.ended(reason, undelivered)
 		c.logEnd(reason, undelivered)
 	}()
-	if registered, err := n.app.SubscriptionsBroker().ClientById(c.Id()); err == nil && n.own(registered) == c {
-		n.app.SubscriptionsBroker().Unregister(c.Id())
+	isRegistered := false
+	if registered, err := n.app.SubscriptionsBroker().ClientById(c.Id()); err == nil {
+		isRegistered = n.own(registered) == c
 	}
 	undelivered += c.endBelow(reason)
 	c.Client.Discard()
+	if isRegistered { // last: a wrapper's Discard may do anything
+		n.app.SubscriptionsBroker().Unregister(c.Id())
+	}
 }
 
 func (c *Client) logEnd(reason string, undelivered int) {

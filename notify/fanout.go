@@ -211,15 +211,18 @@ func (f *fanOut) enqueueForeign(client subscriptions.Client) {
 			f.notifier.app.Logger().Error("Panic in a realtime client during a fan-out", slog.Any("cause", cause))
 		}
 	}()
-	auth, rights := foreignAuth(client), rightsOf(client)
-	keys := slices.DeleteFunc(f.notifier.keysOf(client, f.pub.Topic), func(key string) bool { return !rights.grantOf(key).holds(auth) })
+	n := f.notifier
+	auth := n.foreignAuth(client)
+	holds := func(key string) bool { return n.foreign.rightsOf(client).grantOf(key).holds(auth) }
+	keys := slices.DeleteFunc(n.keysOf(client, f.pub.Topic), func(key string) bool { return !holds(key) })
 	if len(keys) == 0 || client.IsDiscarded() || !f.pub.to.match(client, auth) {
 		return
 	}
 	all := true
 	for _, key := range keys {
 		message := f.message(key, strings.Contains(key, "?") && wantsEnvelope(optionsOf(key)))
-		all = f.notifier.outboxes.enqueue(client, message) && all
+		// again, in the queue: what was denied meanwhile is not removed from there twice
+		all = n.outboxes.enqueue(client, message, func() bool { return holds(key) }) && all
 	}
 	f.report.Matched++
 	if all {

@@ -1,6 +1,6 @@
 // The clients in PocketBase's broker that are altogether other code's: those that it has
-// registered itself, or that a handler has put in the place of ours. What they may have is
-// kept in their own store, since we see nothing of what is done with them.
+// registered itself, or that a handler has put in the place of ours. We see nothing of what is
+// done with them.
 
 package notify
 
@@ -21,6 +21,77 @@ import (
 type foreign struct {
 	mu    sync.Mutex
 	known []subscriptions.Client // replaced, never changed
+
+	rightsMu sync.Mutex               // guards rights and what is in it
+	rights   map[string]*foreignState // by client id
+}
+
+// foreignState is what is kept of a client of other code that has asked for subscriptions.
+type foreignState struct {
+	resubscribing sync.Mutex // held by ResubscribeForeign
+	rights        *foreignRights
+}
+
+// foreignRights are what such a client may have. They are not changed after they were made.
+type foreignRights struct {
+	grants  map[string]grant // by subscription key; a key without is one of the server's own code
+	expires time.Time        // when the token of its auth record does; zero: never
+}
+
+// grantOf returns the grant by which the client has key. It may be called on nil.
+func (r *foreignRights) grantOf(key string) grant {
+	if r == nil {
+		return grant{}
+	}
+	return r.grants[key]
+}
+
+// stateOf returns the state of client, which it makes where there is none.
+func (f *foreign) stateOf(client subscriptions.Client) *foreignState {
+	id := client.Id()
+	f.rightsMu.Lock()
+	defer f.rightsMu.Unlock()
+	state := f.rights[id]
+	if state == nil {
+		state = &foreignState{}
+		if f.rights == nil {
+			f.rights = map[string]*foreignState{}
+		}
+		f.rights[id] = state
+	}
+	return state
+}
+
+// rightsOf returns the rights of a client of other code, nil where it has asked for nothing.
+func (f *foreign) rightsOf(client subscriptions.Client) *foreignRights {
+	id := client.Id()
+	f.rightsMu.Lock()
+	defer f.rightsMu.Unlock()
+	if state := f.rights[id]; state != nil {
+		return state.rights
+	}
+	return nil
+}
+
+// replace makes a client have next where it has before still.
+func (f *foreign) replace(state *foreignState, before, next *foreignRights) bool {
+	f.rightsMu.Lock()
+	defer f.rightsMu.Unlock()
+	if state.rights != before {
+		return false
+	}
+	state.rights = next
+	return true
+}
+
+// forgetGone forgets the rights of clients that are not in the broker any more.
+func (f *foreign) forgetGone(broker *subscriptions.Broker) {
+	f.rightsMu.Lock()
+	defer f.rightsMu.Unlock()
+	maps.DeleteFunc(f.rights, func(id string, _ *foreignState) bool {
+		_, err := broker.ClientById(id)
+		return err != nil
+	})
 }
 
 func (n *Notifier) foreignClients() []subscriptions.Client {
@@ -28,12 +99,13 @@ func (n *Notifier) foreignClients() []subscriptions.Client {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 
-	if slices.ContainsFunc(f.known, subscriptions.Client.IsDiscarded) {
-		f.known = slices.DeleteFunc(slices.Clone(f.known), subscriptions.Client.IsDiscarded)
+	broker := n.app.SubscriptionsBroker()
+	if slices.ContainsFunc(f.known, isGone) {
+		f.known = slices.DeleteFunc(slices.Clone(f.known), isGone)
+		f.forgetGone(broker)
 	}
 	// registered counts a client of ours after it came and until before it
 	// goes, so it is never too high, and nobody is overlooked
-	broker := n.app.SubscriptionsBroker()
 	if broker.TotalClients() == int(n.registered.Load())+len(f.known) {
 		return f.known
 	}
@@ -41,29 +113,30 @@ func (n *Notifier) foreignClients() []subscriptions.Client {
 	for _, client := range broker.Clients() {
 		if own := n.own(client); own != nil {
 			own.countRegistered()
-		} else if !client.IsDiscarded() {
+		} else if !isGone(client) {
 			f.known = append(f.known, client)
 		}
 	}
 	return f.known
 }
 
-// replace makes client have next where it has before still.
-func (f *foreign) replace(client subscriptions.Client, before, next *foreignRights) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if rightsOf(client) != before {
-		return false
-	}
-	client.Set(foreignKey, next)
-	return true
+// isGone reports whether a client of other code has ended, or fails to tell.
+func isGone(client subscriptions.Client) (gone bool) {
+	defer func() { gone = recover() != nil || gone }()
+	return client.IsDiscarded()
 }
 
 // ResubscribeForeign is [Client.Resubscribe] for a client of other code, with the end of the
 // token by which it is signed in. A message that is sent meanwhile may be lost.
 func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission, expires time.Time, replace func() error) error {
+	state := n.foreign.stateOf(client)
+	state.resubscribing.Lock()
+	defer state.resubscribing.Unlock()
+	n.outboxes.hold() // until it is known that a holds still
+	defer n.outboxes.release(1)
+
 	for done := false; !done; {
-		before := rightsOf(client)
+		before := n.foreign.rightsOf(client)
 		both := maps.Clone(a.grants) // until it is replaced it has what it had, too
 		if before != nil {
 			for key, had := range before.grants {
@@ -72,38 +145,47 @@ func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission,
 				}
 			}
 		}
-		done = n.foreign.replace(client, before, &foreignRights{both, expires})
+		done = n.foreign.replace(state, before, &foreignRights{both, expires})
 	}
 	if err := replace(); err != nil {
 		return err
 	}
-	client.Set(foreignKey, &foreignRights{a.grants, expires})
-	if n.changes.current() != a.generation {
+	for done := false; !done; {
+		done = n.foreign.replace(state, n.foreign.rightsOf(client), &foreignRights{a.grants, expires})
+	}
+	if !n.changes.quietSince(a.generation) {
 		n.recheckForeign(client, n.newMemo())
 	}
 	return nil
 }
 
-// recheckForeign asks the rules again for what a client of other code has subscribed to by
-// request, and ends what is denied now. Where that cannot be told the client has to go: it
+// recheckForeign evaluates the rules again for what a client of other code has subscribed to
+// by request, and ends what is denied now. Where that cannot be told the client has to go: it
 // comes back, and is decided on anew.
 func (n *Notifier) recheckForeign(client subscriptions.Client, memo *memo) (checked, ended int) {
+	state := n.foreign.stateOf(client)
 	for {
-		before := rightsOf(client)
+		before := n.foreign.rightsOf(client)
 		if before == nil {
 			return 0, 0
 		}
-		auth, err := memo.user(foreignAuth(client))
+		auth, err := memo.user(n.foreignAuth(client))
 		next := &foreignRights{map[string]grant{}, before.expires}
 		var denied []string
-		for key := range before.grants {
+		for key, had := range before.grants {
 			if err != nil {
 				break
+			}
+			if had.never {
+				next.grants[key] = had
+				continue
 			}
 			a := memo.decide(key, auth)
 			if err = a.err; a.ok {
 				next.grants[key] = a.grant
 			} else {
+				// it is subscribed until that has been undone
+				next.grants[key] = grant{byRule: true, never: true}
 				denied = append(denied, key)
 			}
 		}
@@ -111,7 +193,7 @@ func (n *Notifier) recheckForeign(client subscriptions.Client, memo *memo) (chec
 		case err != nil:
 			n.outboxes.end(client, ReasonRuleFailed)
 			return len(before.grants), 0
-		case !n.foreign.replace(client, before, next):
+		case !n.foreign.replace(state, before, next):
 			continue // it has subscribed anew
 		case len(denied) > 0:
 			client.Unsubscribe(denied...)

@@ -81,32 +81,9 @@ func (n *Notifier) authCollections() ([]*core.Collection, error) {
 	return append(own, system...), nil
 }
 
-// foreignRights are what such a client may have. They are not changed after they were made.
-type foreignRights struct {
-	grants  map[string]grant // by subscription key; a key without is one of the server's own code
-	expires time.Time        // when the token of its auth record does; zero: never
-}
-
-// foreignKey is where the client has them.
-const foreignKey = "heraldRights"
-
-// rightsOf returns the rights of a client of other code, nil where it has asked for nothing.
-func rightsOf(client subscriptions.Client) *foreignRights {
-	rights, _ := client.Get(foreignKey).(*foreignRights)
-	return rights
-}
-
-// grantOf returns the grant by which the client has key. It may be called on nil.
-func (r *foreignRights) grantOf(key string) grant {
-	if r == nil {
-		return grant{}
-	}
-	return r.grants[key]
-}
-
 // foreignAuth returns the auth record of a client of other code that counts now.
-func foreignAuth(client subscriptions.Client) *core.Record {
-	if rights := rightsOf(client); rights != nil && !rights.expires.IsZero() && !time.Now().Before(rights.expires) {
+func (n *Notifier) foreignAuth(client subscriptions.Client) *core.Record {
+	if rights := n.foreign.rightsOf(client); rights != nil && !rights.expires.IsZero() && !time.Now().Before(rights.expires) {
 		return nil
 	}
 	auth, _ := client.Get(apis.RealtimeClientAuthKey).(*core.Record)
@@ -118,5 +95,5 @@ func (n *Notifier) authOf(client subscriptions.Client) *core.Record {
 	if own := n.own(client); own != nil {
 		return own.authAt(time.Now())
 	}
-	return foreignAuth(client)
+	return n.foreignAuth(client)
 }

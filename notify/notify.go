@@ -68,9 +68,10 @@ type Notifier struct {
 	outboxes outboxes
 	recent   recent
 
-	channels atomic.Pointer[channels]
-	changes  changes
-	buckets  buckets
+	channels   atomic.Pointer[channels]
+	hadHistory sets.Of[string] // patterns of channels that had history at some time; used by activate only
+	changes    changes
+	buckets    buckets
 
 	history     *history.Log
 	replaying   sync.WaitGroup // goroutines of replays
@@ -98,6 +99,7 @@ func New(app core.App, config Config) *Notifier {
 		n.outboxes.released = sync.NewCond(&n.outboxes.mu)
 		n.recent = recent{window: config.IDWindow, byID: map[string]*result{}, bySender: map[string][]*result{}}
 		n.channels.Store(unknownChannels)
+		n.hadHistory = sets.Of[string]{}
 		n.history = n.newHistory()
 		n.changes.pending = sets.Of[*Change]{}
 		n.changes.waiting = map[*Client]int{}

@@ -37,10 +37,14 @@ type outbox struct {
 	drained chan struct{} // closed when nothing waits any more and no Send is under way
 }
 
-// enqueue appends message to the outbox of client; false where it is full.
-func (o *outboxes) enqueue(client subscriptions.Client, message subscriptions.Message) bool {
+// enqueue appends message to the outbox of client where mayHave says that it may have it;
+// false where the outbox is full.
+func (o *outboxes) enqueue(client subscriptions.Client, message subscriptions.Message, mayHave func() bool) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if !mayHave() {
+		return false
+	}
 	box := o.of(client)
 	if box.evicted {
 		return false

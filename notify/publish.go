@@ -78,7 +78,7 @@ func (n *Notifier) SendFrom(ctx context.Context, p Publisher, msg Message) (Repo
 	if !p.isSuperuser() {
 		msg.Except.Users = n.withoutUnknown(msg.Except.Users)
 	}
-	return n.acceptOnce(ctx, msg, sender+"\x00", func() (*publication, error) {
+	return n.acceptOnce(ctx, msg, p.key(), sender+"\x00", func() (*publication, error) {
 		pub, err := n.check(msg, false)
 		if err == nil && p.Auth != nil {
 			pub.sender = refOf(p.Auth)

@@ -33,6 +33,7 @@ type queue struct {
 	closing   string        // not empty: end for this reason as soon as all is written
 	closes    int64         // when it is ended all the same, by Notifier.clock
 	ended     bool
+	drained   bool // it has ended when all was written
 	counted   bool // among Notifier.registered
 
 	channel chan subscriptions.Message // see Client.Channel
@@ -147,10 +148,19 @@ func (c *Client) hasRoom(f *frame) bool {
 	switch {
 	case len(c.frames) == 0:
 		return true // whatever its size
-	case c.held > 0 || c.excess || c.stream != nil && c.stream.isBehind() || c.socket != nil && c.socket.isBehind():
+	case c.held > 0 || c.excess || c.isBehind():
 		return size <= excused*config.QueueBytes
 	}
 	return size <= config.QueueBytes && len(c.frames) < config.QueueSize
+}
+
+// isBehind reports whether the server may be what is slow. mu is held; of a wrapped client
+// the one below is asked, whose mu is taken under it.
+func (c *Client) isBehind() bool {
+	if below := c.below(); below != nil {
+		return below.mayGrow()
+	}
+	return c.stream != nil && c.stream.isBehind() || c.socket != nil && c.socket.isBehind()
 }
 
 // allowExcess excuses what is queued next, until as little waits as usual.
@@ -282,6 +292,7 @@ func (c *Client) endIfOverdue(now int64) {
 func (c *Client) endIfDoneLocked() {
 	idle := len(c.frames) == 0 && !c.scheduled && !c.busy && !c.blocked && (c.stream == nil || !c.stream.isWriting())
 	if c.closing != "" && idle && !c.ended {
+		c.drained = true
 		c.endLocked(c.closing)
 	}
 }

@@ -37,11 +37,10 @@ type result struct {
 	expires    time.Time
 }
 
-// do calls send, unless a send with id, of that sender, is under way or was done within the
-// window: then it returns that one's report. A send that fails is not
-// remembered. sender is empty for those who have no limit of their own.
+// do calls send, unless a send with id is under way or was done within the window: then it
+// returns that one's report. A send that fails is not remembered. sender is empty for those
+// who have no limit of their own.
 func (r *recent) do(ctx context.Context, sender, id string, send func() (Report, error)) (Report, error) {
-	id = sender + id
 	for {
 		r.mu.Lock()
 		r.forget(time.Now())

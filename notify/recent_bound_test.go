@@ -12,7 +12,7 @@ func TestRecentIsBounded(t *testing.T) {
 	r := recent{window: time.Hour, byID: map[string]*result{}, bySender: map[string][]*result{}}
 	isSent := func(sender, id string) (sent bool) {
 		t.Helper()
-		_, err := r.do(t.Context(), sender, id, func() (Report, error) {
+		_, err := r.do(t.Context(), sender, sender+"/"+id, func() (Report, error) {
 			sent = true
 			return Report{}, nil
 		})

@@ -66,6 +66,7 @@ func (n *Notifier) recheckHeld(client *Client, holds int, memo *memo) {
 // recheckAllForeign does the same for those of other code.
 func (n *Notifier) recheckAllForeign(holds int, memo *memo) {
 	defer n.outboxes.release(holds)
+	defer n.guard("checking the rights of realtime clients of other code")
 	for _, client := range n.foreignClients() {
 		func() {
 			defer n.guard("checking the rights of a realtime client of other code")

@@ -30,12 +30,13 @@ func (n *Notifier) SendSystem(ctx context.Context, msg Message) (Report, error) 
 }
 
 func (n *Notifier) accept(ctx context.Context, msg Message, system bool) (Report, error) {
-	return n.acceptOnce(ctx, msg, "", func() (*publication, error) { return n.check(msg, system) })
+	return n.acceptOnce(ctx, msg, "", "", func() (*publication, error) { return n.check(msg, system) })
 }
 
 // acceptOnce takes what check makes of msg to its recipients, unless its sender, whose
-// messages have ids of their own, has sent one with the same id.
-func (n *Notifier) acceptOnce(ctx context.Context, msg Message, sender string, check func() (*publication, error)) (Report, error) {
+// messages have ids of their own, has sent one with the same id. limited is who has a limit
+// of ids that are remembered; empty: nobody.
+func (n *Notifier) acceptOnce(ctx context.Context, msg Message, limited, sender string, check func() (*publication, error)) (Report, error) {
 	send := func() (Report, error) {
 		pub, err := check()
 		if err != nil {
@@ -52,7 +53,7 @@ func (n *Notifier) acceptOnce(ctx context.Context, msg Message, sender string, c
 	if fieldErr := checkID(msg.ID); fieldErr != nil {
 		return Report{}, Errors{fieldErr}
 	}
-	return n.recent.do(ctx, sender, msg.ID, send)
+	return n.recent.do(ctx, limited, sender+msg.ID, send)
 }
 
 // record stores pub where its topic has history, and takes it to its recipients.

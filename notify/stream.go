@@ -102,6 +102,9 @@ func (c *Client) writeBatch(response Response) (any bool, err error) {
 		c.inFlight = f.private
 		c.dropLocked(1)
 		c.mu.Unlock()
+		if both := c.pair.Load(); both != nil && f.private {
+			both.handed.Store(true)
+		}
 		if !f.comment {
 			c.wrote(f.size)
 			return true, response.Deliver(f.message)

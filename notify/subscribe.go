@@ -97,7 +97,7 @@ func (c *Client) reindex(grants map[string]grant) {
 	wanted := map[string][]subscriptionKey{}
 	known := c.knownKeys()
 	if !c.unlisted {
-		for name, options := range c.Client.Subscriptions() {
+		for name, options := range c.subscriptionsNow() {
 			if safeKey(name) {
 				topic := topicOf(name)
 				key, isKnown := known[name]

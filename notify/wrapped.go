@@ -11,6 +11,7 @@ package notify
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"github.com/pocketbase/pocketbase/tools/routine"
@@ -20,9 +21,14 @@ import (
 	"herald/notify/internal/sets"
 )
 
+// stockIdleTimeout is PocketBase's: see realtimeConnect in its apis/realtime.go.
+const stockIdleTimeout = 5 * time.Minute
+
 // pair is a client that was wrapped, and the one that writes for it.
 type pair struct {
 	above, below *Client
+	wrapper      subscriptions.Client
+	handed       atomic.Bool     // the wrapper has had a message that was for the user
 	denied       sets.Of[string] // keys of the one above that ended; guarded by its subsMu
 	looped       <-chan struct{} // nil: no other code's loop reads a channel
 	undelivered  int             // by the one below; set before its done is closed
@@ -53,43 +59,82 @@ func (c *Client) above() *Client {
 // c ends after such a loop, which may have a message still to write; looped is to be closed
 // when the loop has ended, and is not waited for longer than a second.
 func (c *Client) Wrap(wrapper subscriptions.Client, looped <-chan struct{}) (writer *Client, readsChannel bool) {
-	if !c.isBehind(wrapper) {
+	if !c.isReachedBy(wrapper) {
 		return nil, false
 	}
 	below := &Client{Client: c.Client, notifier: c.notifier, connected: c.connected, done: make(chan struct{}), unlisted: true}
 	below.frames = below.inline[:0]
-	both := &pair{above: c, below: below, denied: sets.Of[string]{}}
+	both := &pair{above: c, below: below, wrapper: wrapper, denied: sets.Of[string]{}}
 	below.pair.Store(both)
 
-	// A wrapper may put a channel of its own before ours, once: then it keeps this one.
-	channel := make(chan subscriptions.Message)
-	below.channel = channel
+	// A wrapper may put a channel of its own before ours, once: then it keeps this one. Where
+	// it has done so already, it goes on with the one that it has.
+	c.mu.Lock()
+	below.channel = c.channel
+	isRead := c.channel != nil
+	if !isRead {
+		below.channel = make(chan subscriptions.Message)
+	}
+	channel := below.channel
+	c.mu.Unlock()
 	c.pair.Store(both)
-	if wrapper.Channel() == channel {
+	if wrapper.Channel() == channel && !isRead {
 		below.channel = nil
 	} else {
 		readsChannel = true
 		both.looped = looped
-		below.startServing(below.startPump)
+		if c.idle == c.lifetime { // there are no heartbeats on this way, to find those who have left
+			c.idle = min(c.idle, stockIdleTimeout)
+		}
+		below.startServing(func() {
+			below.stream, below.wake = &stream{cut: func() {}}, make(chan struct{}, 1)
+			if !isRead {
+				go below.pump()
+			}
+		})
+		c.mu.Lock()
+		c.wakeLocked() // the pump that there is: it goes on with below
+		c.mu.Unlock()
 	}
 	c.notifier.wrapped.Store(c.Id(), c)
+	if c.IsDiscarded() { // before it could know of below
+		below.end(ReasonUnregistered)
+		c.notifier.wrapped.Delete(c.Id())
+	}
 	go func() {
 		defer c.guard("passing messages through a client that wraps another")
-		_ = c.serveStream(context.Background(), through{wrapper}, below.isReady) // its methods return none
+		_ = c.serveStream(context.Background(), through{c, wrapper}, below.isReady) // its methods return none
 	}()
 	return below, readsChannel
 }
 
-// isBehind reports whether what is done with wrapper is done with c.
-func (c *Client) isBehind(wrapper subscriptions.Client) bool {
+// isReachedBy reports whether what is done with wrapper is done with c.
+func (c *Client) isReachedBy(wrapper subscriptions.Client) bool {
 	probe := "herald" + security.PseudorandomString(10)
 	wrapper.Set(probe, probe)
 	defer wrapper.Unset(probe)
-	return c.Client.Get(probe) == probe && wrapper.Id() == c.Id()
+	if c.Client.Get(probe) != probe || wrapper.Id() != c.Id() {
+		return false
+	}
+	wrapper.Subscribe(probe)
+	has := c.Client.HasSubscription(probe)
+	wrapper.Unsubscribe(probe)
+	return has && !c.Client.HasSubscription(probe)
+}
+
+// subscriptionsNow returns the subscriptions of c as other code has them.
+func (c *Client) subscriptionsNow() map[string]subscriptions.SubscriptionOptions {
+	if both := c.pair.Load(); both != nil {
+		return both.wrapper.Subscriptions()
+	}
+	return c.Client.Subscriptions()
 }
 
 // through is the "response" to which a wrapped client writes.
-type through struct{ wrapper subscriptions.Client }
+type through struct {
+	client  *Client
+	wrapper subscriptions.Client
+}
 
 func (through) Hooked() bool       { return true }
 func (through) Write([]byte) error { return nil } // a heartbeat, which is the connection's matter
@@ -97,14 +142,35 @@ func (through) Flush() error       { return nil }
 func (through) Cut()               {}
 
 func (t through) Deliver(message subscriptions.Message) error {
-	if message.Name != connectName { // that PocketBase writes itself
-		// a panic of other code's Send costs that one message
-		_ = routine.SafeWrap(func() error {
-			t.wrapper.Send(message)
-			return nil
-		})()
+	if message.Name == connectName {
+		return nil // that is written to the connection itself
 	}
+	// a panic of other code's Send costs that one message
+	_ = routine.SafeWrap(func() error {
+		if t.wants(message.Name) {
+			t.wrapper.Send(message)
+		}
+		return nil
+	})()
 	return nil
+}
+
+// wants reports whether the wrapper shows the subscription key, of which it may hide some for
+// a while. That PocketBase has taken all away for a moment, to replace them, does not count.
+func (t through) wants(key string) bool {
+	before, isReplacing := t.client.state()
+	if _, shows := t.wrapper.Subscriptions(key)[key]; shows || isReplacing {
+		return true
+	}
+	after, isReplacing := t.client.state()
+	return isReplacing || before != after
+}
+
+// state returns the version of what c is subscribed to, and whether it is being replaced.
+func (c *Client) state() (version int, isReplacing bool) {
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+	return c.version, c.resubscribe
 }
 
 // isReady waits until little waits to be written by c, which is below another client: that
@@ -132,6 +198,17 @@ func (c *Client) passOn(below *Client, m subscriptions.Message) outcome {
 	return below.put(newFrame(m, true))
 }
 
+// mayGrow reports whether it is not the other side's fault that messages wait for c: that
+// takes what is written to it, or it is not known yet that it does not.
+func (c *Client) mayGrow() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.socket != nil && c.socket.slow == nil {
+		return !c.blocked
+	}
+	return c.socket != nil && c.socket.isBehind() || c.stream != nil && c.stream.isBehind()
+}
+
 // top returns the client that has the rights and the queue of a connection.
 func (c *Client) top() *Client {
 	if above := c.above(); above != nil {
@@ -148,7 +225,7 @@ func (c *Client) endBelow(reason string) (undelivered int) {
 		return 0
 	}
 	c.mu.Lock()
-	isFinished := c.closing == reason
+	isFinished := c.drained
 	c.mu.Unlock()
 	if isFinished {
 		below.Finish(reason)

@@ -24,28 +24,60 @@ type lapses struct {
 // Lapse is one change by which topics have regained their history.
 type Lapse struct {
 	regained func(topic string) bool
-	noted    sync.Map // the topics for which it is in the log
+	isAgain  bool     // some of the topics may have had history before, and no message then
+	noted    sync.Map // noting of topics
 }
+
+// noting is what became of a lapse for a topic.
+type noting int
+
+const (
+	unnoted   noting = iota
+	beingDone        // a transaction that notes it may be committed any moment
+	noted
+)
 
 // concerns reports whether topic has a lapse that is not in the log yet.
-func (l *lapses) concerns(topic string) bool {
+func (l *lapses) concerns(topic string) bool { return l.stateOf(topic) != noted }
+
+// stateOf returns the state of the topic's lapses; noted where it has none.
+func (l *lapses) stateOf(topic string) noting {
 	all := l.all.Load()
 	if all == nil {
-		return false
+		return noted
 	}
-	return slices.ContainsFunc(*all, func(lapse *Lapse) bool {
-		if _, noted := lapse.noted.Load(topic); noted {
-			return false
+	state := noted
+	for _, lapse := range *all {
+		of, known := lapse.noted.Load(topic)
+		switch {
+		case !known && lapse.regained(topic):
+			state = min(state, unnoted)
+		case known:
+			state = min(state, of.(noting))
 		}
-		return lapse.regained(topic)
-	})
+	}
+	return state
 }
 
-// note says that all lapses of a topic are in the log.
-func (l *lapses) note(topic string) {
-	if all := l.all.Load(); all != nil {
-		for _, lapse := range *all {
-			lapse.noted.Store(topic, struct{}{})
+// reachEmpty reports whether a topic that has no row may have one.
+func (l *lapses) reachEmpty() bool {
+	all := l.all.Load()
+	return all != nil && slices.ContainsFunc(*all, func(lapse *Lapse) bool { return lapse.isAgain })
+}
+
+// mark says for topics how far it is with all of their lapses.
+func (l *lapses) mark(topics []string, state noting) {
+	all := l.all.Load()
+	if all == nil {
+		return
+	}
+	for _, lapse := range *all {
+		for _, topic := range topics {
+			if state == unnoted {
+				lapse.noted.Delete(topic)
+			} else {
+				lapse.noted.Store(topic, state)
+			}
 		}
 	}
 }
@@ -62,9 +94,11 @@ func (l *lapses) change(f func(all []*Lapse) []*Lapse) (left int) {
 	return len(all)
 }
 
-// Lapsed begins a lapse of the topics that regain their history now.
-func (h *Log) Lapsed(regained func(topic string) bool) *Lapse {
-	l := &Lapse{regained: regained}
+// Lapsed begins a lapse of the topics that regain their history now. isAgain says that some
+// may have had it before: a client may know such a topic, though it never had a message that
+// is stored.
+func (h *Log) Lapsed(regained func(topic string) bool, isAgain bool) *Lapse {
+	l := &Lapse{regained: regained, isAgain: isAgain}
 	h.lapses.change(func(all []*Lapse) []*Lapse { return append(all, l) })
 	return l
 }
@@ -99,7 +133,18 @@ const lapseTopics = 200
 // noteLapse notes l in the log, topic by topic. That it is not done yet is in the log first:
 // who opens it then gives it a new epoch.
 func (h *Log) noteLapse(l *Lapse) error {
-	err := h.exclusive(func(s *store) error { return s.setPending(true) })
+	err := h.exclusive(func(s *store) error {
+		if !l.isAgain {
+			return s.setPending(true)
+		}
+		for name, state := range h.topics {
+			if state.id == 0 { // it is to begin above the floor as it is then
+				delete(h.topics, name)
+			}
+		}
+		// of topics that have no row nothing else can be noted
+		return errors.Join(s.setPending(true), s.raiseFloor(s.floor.Load()+1))
+	})
 	for id := int64(0); err == nil; {
 		var topics []topicRow
 		s := h.store.Load()
@@ -116,23 +161,28 @@ func (h *Log) noteLapse(l *Lapse) error {
 	if err != nil {
 		return err
 	}
-	left := h.lapses.change(func(all []*Lapse) []*Lapse {
-		return slices.DeleteFunc(all, func(other *Lapse) bool { return other == l })
+	return h.exclusive(func(s *store) error {
+		left := h.lapses.change(func(all []*Lapse) []*Lapse {
+			return slices.DeleteFunc(all, func(other *Lapse) bool { return other == l })
+		})
+		if left > 0 {
+			return nil // the last one does
+		}
+		return s.setPending(false)
 	})
-	if left > 0 {
-		return nil
-	}
-	return h.exclusive(func(s *store) error { return s.setPending(false) })
 }
 
 func (h *Log) noteTopics(s *store, l *Lapse, topics []topicRow) error {
 	// one that got a message since it was read was noted then
 	topics = slices.DeleteFunc(topics, func(t topicRow) bool {
-		_, noted := l.noted.Load(t.name)
-		return noted
+		_, known := l.noted.Load(t.name)
+		return known
 	})
 	if len(topics) == 0 {
 		return nil
+	}
+	for _, t := range topics {
+		l.noted.Store(t.name, beingDone)
 	}
 	err := s.transaction(func() error {
 		for _, t := range topics {
@@ -142,32 +192,39 @@ func (h *Log) noteTopics(s *store, l *Lapse, topics []topicRow) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
 	for _, t := range topics {
+		if err != nil {
+			l.noted.Delete(t.name)
+			continue
+		}
 		delete(h.topics, t.name)
-		l.noted.Store(t.name, struct{}{})
+		l.noted.Store(t.name, noted)
 	}
-	return nil
+	return err
 }
 
 // topicNow returns a topic as the log has it, with its lapses.
 func (h *Log) topicNow(s *store, name string) (topicRow, error) {
 	for {
-		before := h.lapses.concerns(name)
+		before := h.lapses.stateOf(name)
 		t, err := s.topic(name)
-		switch after := h.lapses.concerns(name); {
+		after := h.lapses.stateOf(name)
+		switch {
 		case err != nil:
 			return t, err
-		case before && after:
-			if t.id != 0 {
+		case before == noted && after == noted:
+			return t, nil
+		case before == unnoted && after == unnoted:
+			if t.id != 0 || h.lapses.reachEmpty() {
 				t.lost = t.head
 			}
 			return t, nil
-		case !before && !after:
-			return t, nil
 		}
-		// it changed while the topic was read
+		// it is being noted: for as long as a commit takes
+		select {
+		case <-time.After(time.Millisecond):
+		case <-h.closing:
+			return t, ErrClosed
+		}
 	}
 }

@@ -224,11 +224,14 @@ func (h *Log) append(s *store, group []*turn) error {
 			}
 			if !slices.Contains(lapsed, state.name) && h.lapses.concerns(state.name) {
 				lapsed = append(lapsed, state.name)
+				h.lapses.mark([]string{state.name}, beingDone)
+				if state.id != 0 || h.lapses.reachEmpty() {
+					state.lost = state.head
+				}
 				if state.id != 0 {
 					if err := s.lose(state.id, state.head); err != nil {
 						return err
 					}
-					state.lost = state.head
 				}
 			}
 			if state.id == 0 {
@@ -256,11 +259,10 @@ func (h *Log) append(s *store, group []*turn) error {
 		return all() // one statement, which is a transaction of its own at a third less
 	}
 	if err := s.transaction(all); err != nil {
+		h.lapses.mark(lapsed, unnoted)
 		return err
 	}
-	for _, topic := range lapsed {
-		h.lapses.note(topic)
-	}
+	h.lapses.mark(lapsed, noted)
 	return nil
 }
 

@@ -238,7 +238,7 @@ func TestLogAgainstModel(t *testing.T) {
 			if page, err := l.Read(name(i), Start{}, 10, maxBytes); err != nil || len(page.Entries) > 0 || page.Epoch != "" {
 				t.Fatalf("without a history there is %v %v", page, err)
 			}
-			pending = append(pending, l.Lapsed(func(topic string) bool { return topic == name(i) }))
+			pending = append(pending, l.Lapsed(func(topic string) bool { return topic == name(i) }, false))
 			l.setKeep(name(i), m.keep)
 			if random.IntN(2) == 0 {
 				notePending()
@@ -685,7 +685,7 @@ func TestLapseThatIsNotNoted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lapse := l.Lapsed(func(string) bool { return true })
+	lapse := l.Lapsed(func(string) bool { return true }, false)
 	if err := l.exclusive(func(s *store) error { return s.setPending(true) }); err != nil {
 		t.Fatal(err)
 	}
@@ -807,7 +807,7 @@ func TestLapseBeforeAGroup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lapse := l.Lapsed(func(string) bool { return true })
+	lapse := l.Lapsed(func(string) bool { return true }, false)
 	var group []*turn
 	for range 3 {
 		for _, topic := range []string{"new", "old"} {
@@ -832,4 +832,96 @@ func TestLapseBeforeAGroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	check()
+}
+
+// A topic that had history, and no message then; what was sent while it had none is missing.
+func TestLapseOfAnEmptyTopic(t *testing.T) {
+	l := newTestLog(t)
+	for _, topic := range []string{"known", "other"} {
+		l.setKeep(topic, retention())
+	}
+	first, err := l.add("other", "", []byte("1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	since := Position{first.Epoch, 0}
+	complete := func(position Position) bool {
+		t.Helper()
+		page, err := l.Read("known", Start{Since: &position}, 10, maxBytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return page.Complete
+	}
+	if !complete(since) {
+		t.Error("nothing is missing yet")
+	}
+	lapse := l.Lapsed(func(topic string) bool { return topic == "known" }, true)
+	if complete(since) {
+		t.Error("before it is noted")
+	}
+	if err := l.noteLapse(lapse); err != nil {
+		t.Fatal(err)
+	}
+	if complete(since) {
+		t.Error("after it is noted")
+	}
+	page, err := l.Read("known", Start{}, 10, maxBytes)
+	if err != nil || !complete(page.Next()) {
+		t.Errorf("from now on nothing is missing: %+v %v", page, err)
+	}
+	next := page.Next()
+	l.restart()
+	if added, err := l.add("known", "", []byte("2")); err != nil || added.Seq != next.Seq+1 || complete(since) || !complete(next) {
+		t.Errorf("%+v %v", added, err)
+	}
+}
+
+func retention() Retention { return Retention{Count: 10} }
+
+// An id of a row that is gone may be given to another topic: a reader that has it still gets
+// nothing of that one. And a row is not removed that has got a message meanwhile.
+func TestRowsThatGoWhileTheyAreUsed(t *testing.T) {
+	l := newTestLog(t)
+	for _, topic := range []string{"public", "secret"} {
+		l.setKeep(topic, retention())
+	}
+	if _, err := l.add("public", "", []byte("1")); err != nil {
+		t.Fatal(err)
+	}
+	s := l.store.Load()
+	row, err := s.topic("public")
+	if err != nil {
+		t.Fatal(err)
+	}
+	remove := func() {
+		t.Helper()
+		if err := l.exclusive(func(s *store) error {
+			return s.transaction(func() error { return s.removeTopics([]topicRow{row}) })
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remove()
+	if after, err := s.topic("public"); err != nil || after.id != row.id {
+		t.Errorf("a topic with a message was removed: %+v %v", after, err)
+	}
+	if err := l.exclusive(func(s *store) error {
+		_, err := s.write.ExecContext(t.Context(), "DELETE FROM messages")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	remove()
+	clear(l.topics)
+	secret, err := l.add("secret", "", []byte(`"secret"`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if entries, err := s.entries(row, 0, 10, maxBytes); err != nil || len(entries) > 0 {
+		t.Errorf("a reader of public got %v %v", entries, err)
+	}
+	if page, err := l.Read("secret", Start{}, 10, maxBytes); err != nil || len(page.Entries) != 1 || page.Entries[0].Seq != secret.Seq {
+		t.Errorf("%+v %v", page, err)
+	}
 }

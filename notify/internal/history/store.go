@@ -136,7 +136,7 @@ func openStore(path string, identify func(sent time.Time, audience []byte, sende
 		&s.commit:         "COMMIT",
 		&s.rollback:       "ROLLBACK",
 		&s.insertTopic:    "INSERT INTO topics (name, head, lost) VALUES (?, ?, ?)",
-		&s.deleteTopic:    "DELETE FROM topics WHERE id = ?",
+		&s.deleteTopic:    "DELETE FROM topics WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM messages WHERE topic = ?1)",
 		&s.insertMessage:  "INSERT INTO messages (topic, seq, time, id, sender, audience, data) VALUES (?, ?, ?, ?, ?, ?, ?)",
 		&s.insertID:       "INSERT OR REPLACE INTO ids (topic, key, seq, time) VALUES (?, ?, ?, ?)",
 		&s.deleteMessages: "DELETE FROM messages WHERE topic = ? AND seq <= ?",
@@ -154,7 +154,8 @@ func openStore(path string, identify func(sent time.Time, audience []byte, sende
 	for statement, query := range map[**sql.Stmt]string{
 		&s.selectTopic: selectTopics + "WHERE name = ?",
 		&s.selectMessages: "SELECT seq, time, id, sender, audience, data FROM messages " +
-			"WHERE topic = ? AND seq > ? ORDER BY seq LIMIT ?",
+			// the id of a row that is gone may be another topic's by now
+			"WHERE topic = (SELECT id FROM topics WHERE id = ? AND name = ?) AND seq > ? ORDER BY seq LIMIT ?",
 		&s.selectTime:   "SELECT time FROM messages WHERE topic = ? AND seq = ?",
 		&s.selectBefore: "SELECT seq FROM messages WHERE topic = ? AND seq < ? AND time < ? ORDER BY seq DESC LIMIT 1",
 		&s.selectID:     "SELECT seq FROM topics JOIN ids ON topic = topics.id WHERE name = ? AND key = ?",
@@ -274,7 +275,7 @@ func execIn(ctx context.Context, name, query string, args ...any) error {
 // entries returns the messages of t that follow after, at most limit and, but for the last
 // one, no more than maxBytes of data.
 func (s *store) entries(t topicRow, after int64, limit, maxBytes int) ([]*Entry, error) {
-	rows, err := s.selectMessages.Query(t.id, after, limit)
+	rows, err := s.selectMessages.Query(t.id, t.name, after, limit)
 	if err != nil {
 		return nil, err
 	}

@@ -88,15 +88,24 @@ func (s *store) addTopic(t *topicRow) error {
 	return err
 }
 
+// raiseFloor makes floor the last number of topics that have no row.
+func (s *store) raiseFloor(floor int64) error {
+	s.floor.Store(floor)
+	_, err := s.write.ExecContext(context.Background(), "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)",
+		metaFloor, strconv.FormatInt(floor, 10))
+	return err
+}
+
 // removeTopics deletes the rows of topics without messages.
 func (s *store) removeTopics(topics []topicRow) error {
 	floor := s.floor.Load()
 	for _, t := range topics {
 		floor = max(floor, t.head)
+		if t.lost >= t.head { // who has seen the last one has missed something all the same
+			floor = max(floor, t.head+1)
+		}
 	}
-	s.floor.Store(floor) // before anybody can see that a row is gone
-	if _, err := s.write.ExecContext(context.Background(), "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)",
-		metaFloor, strconv.FormatInt(floor, 10)); err != nil {
+	if err := s.raiseFloor(floor); err != nil { // before anybody can see that a row is gone
 		return err
 	}
 	for _, t := range topics {
