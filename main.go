@@ -1,5 +1,5 @@
-// Command herald is PocketBase with the realtime messages that PocketBase
-// leaves to its users. It is used like PocketBase's own executable.
+// Command herald is PocketBase plus the realtime messages that PocketBase leaves to its users. It
+// is used like PocketBase's own executable.
 package main
 
 import (
@@ -47,9 +47,9 @@ func main() {
 	jsConfig.MigrationsDir = migrations.Dir
 	hooks.MustRegister(app, app.RootCmd, config)
 
-	// Under "go run" whoever changes a collection in the dashboard works on the
-	// Go code, and gets a Go migration that the next build compiles in; the
-	// executable writes the stock one's JS migrations.
+	// Under "go run", a change in the dashboard creates a Go migration, which the next build
+	// compiles in, because the developer works on the Go code. The executable writes JS migrations,
+	// like the stock one.
 	migrations.TemplateLang = migratecmd.TemplateLangJS
 	if osutils.IsProbablyGoRun() {
 		migrations.TemplateLang = migratecmd.TemplateLangGo
@@ -69,8 +69,8 @@ func main() {
 	}
 }
 
-// defaultPublicDir is beside the executable, or in the working directory under
-// "go run", as in PocketBase.
+// defaultPublicDir is beside the executable or, under "go run", in the working directory, as in
+// PocketBase.
 func defaultPublicDir() string {
 	if osutils.IsProbablyGoRun() {
 		return "./pb_public"

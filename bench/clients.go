@@ -32,7 +32,7 @@ type world struct {
 	base    string // URL
 	http2   bool
 	client  *http.Client
-	token   string // of the user that the clients are; empty: guests
+	token   string // token of the clients' user; empty if they are guests
 
 	closers   []io.Closer
 	readers   sync.WaitGroup
@@ -152,8 +152,7 @@ type rawJSON string
 
 func (r rawJSON) MarshalJSON() ([]byte, error) { return []byte(r), nil }
 
-// subscribe opens n connections that listen to topic; reading false makes them
-// stall.
+// subscribe opens n connections that subscribe to topic; if reading is false, they stall.
 func (w *world) subscribe(n int, topic string, reading bool) error {
 	var group errgroup.Group
 	group.SetLimit(32)
@@ -185,7 +184,7 @@ func (w *world) subscribe(n int, topic string, reading bool) error {
 	return group.Wait()
 }
 
-// connect opens one realtime connection; with small buffers it stalls early.
+// connect opens one realtime connection. With small buffers it stalls early.
 func (w *world) connect(small bool) (io.Reader, io.Closer, error) {
 	if w.http2 {
 		transport := &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}

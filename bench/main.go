@@ -1,8 +1,8 @@
 //go:build unix
 
-// Command bench measures Herald against what PocketBase's documentation suggests
-// for custom messages: a loop over all clients that sends to each. Both servers
-// are processes of their own, started by it and loaded in turns, in one run.
+// Command bench compares Herald with what PocketBase's documentation suggests for custom messages:
+// a loop that sends to each client. It starts both servers, each in its own process, and loads them
+// in turns, in one run.
 //
 //	go run ./bench [-n 100,1000,5000,10000] [-rounds 3] [-out results.json]
 //	go run ./bench -soak 10m
@@ -30,11 +30,11 @@ func main() {
 		return
 	}
 	sizes := flag.String("n", "100,1000,5000,10000", "numbers of subscribers, separated by commas")
-	rounds := flag.Int("rounds", 3, "how often each measure is taken; the result is the median")
-	flag.IntVar(&deliveries, "deliveries", deliveries, "how many deliveries are measured for each number of subscribers, at least 20 messages")
+	rounds := flag.Int("rounds", 3, "how many rounds to measure; the result is the median")
+	flag.IntVar(&deliveries, "deliveries", deliveries, "how many deliveries to measure per number of subscribers, at least 20 messages")
 	only := flag.String("only", "", "measure only loads whose name contains this")
-	out := flag.String("out", "", "a file for the results as JSON")
-	soakFor := flag.Duration("soak", 0, "instead of measuring, let clients come and go for this long, and check that nothing is lost or left")
+	out := flag.String("out", "", "a file to write the results to, as JSON")
+	soakFor := flag.Duration("soak", 0, "instead of measuring, let clients come and go for this long, and check that nothing is lost or left over")
 	soakClients := flag.Int("soak-clients", 5000, "how many clients come and go")
 	flag.Parse()
 	if *soakFor > 0 {

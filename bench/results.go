@@ -1,6 +1,6 @@
 //go:build unix
 
-// The table and the JSON.
+// The results as a table and as JSON.
 
 package main
 
@@ -20,7 +20,7 @@ type results struct {
 	Rows   []*row `json:"rows"`
 }
 
-// row is one measure of one scenario, a value a round.
+// row is one measure of one scenario, with one value per round.
 type row struct {
 	Scenario string    `json:"scenario"`
 	Measure  string    `json:"measure"`
@@ -28,8 +28,8 @@ type row struct {
 	Herald   []float64 `json:"herald"`
 }
 
-// add adds the measures of one round, of the server that the other is compared
-// with (isBase), or of that other.
+// add adds the measures of one round. isBase says that they are from the server that serves as the
+// baseline.
 func (r *results) add(scenario string, isBase bool, measures map[string]float64) {
 	for _, measure := range slices.Sorted(maps.Keys(measures)) {
 		value := measures[measure]
@@ -51,8 +51,7 @@ func median(values []float64) float64 {
 	return sorted[len(sorted)/2]
 }
 
-// print writes a Markdown table, in which the ratio is Herald's value divided by
-// the snippet's.
+// print writes a Markdown table. The ratio is Herald's value divided by the snippet's.
 func (r *results) print(w io.Writer) {
 	fmt.Fprintf(w, "%s, %d CPUs (%s), %s, median of %d rounds\n\n", r.Date, r.CPUs, r.CPU, r.Go, r.Rounds)
 	fmt.Fprintln(w, "| load | measure | snippet | Herald | ratio |")

@@ -1,6 +1,6 @@
 //go:build unix
 
-// What is measured.
+// The scenarios that are measured.
 
 package main
 
@@ -12,12 +12,12 @@ import (
 	"time"
 )
 
-// scenario is one load, which gives some measures by name.
+// scenario is one load, which yields some measures by name.
 type scenario struct {
 	label string
 	n     int
 	http2 bool
-	// kinds are the two servers to compare; empty: the snippet and Herald
+	// kinds are the two servers to compare; if empty, the snippet and Herald
 	kinds [2]string
 	run   func(w *world, n int) (map[string]float64, error)
 }
@@ -33,14 +33,14 @@ func (s scenario) measure(kind string) (map[string]float64, error) {
 
 func microseconds(to, from usage) float64 { return float64(to.CPU-from.CPU) / 1000 }
 
-// deliveries is how many deliveries are measured.
+// deliveries is the number of deliveries to measure.
 var deliveries = 200_000
 
 const patience = 2 * time.Minute
 
-// everybody sends to all of n subscribers. First one message at a time, the next
-// when all have the one before: CPU and latency. Then one after the other as
-// soon as the server answers, with no more than 32 on their way: throughput.
+// everybody sends to all of n subscribers. First it sends one message at a time, the next once all
+// have the previous one, to measure CPU and latency. Then it sends as soon as the server answers,
+// with at most 32 messages on their way, to measure throughput.
 func everybody(w *world, n int) (map[string]float64, error) {
 	before, err := w.usage(true)
 	if err != nil {
@@ -101,8 +101,8 @@ func everybody(w *world, n int) (map[string]float64, error) {
 	}, nil
 }
 
-// percentiles ends the subscribers and returns the latencies of the paced
-// messages, of which each sampled one has count, after the first.
+// percentiles ends the subscribers and returns the latencies of the paced messages. Each sampled
+// subscriber has count of them, after the first.
 func (w *world) percentiles(count int) (p50, p99 float64) {
 	w.leaving.Store(true)
 	for _, closer := range w.closers {
@@ -118,8 +118,8 @@ func (w *world) percentiles(count int) (p50, p99 float64) {
 	return at(0.5), at(0.99)
 }
 
-// paced returns the latencies without those of the throughput part. Each
-// sampled reader has appended 1 + count + count of them in one piece.
+// paced returns the latencies without those of the throughput phase. Each sampled reader has
+// appended 1 + count + count of them in one piece.
 func (w *world) paced(count int) []time.Duration {
 	var all []time.Duration
 	for piece := range slices.Chunk(w.latencies, 1+2*count) {
@@ -160,8 +160,8 @@ func oneAmong(w *world, n int) (map[string]float64, error) {
 	return map[string]float64{"CPU µs per message": microseconds(after, before) / messages}, nil
 }
 
-// stalled sends to n subscribers, a tenth of which read nothing: 600 messages of
-// 16 KiB, which is more than the kernel keeps for them.
+// stalled sends to n subscribers, of which a tenth read nothing: 600 messages of 16 KiB, more than
+// the kernel buffers for them.
 func stalled(w *world, n int) (map[string]float64, error) {
 	deaf := n / 10
 	if err := w.subscribe(n-deaf, "bench", true); err != nil {
@@ -171,7 +171,7 @@ func stalled(w *world, n int) (map[string]float64, error) {
 		return nil, err
 	}
 	const messages = 600
-	w.client.Timeout = 5 * time.Second // the snippet waits for good
+	w.client.Timeout = 5 * time.Second // the snippet waits forever
 	slowest := time.Duration(0)
 	sent := 0
 	for range messages {
@@ -181,7 +181,7 @@ func stalled(w *world, n int) (map[string]float64, error) {
 		}
 		sent++
 		slowest = max(slowest, time.Since(begin))
-		// at the pace of those who read
+		// at the pace of the reading subscribers
 		if err := w.await(w.wanted(sent, n-deaf, 8), patience); err != nil {
 			break
 		}
@@ -198,8 +198,8 @@ func stalled(w *world, n int) (map[string]float64, error) {
 	}, nil
 }
 
-// wanted is how many deliveries of sent messages have to be there for no more
-// than behind to be on their way.
+// wanted is the number of deliveries that must have arrived so that at most behind of the sent
+// messages are on their way.
 func (w *world) wanted(sent, n, behind int) int64 { return int64((sent - behind) * n) }
 
 // burst sends 10,000 messages to n subscribers as fast as 8 publishers can.

@@ -1,6 +1,6 @@
 //go:build unix
 
-// The two servers, each in a process of its own.
+// The two servers, each in its own process.
 
 package main
 
@@ -99,13 +99,13 @@ func serve(args []string) error {
 			}
 		}
 		e.Router.GET("/bench/token", func(e *core.RequestEvent) error { return e.String(http.StatusOK, token) })
-		e.Router.GET("/bench/profile", func(e *core.RequestEvent) error { // as net/http/pprof's, ?seconds=5
+		e.Router.GET("/bench/profile", func(e *core.RequestEvent) error { // like net/http/pprof, with ?seconds=5
 			pprof.Profile(e.Response, e.Request)
 			return nil
 		})
 		e.Router.GET("/bench/usage", func(e *core.RequestEvent) error {
 			if e.Request.URL.Query().Has("free") {
-				debug.FreeOSMemory() // what is in use, without the garbage of connecting
+				debug.FreeOSMemory() // so that only memory in use counts, without garbage from connecting
 			}
 			used, err := readUsage()
 			if err != nil {
@@ -144,8 +144,7 @@ func addUser(app core.App) (token string, err error) {
 	return user.NewAuthToken()
 }
 
-// addChannels adds 100 channels, one of them for the topic that is measured, which
-// let in users.
+// addChannels adds 100 channels that let users in, one of them for the measured topic.
 func addChannels(app core.App) error {
 	channels, err := app.FindCollectionByNameOrId(pb_migrations.ChannelsCollectionID)
 	if err != nil {
@@ -165,7 +164,7 @@ func addChannels(app core.App) error {
 	return nil
 }
 
-// addHistory gives the topic that is measured a history.
+// addHistory gives the measured topic a history.
 func addHistory(app core.App) error {
 	channels, err := app.FindCollectionByNameOrId(pb_migrations.ChannelsCollectionID)
 	if err != nil {
@@ -180,8 +179,7 @@ func sendHerald(app core.App, topic string, data jsontext.Value) error {
 	return notify.Notify(app, topic, data)
 }
 
-// sendSnippet does what PocketBase's documentation suggests ("Realtime
-// messaging").
+// sendSnippet does what PocketBase's documentation suggests ("Realtime messaging").
 func sendSnippet(app core.App, topic string, data jsontext.Value) error {
 	raw, err := json.Marshal(data)
 	if err != nil {

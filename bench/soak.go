@@ -1,8 +1,8 @@
 //go:build unix
 
-// A soak: thousands of clients that connect, stall, leave and return at random,
-// while messages are sent. None may be lost to a client that reads, and nothing
-// may be left on the server when all have gone.
+// A soak test: thousands of clients connect, stall, leave and return at random while messages are
+// sent. No message may be lost to a client that reads, and nothing may be left on the server once
+// all have gone.
 
 package main
 
@@ -21,14 +21,14 @@ import (
 	"time"
 )
 
-// soak counts what the clients see.
+// soak counts what the clients observe.
 type soak struct {
 	world *world
 	until time.Time
 
 	sent, finished                      atomic.Int64
 	connects, received, stalls, refused atomic.Int64
-	lost, cut                           atomic.Int64 // messages missing, and readers that the server ended
+	lost, cut                           atomic.Int64 // missing messages, and readers that the server disconnected
 }
 
 func runSoak(clients int, duration time.Duration) error {
@@ -37,7 +37,7 @@ func runSoak(clients int, duration time.Duration) error {
 		return err
 	}
 	defer w.stop()
-	// once, so that what the server makes on first use is there
+	// once, so that everything the server creates on first use exists
 	if err := w.subscribe(10, "warm", true); err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ func runSoak(clients int, duration time.Duration) error {
 	var group sync.WaitGroup
 	for range clients {
 		group.Go(func() {
-			time.Sleep(rand.N(min(duration/4, 20*time.Second))) // they do not all come at once
+			time.Sleep(rand.N(min(duration/4, 20*time.Second))) // clients do not all connect at once
 			for time.Now().Before(s.until) {
 				s.live()
 			}
@@ -68,7 +68,7 @@ func runSoak(clients int, duration time.Duration) error {
 	group.Go(func() { s.report() })
 	group.Wait()
 
-	// what is closed takes the server a moment to notice
+	// the server takes a moment to notice closed connections
 	var after usage
 	for range 60 {
 		time.Sleep(time.Second)
@@ -88,20 +88,19 @@ func runSoak(clients int, duration time.Duration) error {
 	case s.refused.Load() > 0:
 		return fmt.Errorf("%d requests failed", s.refused.Load())
 	case after.Goroutines > before.Goroutines+5 || after.Files > before.Files+5:
-		return errors.New("goroutines or file descriptors are left")
+		return errors.New("goroutines or file descriptors are left over")
 	case after.Heap > before.Heap+8<<20:
-		return errors.New("memory is left")
+		return errors.New("memory is left over")
 	}
 	fmt.Println("PASS")
 	return nil
 }
 
-// publish sends ten numbered messages a second, and some large ones for those
-// who stall.
+// publish sends ten numbered messages per second, and some large ones for the stalling clients.
 func (s *soak) publish() {
 	ticker := time.NewTicker(100 * time.Millisecond)
 	defer ticker.Stop()
-	for time.Now().Before(s.until.Add(-2 * time.Second)) { // the last ones can arrive
+	for time.Now().Before(s.until.Add(-2 * time.Second)) { // leave time for the last ones to arrive
 		<-ticker.C
 		seq := s.sent.Load() + 1
 		err := s.world.post("/bench/send", map[string]any{"topic": "soak", "data": rawJSON(strconv.FormatInt(seq, 10))})
@@ -125,8 +124,8 @@ func (s *soak) report() {
 	}
 }
 
-// live is one connection of a client: of a hundred, two stall, eight leave at
-// once, and the others read for a while.
+// live is one connection of a client. Of a hundred, two stall, eight leave at once, and the others
+// read for a while.
 func (s *soak) live() {
 	kind := rand.IntN(100)
 	topic, stay := "soak", 5*time.Second+rand.N(time.Minute)
@@ -167,8 +166,7 @@ func (s *soak) live() {
 	}
 }
 
-// read checks that no message is missing between the first and the last that the
-// client gets.
+// read checks that no message is missing between the first and the last that the client gets.
 func (s *soak) read(body io.Reader, closer io.Closer, rest []byte, leave time.Time) {
 	var left atomic.Bool
 	timer := time.AfterFunc(time.Until(leave), func() {
@@ -198,7 +196,7 @@ func (s *soak) read(body io.Reader, closer io.Closer, rest []byte, leave time.Ti
 		s.cut.Add(1)
 		return
 	}
-	// those who stayed to the end have to have had the last one
+	// a client that stayed to the end must have received the last message
 	if finished := s.finished.Load(); finished > 0 && leave.Equal(s.until) && last > 0 && last != finished {
 		s.lost.Add(finished - last)
 	}

@@ -1,5 +1,5 @@
-// Channels: the records of "notify_channels" are the rules of the engine, and
-// what a rule may hang on is told to it before it changes.
+// Channels: the records of "notify_channels" are the engine's rules. The engine is told before
+// anything changes that a rule may depend on.
 
 package hooks
 
@@ -17,23 +17,23 @@ import (
 	"herald/pb_migrations"
 )
 
-// recheckEvery is the cron expression of the check of all subscriptions, for what
-// no hook tells of: rules that look at the time, and writes past PocketBase.
+// recheckEvery is the cron expression of the recheck of all subscriptions. It covers what no hook
+// reports: rules that look at the time, and writes that bypass PocketBase.
 const recheckEvery = "*/5 * * * *"
 
-// channels keeps the engine's channels as the collection has them.
+// channels keeps the engine's channels in step with the collection.
 type channels struct {
 	app      core.App
 	notifier *notify.Notifier
 
-	mu    sync.Mutex // held while the channels are loaded, so that the last to do so is the last
-	off   bool       // there are none, and the log says so
-	count int        // as many count now
+	mu    sync.Mutex // held while the channels are loaded, so that the last load wins
+	off   bool       // the collection is missing, and the log says so
+	count int        // number of channels in force
 
 	changes records.PerTx[txChanges]
 }
 
-// bindChannels binds to the collection by the id that the migration gave it.
+// bindChannels binds to the collection by the id from the migration.
 func bindChannels(app core.App, notifier *notify.Notifier) {
 	c := &channels{app: app, notifier: notifier}
 	const id = pb_migrations.ChannelsCollectionID
@@ -59,7 +59,7 @@ func bindChannels(app core.App, notifier *notify.Notifier) {
 		execute.Bind(&hook.Handler[*core.RecordEvent]{
 			Id:   "heraldChange",
 			Func: c.change,
-			// after the handlers of others, who may still change the record
+			// after other handlers, which may still change the record
 			Priority: 9999,
 		})
 	}
@@ -67,7 +67,7 @@ func bindChannels(app core.App, notifier *notify.Notifier) {
 		if e.Type == core.ModelEventTypeCreate && e.Collection.Id == id {
 			c.restore(false)
 		}
-		if count, _ := c.load(); count > 0 { // a rule may look at what is gone, or has another name
+		if count, _ := c.load(); count > 0 { // a rule may look at something that was removed or renamed
 			notifier.ChangeOfAll().End(true)
 		}
 		return e.Next()
@@ -81,20 +81,20 @@ func bindChannels(app core.App, notifier *notify.Notifier) {
 	app.Cron().MustAdd("heraldRecheck", recheckEvery, func() {
 		_, _ = c.load()
 		if _, err := notifier.Recheck(notify.RecheckFilter{}); err != nil {
-			app.Logger().Error("Failed to check the subscriptions again", slog.String("error", err.Error()))
+			app.Logger().Error("Failed to recheck the subscriptions", slog.String("error", err.Error()))
 		}
 	})
 }
 
-// load gives the engine the channels there are, and returns how many count now or have
-// until now. Where they cannot be loaded those known hold; the error is in the log.
+// load gives the engine the current channels. It returns how many channels are or, until now, were
+// in force. If they cannot be loaded, the known ones stay in force; the error is logged.
 func (c *channels) load() (count int, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	before := c.count
 	records, err := c.find()
 	if err != nil {
-		c.app.Logger().Error("Failed to load the channels; those known hold", slog.String("error", err.Error()))
+		c.app.Logger().Error("Failed to load the channels; the known ones stay in force", slog.String("error", err.Error()))
 		return before, err
 	}
 	c.notifier.SetChannels(records)
@@ -102,13 +102,13 @@ func (c *channels) load() (count int, err error) {
 	return max(before, c.count), nil
 }
 
-// find returns the records of the channels. Where their collection has disappeared they
-// are those of the copy, closed.
+// find returns the records of the channels. If their collection has disappeared, it returns those
+// of the copy, closed.
 func (c *channels) find() ([]*core.Record, error) {
 	reason := records.Missing(c.app, pb_migrations.ChannelsCollectionID, pb_migrations.ChannelsCollectionName)
 	kept, err := c.readKept()
 	if err != nil {
-		return nil, fmt.Errorf("read their copy: %w", err)
+		return nil, fmt.Errorf("read the copy of the channels: %w", err)
 	}
 	if reason == "" {
 		c.off = false
@@ -116,7 +116,7 @@ func (c *channels) find() ([]*core.Record, error) {
 		if err != nil {
 			return nil, err
 		}
-		if kept.Missing { // the collection is back: not all of its channels may be, yet
+		if kept.Missing { // the collection is back, but maybe not all of its channels yet
 			closed, err := kept.closed(records)
 			if err != nil || len(closed) > 0 {
 				return append(records, closed...), err
@@ -134,8 +134,8 @@ func (c *channels) find() ([]*core.Record, error) {
 		return nil, nil
 	}
 	if isNews {
-		c.app.Logger().Error("Herald's channels are off: "+reason+". What they closed stays closed to all but superusers. "+
-			"They are as they were when the collection is imported again or the server is started again; to do without them, delete them then",
+		c.app.Logger().Error("Herald's channels are off: "+reason+". Topics that they restricted stay closed to all but superusers. "+
+			"The channels return when the collection is imported again or the server restarts; to remove them for good, delete them then",
 			slog.Int("channels", len(kept.Records)))
 	}
 	kept.Missing = true
@@ -150,7 +150,7 @@ func findChannels(app core.App) ([]*core.Record, error) {
 	return records, err
 }
 
-// check refuses the record of a channel that is wrong, on its fields.
+// check refuses an invalid record of a channel, with errors on its fields.
 func (c *channels) check(e *core.RecordEvent) error {
 	err := e.Next()
 	errs, ok := err.(validation.Errors)
@@ -165,13 +165,13 @@ func (c *channels) check(e *core.RecordEvent) error {
 		errs = validation.Errors{}
 	}
 	for _, fieldErr := range c.notifier.CheckChannel(e.App, e.Record, others) {
-		if errs[fieldErr.Field] == nil { // else PocketBase has said what is wrong
+		if errs[fieldErr.Field] == nil { // otherwise PocketBase has already reported an error
 			errs[fieldErr.Field] = validation.NewError(fieldErr.Code(), fieldErr.Detail)
 		}
 	}
 	pattern := e.Record.GetString("pattern")
 	if reason := c.notifier.ReservedByRecords(pattern); reason != "" && pattern != e.Record.Original().GetString("pattern") {
-		e.App.Logger().Warn("A channel's pattern fits topics for which it does not hold: those with the id of a record are reserved "+reason,
+		e.App.Logger().Warn("A channel's pattern matches topics to which it does not apply: those with the id of a record are reserved "+reason,
 			slog.String("pattern", pattern))
 	}
 	return errs.Filter()
@@ -183,7 +183,7 @@ type txChanges struct {
 	hasChannel bool
 }
 
-// end says that changes are over.
+// end ends the changes of a transaction.
 func (c *channels) end(changes txChanges, committed bool) {
 	if changes.hasChannel && committed {
 		_, _ = c.load()
@@ -191,7 +191,7 @@ func (c *channels) end(changes txChanges, committed bool) {
 	notify.EndAll(committed, changes.list...)
 }
 
-// change tells the engine of a change of a record before and after it is committed.
+// change reports a change of a record to the engine, before and after its commit.
 func (c *channels) change(e *core.RecordEvent) error {
 	isChannel := e.Record.Collection().Id == pb_migrations.ChannelsCollectionID
 	if !isChannel && !c.notifier.DependsOn(e.Record.Collection()) {
@@ -220,7 +220,7 @@ func (c *channels) change(e *core.RecordEvent) error {
 	}
 	changes := txChanges{[]*notify.Change{change}, isChannel}
 	committed := false
-	defer func() { c.end(changes, committed) }() // also when a handler panics
+	defer func() { c.end(changes, committed) }() // also if a handler panics
 	err := e.Next()
 	committed = err == nil
 	return err

@@ -1,6 +1,6 @@
-// What the channels said, for when their collection disappears: an import of collections
-// that deletes what it does not have, for example. What they closed stays closed until a
-// superuser says otherwise. Called by channels.go.
+// A copy of the channels, in case their collection disappears, for example because an import of
+// collections deletes whatever it does not contain. What the channels restricted stays closed until
+// a superuser decides otherwise. Called by channels.go.
 
 package hooks
 
@@ -21,14 +21,14 @@ import (
 
 // keptChannels is a copy of the channels in the application's database.
 type keptChannels struct {
-	// Missing: their collection has disappeared since.
+	// Missing means that the collection has disappeared since.
 	Missing bool             `json:"missing"`
 	Records []jsontext.Value `json:"records"`
 
-	saved string // as it is in the database; empty: it is not
+	saved string // as it is in the database; empty if it is not there
 }
 
-// keep saves a copy of the channels, if it is another one than before.
+// keep saves a copy of the channels if it differs from the previous one.
 func (c *channels) keep(before keptChannels, records []*core.Record) {
 	kept := keptChannels{Records: []jsontext.Value{}, saved: before.saved}
 	for _, record := range records {
@@ -47,7 +47,7 @@ func (c *channels) save(kept keptChannels) {
 	if err != nil || string(encoded) == kept.saved {
 		return
 	}
-	// not through app.Save, which would load the settings of PocketBase anew
+	// not through app.Save, which would reload PocketBase's settings
 	_, err = c.app.NonconcurrentDB().NewQuery("INSERT INTO _params (id, value, created, updated) VALUES ({:id}, {:value}, {:now}, {:now}) " +
 		"ON CONFLICT (id) DO UPDATE SET value = excluded.value, updated = excluded.updated").
 		Bind(dbx.Params{"id": pb_migrations.ChannelsParam, "value": string(encoded), "now": types.NowDateTime().String()}).Execute()
@@ -56,7 +56,7 @@ func (c *channels) save(kept keptChannels) {
 	}
 }
 
-// readKept returns the copy; an empty one where there is none.
+// readKept returns the copy, or an empty one if there is none.
 func (c *channels) readKept() (kept keptChannels, err error) {
 	err = c.app.DB().Select("value").From("_params").Where(dbx.HashExp{"id": pb_migrations.ChannelsParam}).Row(&kept.saved)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -68,7 +68,7 @@ func (c *channels) readKept() (kept keptChannels, err error) {
 	return kept, err
 }
 
-// records returns the channels of the copy, of which collection is to be.
+// records returns the channels of the copy as records of collection.
 func (k keptChannels) records(collection *core.Collection) ([]*core.Record, error) {
 	records := make([]*core.Record, 0, len(k.Records))
 	for _, encoded := range k.Records {
@@ -83,8 +83,8 @@ func (k keptChannels) records(collection *core.Collection) ([]*core.Record, erro
 	return records, nil
 }
 
-// besides returns the channels of the copy that are not among present ones, by their id and
-// their pattern. collection is to be that of the records.
+// besides returns the channels of the copy, as records of collection, whose id and pattern are both
+// missing among present.
 func (k keptChannels) besides(present []*core.Record, collection *core.Collection) ([]*core.Record, error) {
 	records, err := k.records(collection)
 	return slices.DeleteFunc(records, func(record *core.Record) bool {
@@ -94,8 +94,9 @@ func (k keptChannels) besides(present []*core.Record, collection *core.Collectio
 	}), err
 }
 
-// closed returns them with what is open to everyone as it is, and all else for superusers
-// only: their rules cannot be asked without the collection.
+// closed returns the channels of the copy that are missing among present. What is open to everyone
+// stays open; everything else is for superusers only, because the rules cannot be evaluated without
+// the collection.
 func (k keptChannels) closed(present []*core.Record) ([]*core.Record, error) {
 	records, err := k.besides(present, pb_migrations.NewChannelsCollection())
 	for _, record := range records {
@@ -108,19 +109,18 @@ func (k keptChannels) closed(present []*core.Record) ([]*core.Record, error) {
 	return records, err
 }
 
-// restore gives the collection, when it is there again, its channels back; where it is
-// still missing at the start of the server it makes it. Nothing happens where it did not
-// disappear.
+// restore gives the collection its channels back once it exists again. If the collection is still
+// missing at the start of the server, restore creates it. If it did not disappear, nothing happens.
 func (c *channels) restore(isStart bool) {
 	kept, err := c.readKept()
 	if err != nil || !kept.Missing || len(kept.Records) == 0 {
-		return // load tells of an error
+		return // load reports an error
 	}
 	err = c.app.RunInTransaction(func(tx core.App) error {
 		collection, err := tx.FindCollectionByNameOrId(pb_migrations.ChannelsCollectionID)
 		if err != nil {
 			if _, err := tx.FindCollectionByNameOrId(pb_migrations.ChannelsCollectionName); err == nil || !isStart {
-				return nil // the name is taken, or a superuser may import it yet
+				return nil // the name is taken, or a superuser may still import it
 			}
 			collection = pb_migrations.NewChannelsCollection()
 			if err := tx.Save(collection); err != nil {
@@ -136,7 +136,7 @@ func (c *channels) restore(isStart bool) {
 			return err
 		}
 		for _, record := range records {
-			// a rule that does not compile any more closes its channel, as ever
+			// a rule that no longer compiles closes its channel, as always
 			if err := tx.SaveNoValidate(record); err != nil {
 				return err
 			}
@@ -145,7 +145,7 @@ func (c *channels) restore(isStart bool) {
 		return nil
 	})
 	if err != nil {
-		c.logKept("Failed to restore the channels; what they closed stays closed", err)
+		c.logKept("Failed to restore the channels; what they restricted stays closed", err)
 	}
 }
 

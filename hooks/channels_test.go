@@ -545,7 +545,7 @@ func TestChannelsDisappear(t *testing.T) {
 			closed()
 			mustSend(t, app, "news", 1)
 			reader.Expect(t, "news", "1")
-			waitForLog(t, app, "channels are off: their collection%stays closed")
+			waitForLog(t, app, "channels are off: their collection%stay closed")
 
 			// the server is started again
 			again, err := tests.NewTestApp(app.DataDir())
@@ -668,5 +668,5 @@ func TestChannelBesideRecordEventsIsTold(t *testing.T) {
 	w := newRooms(t)
 	w.Settings().Logs.MaxDays = 1
 	addChannel(t, w, map[string]any{"pattern": "teams/{id}"})
-	waitForLog(t, w, `A channel's pattern fits topics for which it does not hold%collection "teams"`)
+	waitForLog(t, w, `A channel's pattern matches topics to which it does not apply%collection "teams"`)
 }

@@ -1,5 +1,4 @@
-// Realtime connections: ours in the place of PocketBase's client, and the way
-// its messages are written.
+// Realtime connections: our client replaces PocketBase's, and its messages are written here.
 
 package hooks
 
@@ -21,12 +20,12 @@ import (
 	"herald/notify"
 )
 
-// ownConnectHandlers is how many handlers bindConnections binds to
+// ownConnectHandlers is the number of handlers that bindConnections binds to
 // OnRealtimeConnectRequest.
 const ownConnectHandlers = 2
 
-// connections gives every realtime connection a client whose queue is bounded
-// and whose Send does not block, in place of PocketBase's own.
+// connections gives every realtime connection a client with a bounded queue and a Send that does
+// not block, in place of PocketBase's own.
 type connections struct {
 	notifier *notify.Notifier
 	limits   *limits
@@ -38,20 +37,20 @@ func bindConnections(app core.App, notifier *notify.Notifier, limits *limits) {
 	app.OnRealtimeConnectRequest().Bind(&hook.Handler[*core.RealtimeConnectRequestEvent]{
 		Id:   "heraldConnect",
 		Func: c.connect,
-		// before the handlers of others, who are to see the client that stays
+		// before other handlers, which should see the client that stays
 		Priority: -999,
 	})
 	app.OnRealtimeConnectRequest().Bind(&hook.Handler[*core.RealtimeConnectRequestEvent]{
 		Id:   "heraldServe",
 		Func: c.serve,
-		// in the place of PocketBase's own loop, which comes after all handlers
+		// in place of PocketBase's own loop, which runs after all handlers
 		Priority: 99999,
 	})
 	app.OnRealtimeSubscribeRequest().Bind(&hook.Handler[*core.RealtimeSubscribeRequestEvent]{
 		Id:   "heraldSubscribe",
 		Func: c.subscribe,
-		// after the handlers of others, who may refuse the request or change
-		// the client's subscriptions on their own
+		// after other handlers, which may refuse the request or change the client's subscriptions
+		// themselves
 		Priority: 999,
 	})
 	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
@@ -63,11 +62,11 @@ func bindConnections(app core.App, notifier *notify.Notifier, limits *limits) {
 	})
 }
 
-// connect makes the client of a new connection.
+// connect creates the client of a new connection.
 func (c connections) connect(e *core.RealtimeConnectRequestEvent) error {
 	if e.Request.Method == http.MethodHead {
-		// Go's mux answers HEAD by the GET route. Nothing that is written to it ends it,
-		// so that the connection would be held for nobody.
+		// Go's mux routes HEAD like GET. Nothing written to such a request ends it, so the
+		// connection would be held for nobody.
 		return e.NoContent(http.StatusOK)
 	}
 	release, err := c.limits.connect(e.RequestEvent)
@@ -78,18 +77,18 @@ func (c connections) connect(e *core.RealtimeConnectRequestEvent) error {
 	e.Client = client
 	e.Set(clientKey, client)
 
-	// PocketBase ends a connection after 30 minutes, and after 5 without a
-	// message, to find the forgotten ones. Heartbeats find these, so that only
-	// the first is kept, and spread: clients that came together, after a
-	// restart, are not to return together for ever. Handlers may set both.
+	// PocketBase ends a connection after 30 minutes, and after 5 without a message, to find
+	// forgotten ones. Heartbeats find those, so only the first limit is kept. It is spread, so that
+	// clients that connected together, after a restart, do not reconnect together forever. Handlers
+	// may set both.
 	e.MaxTimeout = spread(e.MaxTimeout)
 	if c.notifier.Config().Heartbeat > 0 {
 		e.IdleTimeout = e.MaxTimeout
 	}
 
-	defer func() { // also when a handler panics
+	defer func() { // also if a handler panics
 		if !handedOver(e) {
-			client.Close(notify.ReasonRejected) // unless it has ended already
+			client.Close(notify.ReasonRejected) // has no effect if it has already ended
 			<-client.Done()
 		}
 	}()
@@ -101,19 +100,18 @@ func spread(d time.Duration) time.Duration {
 	return d + time.Duration((rand.Float64()*2-1)*float64(d)/10)
 }
 
-// clientKey is where the event's store has the client that connect made.
+// clientKey is the key in the event's store for the client that connect created.
 const clientKey = "heraldClient"
 
-// handedOverKey is set in the event's store when the connection lives on after
-// its handlers have returned.
+// handedOverKey is set in the event's store if the connection outlives its handlers.
 const handedOverKey = "heraldHandedOver"
 
 func handedOver(e *core.RealtimeConnectRequestEvent) bool { return e.Get(handedOverKey) != nil }
 
-// serve writes the client's messages, in the place of PocketBase's loop.
+// serve writes the client's messages in place of PocketBase's loop.
 func (c connections) serve(e *core.RealtimeConnectRequestEvent) error {
 	client, ok := e.Client.(*notify.Client)
-	if !ok { // a handler has put a client of its own in its place
+	if !ok { // a handler has replaced it with its own client
 		return c.serveWrapped(e)
 	}
 	client.SetTimeouts(e.MaxTimeout, e.IdleTimeout)
@@ -130,7 +128,7 @@ func (c connections) serveWrapped(e *core.RealtimeConnectRequestEvent) error {
 	client.SetTimeouts(e.MaxTimeout, e.IdleTimeout)
 	writer, readsChannel := client.Wrap(e.Client, looped)
 	switch {
-	case writer == nil: // it has nothing to do with ours
+	case writer == nil: // e.Client does not wrap ours
 		client.Unlist()
 		return e.Next()
 	case readsChannel:
@@ -139,8 +137,8 @@ func (c connections) serveWrapped(e *core.RealtimeConnectRequestEvent) error {
 	return c.write(e, client, writer)
 }
 
-// write has writer write client's messages: past net/http where the connection can be taken
-// from it, or else from this goroutine.
+// write makes writer write client's messages: past net/http if the connection can be taken from it,
+// otherwise from this goroutine.
 func (c connections) write(e *core.RealtimeConnectRequestEvent, client, writer *notify.Client) error {
 	client.Register(e.Client)
 	if c.canTake(e) {
@@ -151,15 +149,14 @@ func (c connections) write(e *core.RealtimeConnectRequestEvent, client, writer *
 	if err := writer.ServeStream(e.Request.Context(), response); err != nil {
 		e.App.Logger().Debug("Realtime connection closed (failed to deliver message)", "clientId", client.Id(), "error", err.Error())
 	}
-	<-client.Done() // which has the reason
+	<-client.Done() // client logs the reason
 	return nil
 }
 
-// loop leaves it to PocketBase's loop to write what it reads from the channel of a wrapper,
-// until client ends.
+// loop lets PocketBase's loop write what it reads from the channel of a wrapper, until client ends.
 func (c connections) loop(e *core.RealtimeConnectRequestEvent, client *notify.Client) error {
 	e.MaxTimeout, e.IdleTimeout = math.MaxInt64, math.MaxInt64
-	// the loop is to end after the client, which knows why
+	// the loop must end after the client, which knows the reason
 	left := e.Request.Context()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(left))
 	defer cancel()
@@ -175,14 +172,13 @@ func (c connections) loop(e *core.RealtimeConnectRequestEvent, client *notify.Cl
 	return e.Next()
 }
 
-// canTake reports whether the bytes of the response can go past e.Response.
+// canTake reports whether the bytes of the response can bypass e.Response.
 func (c connections) canTake(e *core.RealtimeConnectRequestEvent) bool {
 	if e.App.OnRealtimeMessageSend().Length() > 0 {
 		return false // each message goes through the handlers, with this event
 	}
-	// A wrapper (of a middleware that compresses or counts) wants to see what
-	// is written. HTTP/2 has no connection of its own for a response, and TLS
-	// no write that does not wait.
+	// A wrapper (a middleware that compresses or counts) wants to see what is written. HTTP/2 has
+	// no separate connection for a response, and TLS has no write that does not wait.
 	tracker, ok := e.Response.(*router.ResponseWriter)
 	if !ok || tracker.Written() || e.Request.TLS != nil {
 		return false
@@ -193,12 +189,12 @@ func (c connections) canTake(e *core.RealtimeConnectRequestEvent) bool {
 	if _, ok := tracker.ResponseWriter.(router.RWUnwrapper); ok {
 		return false
 	}
-	// a HEAD request gets no body, and a request's own must not be left unread
+	// a HEAD request gets no body, and a request body must not be left unread
 	return e.Request.Method == http.MethodGet && e.Request.ContentLength == 0 &&
 		e.Response.Header().Get("Content-Encoding") == ""
 }
 
-// take takes the connection from net/http and hands it to writer, which writes for client.
+// take takes the connection from net/http and gives it to writer, which writes for client.
 func (c connections) take(e *core.RealtimeConnectRequestEvent, client, writer *notify.Client) error {
 	conn, buffered, err := http.NewResponseController(e.Response).Hijack()
 	if err != nil {
@@ -212,22 +208,22 @@ func (c connections) take(e *core.RealtimeConnectRequestEvent, client, writer *n
 	writer.TakeConn(conn, responseHead(e.RequestEvent))
 
 	if e.App.OnRealtimeConnectRequest().Length() > ownConnectHandlers {
-		<-client.Done() // what handlers do after e.Next is for when the client leaves
+		<-client.Done() // code of handlers after e.Next must run when the client leaves
 		return nil
 	}
 	e.Set(handedOverKey, true)
 	return nil
 }
 
-// responseHead returns status line and headers as net/http would write them,
-// for a body that ends with the connection (RFC 9112, 6.3).
+// responseHead returns the status line and headers as net/http would write them for a body that
+// ends with the connection (RFC 9112, 6.3).
 func responseHead(e *core.RequestEvent) []byte {
 	head := new(bytes.Buffer)
 	fmt.Fprintf(head, "HTTP/1.%d 200 OK\r\n", min(e.Request.ProtoMinor, 1))
 	header := e.Response.Header()
 	header.Set("Date", time.Now().UTC().Format(http.TimeFormat))
 	header.Set("Connection", "close")
-	_ = header.Write(head) // into memory
+	_ = header.Write(head) // into memory, so it cannot fail
 	head.WriteString("\r\n")
 	return head.Bytes()
 }
@@ -236,7 +232,7 @@ func responseHead(e *core.RequestEvent) []byte {
 type response struct {
 	event *core.RealtimeConnectRequestEvent
 
-	mu      sync.Mutex // Cut and release race
+	mu      sync.Mutex // because Cut and release may run concurrently
 	control *http.ResponseController
 }
 
@@ -244,8 +240,7 @@ var _ notify.Response = (*response)(nil)
 
 func (r *response) Hooked() bool { return r.event.App.OnRealtimeMessageSend().Length() > 0 }
 
-// Deliver lets the handlers of OnRealtimeMessageSend see the message, as
-// PocketBase's loop does.
+// Deliver lets the handlers of OnRealtimeMessageSend see the message, as PocketBase's loop does.
 func (r *response) Deliver(message subscriptions.Message) error {
 	event := new(core.RealtimeMessageEvent)
 	event.RequestEvent = r.event.RequestEvent
@@ -276,8 +271,8 @@ func (r *response) Cut() {
 	}
 }
 
-// release has to be called before the handler returns: net/http forbids the use
-// of a ResponseWriter after that (with HTTP/2 it panics).
+// release must be called before the handler returns, because net/http forbids using a
+// ResponseWriter after that (with HTTP/2 it panics).
 func (r *response) release() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -1,5 +1,4 @@
-// Missed messages: the route by which clients get them, and the history's part in
-// backups.
+// Missed messages: the route that clients get them from, and the history's part in backups.
 
 package hooks
 
@@ -19,7 +18,7 @@ import (
 	"herald/notify"
 )
 
-// defaultHistoryPage is how many messages one request gets unless it says.
+// defaultHistoryPage is how many messages a request gets if it does not set a limit.
 const defaultHistoryPage = 100
 
 type history struct{ notifier *notify.Notifier }
@@ -66,7 +65,7 @@ func (h history) page(e *core.RequestEvent) error {
 	if err != nil {
 		if isForbidden(err) {
 			delayDenial(e, began)
-			// the code tells the refusal from that of a proxy in between
+			// the code distinguishes this refusal from one by a proxy
 			return e.ForbiddenError(notify.DeniedMessage, validation.Errors{"topic": validation.NewError("validation_topic_forbidden", notify.DeniedMessage)})
 		}
 		return api.FieldsError(failed, err)
@@ -75,8 +74,8 @@ func (h history) page(e *core.RequestEvent) error {
 	return e.JSON(http.StatusOK, page)
 }
 
-// backup puts a copy of the history's database into the backup, in the place of
-// the files that are being written. Without a copy the backup of the application goes on.
+// backup puts a copy of the history's database into the backup instead of the files in use. If the
+// copy fails, the backup of the application continues without it.
 func (h history) backup(e *core.BackupEvent) error {
 	path, snapshot, err := h.notifier.SnapshotHistory(e.Context)
 	if err != nil {

@@ -1,4 +1,4 @@
-// The inbox: changes of the collection "notifications" reach their user.
+// The inbox: users are told about changes in the collection "notifications".
 
 package hooks
 
@@ -18,9 +18,8 @@ import (
 	"herald/pb_migrations"
 )
 
-// inboxTopic is the system topic on which a user hears of changes in the
-// collection "notifications". (On "notifications" itself PocketBase sends its
-// own record events.)
+// inboxTopic is the system topic that tells a user about changes in the collection "notifications".
+// (On "notifications" itself PocketBase sends its own record events.)
 const inboxTopic = "@inbox"
 
 // inboxEvent is what subscribers of the inboxTopic get.
@@ -31,28 +30,25 @@ type inboxEvent struct {
 	Body   string         `json:"body"`
 	Data   any            `json:"data"`
 	Read   types.DateTime `json:"read"`
-	Unread int            `json:"unread"` // of the user, after the change
+	Unread int            `json:"unread"` // unread notifications of the user, after the change
 }
 
-// inbox tells users of changes to their notifications.
+// inbox tells users about changes to their notifications.
 type inbox struct {
 	notifier *notify.Notifier
 
-	// locks[h] is held, for the users with hash h, from counting the unread
-	// until the message is queued: otherwise of two changes the older count
-	// could arrive last, and stay.
+	// locks[h] is held, for the users with hash h, from counting the unread until the message is
+	// queued. Otherwise, of two changes, the older count could arrive last and stay.
 	locks [64]sync.Mutex
 	seed  maphash.Seed
 }
 
-// bindInbox binds to the collection by the id that the migration gave it. So a
-// collection "notifications" of the application's own is never touched, and a
-// renamed one goes on working.
+// bindInbox binds to the collection by the id from the migration. So it never touches an
+// application's own collection "notifications", and a renamed inbox keeps working.
 func bindInbox(app core.App, notifier *notify.Notifier) {
 	inbox := &inbox{notifier: notifier, seed: maphash.MakeSeed()}
 
-	// The …Success hooks run after the commit, and not for a rolled-back
-	// transaction.
+	// The …Success hooks run after the commit, and not at all for a rolled-back transaction.
 	for action, success := range map[string]*hook.TaggedHook[*core.RecordEvent]{
 		"create": app.OnRecordAfterCreateSuccess(pb_migrations.InboxCollectionID),
 		"update": app.OnRecordAfterUpdateSuccess(pb_migrations.InboxCollectionID),
@@ -62,7 +58,7 @@ func bindInbox(app core.App, notifier *notify.Notifier) {
 			Id: "heraldInbox",
 			Func: func(e *core.RecordEvent) error {
 				if err := inbox.announce(e.App, action, e.Record); err != nil {
-					// the change itself is done; it must not appear as failed
+					// the change itself succeeded and must not appear as failed
 					e.App.Logger().Warn("Failed to announce a notification",
 						slog.String("id", e.Record.Id), slog.String("error", err.Error()))
 				}
@@ -82,7 +78,7 @@ func bindInbox(app core.App, notifier *notify.Notifier) {
 	})
 }
 
-// inboxMissing tells why there is no inbox, or "" when there is.
+// inboxMissing returns why there is no inbox, or "" if there is one.
 func inboxMissing(app core.App) string {
 	if _, err := app.FindCachedCollectionByNameOrId(pb_migrations.InboxCollectionID); err == nil {
 		return ""
@@ -96,8 +92,8 @@ func inboxMissing(app core.App) string {
 	return "its collection \"notifications\" was removed"
 }
 
-// announce tells the owner of record, and nobody else, what happened to it. One
-// who was the owner before the update hears that it is gone.
+// announce tells the owner of record, and nobody else, what happened to it. If an update changes
+// the owner, the previous owner is told that the notification is gone.
 func (i *inbox) announce(app core.App, action string, record *core.Record) error {
 	if app.SubscriptionsBroker().TotalClients() == 0 {
 		return nil
@@ -116,7 +112,7 @@ func (i *inbox) announce(app core.App, action string, record *core.Record) error
 func (i *inbox) tell(app core.App, action string, record *core.Record) error {
 	field, ok := record.Collection().Fields.GetByName("user").(*core.RelationField)
 	if !ok {
-		return errors.New(`the field "user" is no relation any more`)
+		return errors.New(`the field "user" is no longer a relation`)
 	}
 	owner := record.GetString("user")
 	user := field.CollectionId + ":" + owner

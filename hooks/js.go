@@ -25,7 +25,7 @@ import (
 	"herald/notify"
 )
 
-// jsTypes are the types of what Herald adds to pb_hooks, for editors.
+// jsTypes are the types, for editors, of what Herald adds to pb_hooks.
 //
 //go:embed herald_hooks.d.ts
 var jsTypes []byte
@@ -33,9 +33,8 @@ var jsTypes []byte
 // jsTypesName is the file that they are written to, beside PocketBase's own types.d.ts.
 const jsTypesName = "herald.d.ts"
 
-// bindJS registers PocketBase's jsvm plugin for app, with onNotifyPublish and $notify in
-// each of its runtimes. The types are written into the data directory when the server
-// starts.
+// bindJS registers PocketBase's jsvm plugin for app, with onNotifyPublish and $notify in each of
+// its runtimes. It writes the types into the data directory when the server starts.
 func bindJS(app core.App, config jsvm.Config) error {
 	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
 		Id: "heraldTypes",
@@ -48,7 +47,7 @@ func bindJS(app core.App, config jsvm.Config) error {
 	})
 	onInit := config.OnInit
 	config.OnInit = func(vm *goja.Runtime) {
-		_ = vm.Set("$notify", jsNotify{app, vm}.object()) // into a new runtime
+		_ = vm.Set("$notify", jsNotify{app, vm}.object()) // cannot fail in a new runtime
 		if onInit != nil {
 			onInit(vm)
 		}
@@ -105,13 +104,14 @@ func (j jsNotify) object() map[string]func(goja.FunctionCall) goja.Value {
 	}
 }
 
-// api.Decode reads an argument like the body of a request, and throws like it answers.
+// decode decodes an argument like the body of a request. It throws the errors that the API would
+// answer.
 func (j jsNotify) decode(argument goja.Value, dst any) {
 	j.check(api.Decode(j.encode(argument), dst))
 }
 
-// encode returns an argument as JSON. JSON.stringify alone makes arrays of bytes of the raw
-// JSON that Go keeps (a record's JSON field, as it is or in publicExport).
+// encode returns an argument as JSON. JSON.stringify alone turns raw JSON that Go keeps (a record's
+// JSON field, as it is or in publicExport) into arrays of bytes.
 func (j jsNotify) encode(argument goja.Value) []byte {
 	text, err := j.call("stringify", argument, j.vm.ToValue(func(call goja.FunctionCall) goja.Value {
 		value := call.Argument(1)
@@ -147,8 +147,8 @@ func rawJSON(value goja.Value) (string, bool) {
 	return string(raw), err == nil
 }
 
-// checkDefined throws for an undefined in an audience, a function (somebody forgot to call
-// it) or a symbol. JSON.stringify leaves them out, and what is left would be everybody.
+// checkDefined throws if an audience contains undefined, a function (not called by mistake) or a
+// symbol. JSON.stringify omits them, and what remains would be everyone.
 func (j jsNotify) checkDefined(message goja.Value) {
 	errs := validation.Errors{}
 	for name, value := range members(message) {
@@ -170,7 +170,7 @@ func (j jsNotify) checkDefined(message goja.Value) {
 	}
 }
 
-// isLeftOut reports whether JSON.stringify leaves out a member with the value.
+// isLeftOut reports whether JSON.stringify omits a member with the value.
 func isLeftOut(value goja.Value) bool {
 	_, isFunction := goja.AssertFunction(value)
 	_, isSymbol := value.(*goja.Symbol)
@@ -192,7 +192,7 @@ func members(value goja.Value) iter.Seq2[string, goja.Value] {
 	}
 }
 
-// value makes a JavaScript value of what Go would answer as JSON.
+// value converts v to JavaScript by way of its JSON.
 func (j jsNotify) value(v any) goja.Value {
 	encoded, err := json.Marshal(v)
 	j.check(err)
@@ -201,18 +201,18 @@ func (j jsNotify) value(v any) goja.Value {
 	return value
 }
 
-// call calls a function of the runtime's JSON.
+// call calls a function of the runtime's JSON object.
 func (j jsNotify) call(name string, arguments ...goja.Value) (goja.Value, error) {
 	object := j.vm.Get("JSON").ToObject(j.vm)
 	f, ok := goja.AssertFunction(object.Get(name))
 	if !ok {
-		return nil, errors.New("JSON." + name + " is no function")
+		return nil, errors.New("JSON." + name + " is not a function")
 	}
 	return f(object, arguments...)
 }
 
-// check throws err, unless it is nil, as an Error whose message names the fields, and
-// whose data has them as an answer over HTTP would.
+// check throws err, unless it is nil, as an Error. Its message names the fields, and its data
+// contains them as an HTTP answer would.
 func (j jsNotify) check(err error) {
 	if err == nil {
 		return
@@ -222,7 +222,7 @@ func (j jsNotify) check(err error) {
 		apiErr = api.FieldsError(api.SendFailed, err)
 	}
 	message := apiErr.Message
-	var data any // as it goes over the wire
+	var data any // as it would be sent over HTTP
 	if encoded, err := json.Marshal(apiErr.Data); err == nil {
 		_ = json.Unmarshal(encoded, &data)
 	}

@@ -1,5 +1,5 @@
-// Limits against abuse: how many connections and subscriptions there may be.
-// Asked by connections.go.
+// Limits against abuse: the maximum numbers of connections and subscriptions. Called by
+// connections.go.
 
 package hooks
 
@@ -15,24 +15,22 @@ import (
 	"herald/notify"
 )
 
-// Limits bound what clients may take of the server; zero is no limit.
+// Limits bound what clients may use of the server; zero means no limit.
 type Limits struct {
-	// Connections is how many realtime connections there may be in all. One
-	// more is answered with 503.
+	// Connections is the maximum number of realtime connections in all. One more gets 503.
 	Connections int
-	// ConnectionsPerIP is how many may come from one IP, as PocketBase's
-	// trusted proxy settings tell it. One more is answered with 429.
+	// ConnectionsPerIP is the maximum number of connections from one IP, according to PocketBase's
+	// trusted proxy settings. One more gets 429.
 	ConnectionsPerIP int
-	// ConnectionsPerUser is how many one auth record may have. PocketBase's
-	// SDKs sign in with their subscriptions, so it is those of one more that
-	// are answered with 429.
+	// ConnectionsPerUser is the maximum number of connections of one auth record. PocketBase's SDKs
+	// sign in when they subscribe, so the subscriptions of one more connection get 429.
 	ConnectionsPerUser int
-	// Subscriptions is how many subscriptions one connection may have. More
-	// are answered with 429. (PocketBase itself allows 1000.)
+	// Subscriptions is the maximum number of subscriptions of one connection. More get 429.
+	// (PocketBase itself allows 1000.)
 	Subscriptions int
 }
 
-// retryAfter tells clients that were refused when to come again, in seconds.
+// retryAfter tells refused clients when to try again, in seconds.
 const retryAfter = 10
 
 // limits counts connections.
@@ -40,7 +38,7 @@ type limits struct {
 	Limits
 	notifier *notify.Notifier
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	total int
 	byIP  map[string]int
 }
@@ -49,8 +47,8 @@ func newLimits(config Limits, notifier *notify.Notifier) *limits {
 	return &limits{Limits: config, notifier: notifier, byIP: map[string]int{}}
 }
 
-// connect counts a connection that begins, or refuses it. release is to be
-// called when it has ended.
+// connect counts a new connection or refuses it. release must be called when the connection has
+// ended.
 func (l *limits) connect(e *core.RequestEvent) (release func(), err error) {
 	ip := e.RealIP()
 	l.mu.Lock()
@@ -76,7 +74,7 @@ func (l *limits) connect(e *core.RequestEvent) (release func(), err error) {
 	}, nil
 }
 
-// subscriptions refuses subscriptions that are too many.
+// subscriptions refuses too many subscriptions.
 func (l *limits) subscriptions(e *core.RealtimeSubscribeRequestEvent) error {
 	if l.Subscriptions > 0 && len(e.Subscriptions) > l.Subscriptions {
 		return refuse(e.RequestEvent, http.StatusTooManyRequests, fmt.Sprintf(
@@ -85,14 +83,13 @@ func (l *limits) subscriptions(e *core.RealtimeSubscribeRequestEvent) error {
 	return nil
 }
 
-// connectionsOfUser signs the client in, or refuses that where the user has too
-// many connections.
+// connectionsOfUser signs the client in, or refuses to if the user has too many connections.
 func (l *limits) connectionsOfUser(e *core.RealtimeSubscribeRequestEvent) error {
 	if l.ConnectionsPerUser <= 0 || e.Auth == nil {
 		return nil
 	}
-	// counted and signed in under one lock: of two that come at once both would
-	// see room for one
+	// count and sign in under one lock: otherwise two concurrent requests could both see room for
+	// one
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	others := 0
@@ -109,7 +106,7 @@ func (l *limits) connectionsOfUser(e *core.RealtimeSubscribeRequestEvent) error 
 	return nil
 }
 
-// refuse returns an error to answer with, and sets when to try again.
+// refuse returns an error to answer with, and sets Retry-After.
 func refuse(e *core.RequestEvent, status int, message string) error {
 	e.Response.Header().Set("Retry-After", strconv.Itoa(retryAfter))
 	return e.Error(status, message, nil)

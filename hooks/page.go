@@ -1,5 +1,5 @@
-// What is served at /: the application's public folder, or Herald's page; and the
-// client module beside either.
+// What is served at /: the application's public folder or Herald's page, and the client module with
+// either.
 
 package hooks
 
@@ -14,12 +14,12 @@ import (
 	"github.com/pocketbase/pocketbase/tools/hook"
 )
 
-// pageCSP lets the page load and call nothing but its own server.
+// pageCSP limits the page to loading from and calling its own server.
 const pageCSP = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; " +
 	"base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
-// bindPage serves the public folder of the application, or else Herald's page,
-// at every path that has no route yet.
+// bindPage serves the application's public folder, or else Herald's page, at every path without a
+// route.
 func bindPage(app core.App, config Config) {
 	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
 		Id: "heraldPage",
@@ -34,19 +34,19 @@ func bindPage(app core.App, config Config) {
 			}
 			return e.Next()
 		},
-		Priority: 999, // after everybody who may have a route of their own
+		Priority: 999, // after all other code that may add routes
 	})
 }
 
-// moduleFiles are what applications import of Herald in the browser. They are there
-// beside an application's own public folder too.
+// moduleFiles are the files of Herald that applications import in the browser. They are also served
+// beside an application's own public folder.
 var moduleFiles = []string{"herald.js", "herald.d.ts"}
 
 // module serves one of moduleFiles, or the file of that name in the public folder.
 func module(config Config, name string) func(*core.RequestEvent) error {
 	return func(e *core.RequestEvent) error {
 		e.Response.Header().Set("Cache-Control", "no-cache")
-		if strings.HasSuffix(name, ".ts") { // else it is taken for a video
+		if strings.HasSuffix(name, ".ts") { // otherwise it is taken for a video
 			e.Response.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		}
 		if config.PublicDir != "" {
@@ -80,7 +80,7 @@ func page(files fs.FS) func(*core.RequestEvent) error {
 		header := e.Response.Header()
 		header.Set("Content-Security-Policy", pageCSP)
 		header.Set("Referrer-Policy", "no-referrer")
-		header.Set("Cache-Control", "no-cache") // a new executable may bring another page
+		header.Set("Cache-Control", "no-cache") // a new executable may contain another page
 		return serve(e)
 	}
 }

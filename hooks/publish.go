@@ -1,5 +1,4 @@
-// Messages that clients publish: the route, and the hook by which an application
-// sees them first.
+// Messages that clients publish: the route, and the hook that lets an application see them first.
 
 package hooks
 
@@ -22,35 +21,34 @@ import (
 	"herald/notify"
 )
 
-// PublishEvent is a message that a client publishes. It may: the rule, the rate
-// and the size have been checked. Handlers may change Data and the exceptions, or
-// refuse the message by returning an error. What they change is not checked again,
-// but against the server's own largest size. Who returns nil without calling Next
-// drops the message, and the client is not told.
+// PublishEvent is a message that a client publishes, after the rule, the rate and the size have
+// been checked. Handlers may change Data and the exceptions, or refuse the message by returning an
+// error. Their changes are not checked again, except against the server's own size limit. A handler
+// that returns nil without calling Next drops the message, and the client is not told.
 type PublishEvent struct {
 	hook.Event
-	*core.RequestEvent // Auth is who publishes, nil for a guest
+	*core.RequestEvent // Auth is the publisher, nil for a guest
 
-	// Channel is the record of the topic's channel; nil where a superuser
-	// publishes to a topic without one.
+	// Channel is the record of the topic's channel. It is nil if a superuser publishes to a topic
+	// without one.
 	Channel *core.Record
 	Topic   string
-	// Data is the message as JSON decodes it (map[string]any, []any, float64, …), and
-	// may be replaced by anything that JSON encodes. A number that no handler changes
-	// goes out as it came, also an integer too large for a float64.
+	// Data is the message as JSON decodes it (map[string]any, []any, float64, …). It may be
+	// replaced by anything that JSON encodes. Numbers that no handler changes are sent exactly as
+	// received, even integers too large for a float64.
 	Data any
 	// ExceptUsers and ExceptClients are left out, as in notify.Except.
 	ExceptUsers   []string
 	ExceptClients []string
 
-	inJS bool // Data has lists as JavaScript needs them
+	inJS bool // Data has the lists that JavaScript needs
 }
 
-// publishHookKey is where an application keeps its hook.
+// publishHookKey is the key of the hook in the application's store.
 const publishHookKey = "heraldOnPublish"
 
-// OnPublish returns the hook of app that is triggered for each message which a
-// client publishes, before it goes out: to moderate or enrich it.
+// OnPublish returns the hook of app that is triggered for each message that a client publishes,
+// before it is sent, to moderate or enrich it.
 //
 //	hooks.OnPublish(app).BindFunc(func(e *hooks.PublishEvent) error {
 //		if e.Topic == "announcements" && e.Auth.GetBool("muted") {
@@ -62,9 +60,8 @@ func OnPublish(app core.App) *hook.Hook[*PublishEvent] {
 	return app.Store().GetOrSet(publishHookKey, func() any { return &hook.Hook[*PublishEvent]{} }).(*hook.Hook[*PublishEvent])
 }
 
-// jsApp is an application as the jsvm plugin is to have it, so that pb_hooks have
-// onNotifyPublish: the plugin makes a JS hook of each method whose name begins
-// with On.
+// jsApp is the application for the jsvm plugin. It gives pb_hooks onNotifyPublish, because the
+// plugin turns each method whose name begins with On into a JS hook.
 type jsApp struct{ core.App }
 
 // OnNotifyPublish is [OnPublish], for the plugin.
@@ -107,13 +104,13 @@ type publishBody struct {
 	Data   jsontext.Value `json:"data"`
 	Except notify.Except  `json:"except"`
 	ID     string         `json:"id"`
-	// Self false leaves out the sender's own connection, which is ClientID, or
-	// the header X-Client-Id.
+	// Self false leaves out the sender's own connection, given by ClientID or the header
+	// X-Client-Id.
 	Self     *bool  `json:"self"`
 	ClientID string `json:"clientId"`
 }
 
-// published answers a client: how many listen is not its business.
+// published is the answer to a client. It does not reveal how many subscribers there are.
 type published struct {
 	ID    string `json:"id"`
 	Topic string `json:"topic"`
@@ -132,7 +129,7 @@ func (p publish) publish(e *core.RequestEvent) error {
 	if err := api.DecodeMessage(raw, &body); err != nil {
 		return err
 	}
-	if err := body.Data.Compact(); err != nil && len(body.Data) > 0 { // as it is sent, and measured
+	if err := body.Data.Compact(); err != nil && len(body.Data) > 0 { // as it is sent and measured
 		return e.BadRequestError(api.SendFailed, err)
 	}
 	publisher := publisherOf(e)
@@ -163,13 +160,13 @@ func (p publish) publish(e *core.RequestEvent) error {
 	return p.triggerHook(e, channel, &msg, send)
 }
 
-// publisherOf returns who makes the request.
+// publisherOf returns the publisher behind a request.
 func publisherOf(e *core.RequestEvent) notify.Publisher {
 	return notify.Publisher{Auth: e.Auth, IP: e.RealIP(), Headers: ruleHeaders(e.Request.Header)}
 }
 
-// ruleHeaders returns headers as rules see them: see initRequestInfo in
-// PocketBase's core/event_request.go.
+// ruleHeaders returns headers as rules see them: see initRequestInfo in PocketBase's
+// core/event_request.go.
 func ruleHeaders(header http.Header) map[string]string {
 	headers := make(map[string]string, len(header))
 	for name := range header {
@@ -178,15 +175,14 @@ func ruleHeaders(header http.Header) map[string]string {
 	return headers
 }
 
-// triggerHook lets the handlers of OnPublish see and change msg, and then calls
-// send.
+// triggerHook lets the handlers of OnPublish see and change msg, and then calls send.
 func (p publish) triggerHook(e *core.RequestEvent, channel *core.Record, msg *notify.Message, send func() error) error {
 	event := &PublishEvent{
 		RequestEvent: e, Channel: channel, Topic: msg.Topic,
 		ExceptUsers: msg.Except.Users, ExceptClients: msg.Except.Clients,
 	}
 	raw := msg.Data.(jsontext.Value)
-	if len(raw) > 0 { // else send says that it is missing
+	if len(raw) > 0 { // otherwise send reports that it is missing
 		if err := json.Unmarshal(raw, &event.Data); err != nil {
 			return e.BadRequestError(api.SendFailed, err)
 		}
@@ -196,7 +192,7 @@ func (p publish) triggerHook(e *core.RequestEvent, channel *core.Record, msg *no
 		return e.BadRequestError(api.SendFailed, err)
 	}
 	return p.hook.Trigger(event, func(event *PublishEvent) error {
-		// what nobody changed keeps its numbers and the order of its names
+		// unchanged data keeps its numbers and the order of its names
 		after, err := json.Marshal(event.Data, json.Deterministic(true))
 		switch {
 		case err == nil && string(after) == string(before):
@@ -212,7 +208,7 @@ func (p publish) triggerHook(e *core.RequestEvent, channel *core.Record, msg *no
 	})
 }
 
-// exceptions returns whom the message leaves out.
+// exceptions returns the exceptions of the message.
 func (p publish) exceptions(e *core.RequestEvent, publisher notify.Publisher, body publishBody) (notify.Except, error) {
 	except := body.Except
 	id := body.ClientID

@@ -1,5 +1,5 @@
-// What a client publishes, as handlers may change it: lists that JavaScript can change in
-// place, and numbers that stay as exact as they came.
+// A client's published data in a form that handlers can change: lists that JavaScript can change in
+// place, and numbers that stay as exact as received.
 
 package hooks
 
@@ -15,7 +15,7 @@ import (
 // jsPublishHook is [OnPublish] for pb_hooks.
 type jsPublishHook struct{ hook *hook.Hook[*PublishEvent] }
 
-// BindFunc is called by the jsvm plugin, by this name.
+// BindFunc is called by the jsvm plugin, by name.
 func (h jsPublishHook) BindFunc(handler func(e *PublishEvent) error) string {
 	return h.hook.BindFunc(func(e *PublishEvent) error {
 		e.Data = growable(e.Data)
@@ -33,8 +33,8 @@ func (e *PublishEvent) Next() error {
 	return e.Event.Next()
 }
 
-// growable returns data with a *[]any for each []any. In goja push has an effect on the one
-// and is lost on the other.
+// growable replaces each []any in data with a *[]any. In goja, push changes a *[]any, but has no
+// effect on a []any.
 func growable(data any) any {
 	switch data := data.(type) {
 	case map[string]any:
@@ -67,15 +67,15 @@ func plain(data any) any {
 	return data
 }
 
-// keepNumbers returns the JSON changed with the numbers of original where they are the same
-// as float64: handlers have float64, which rounds large integers beside what they change.
+// keepNumbers returns changed with the numbers of original that are equal as float64. Handlers see
+// float64, so changing one value would round large integers beside it.
 func keepNumbers(original, changed jsontext.Value) (jsontext.Value, error) {
 	var from, to any
 	exact := json.WithUnmarshalers(json.UnmarshalFromFunc(func(decoder *jsontext.Decoder, value *any) error {
 		if decoder.PeekKind() == jsontext.KindNumber {
 			*value = jsontext.Value(nil)
 		}
-		return errors.ErrUnsupported // go on with the usual way
+		return errors.ErrUnsupported // continue in the usual way
 	}))
 	if err := errors.Join(json.Unmarshal(original, &from, exact), json.Unmarshal(changed, &to, exact)); err != nil {
 		return nil, err

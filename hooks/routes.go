@@ -1,4 +1,4 @@
-// The superuser's routes under /api/notify: parse, call the engine, answer.
+// The superuser's routes under /api/notify: parse the request, call the engine, answer.
 
 package hooks
 
@@ -17,12 +17,11 @@ import (
 	"herald/notify"
 )
 
-// maxBatch is the largest number of messages of one batch request.
+// maxBatch is the maximum number of messages in one batch request.
 const maxBatch = 1000
 
-// bindRoutes adds the superuser's routes under /api/notify. PocketBase's own
-// middlewares (rate limits, body limit, CORS) are around them as around its own
-// routes.
+// bindRoutes adds the superuser's routes under /api/notify. PocketBase's own middlewares (rate
+// limits, body limit, CORS) apply to them as to its own routes.
 func bindRoutes(app core.App, notifier *notify.Notifier) {
 	routes := routes{notifier}
 	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
@@ -64,8 +63,7 @@ func (r routes) sendBatch(e *core.RequestEvent) error {
 	if err != nil {
 		return err
 	}
-	// the messages are decoded one by one, each with all checks, so that a bad
-	// one is only its own failure
+	// the messages are decoded one by one, each with all checks, so that a bad message fails alone
 	var body struct {
 		Messages []jsontext.Value `json:"messages"`
 	}
@@ -101,8 +99,7 @@ func (r routes) sendBatch(e *core.RequestEvent) error {
 	return e.JSON(http.StatusOK, results)
 }
 
-// sendRaw sends the message that raw, its JSON, describes. The error is one to
-// answer with.
+// sendRaw sends the message described by raw, which is JSON. The error is ready to be answered.
 func (r routes) sendRaw(e *core.RequestEvent, raw []byte) (notify.Report, error) {
 	var body api.Message
 	if err := api.DecodeMessage(raw, &body); err != nil {

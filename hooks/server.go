@@ -1,5 +1,4 @@
-// What binds the engine to the life of the server: its end, and what keeps it
-// from accepting connections.
+// The server's lifecycle: shutdown, and what keeps the server from accepting connections.
 
 package hooks
 
@@ -16,7 +15,7 @@ import (
 	"herald/notify"
 )
 
-// flushTimeout is how long a server that stops writes what it has accepted.
+// flushTimeout is how long a stopping server writes what it has accepted.
 const flushTimeout = 5 * time.Second
 
 func bindServer(app core.App, notifier *notify.Notifier) {
@@ -42,15 +41,15 @@ func bindServer(app core.App, notifier *notify.Notifier) {
 	})
 }
 
-// acceptLog makes the file-descriptor limit visible. PocketBase logs all errors
-// of net/http for debugging only, and this one looks like a server that hangs.
+// acceptLog makes the file-descriptor limit visible. PocketBase logs all errors of net/http at
+// debug level only, and this one makes the server look as if it hangs.
 type acceptLog struct {
 	app      core.App
 	next     *log.Logger // may be nil
 	notifier *notify.Notifier
 
 	mu   sync.Mutex
-	last time.Time // of the warning; net/http tries again many times a second
+	last time.Time // of the warning; net/http retries many times per second
 }
 
 func (l *acceptLog) Write(line []byte) (int, error) {
@@ -66,10 +65,10 @@ func (l *acceptLog) Write(line []byte) (int, error) {
 		return len(line), nil
 	}
 	l.last = time.Now()
-	text := fmt.Sprintf("No new connection can be accepted: the process is out of file descriptors, "+
-		"of which %d realtime connections use one each. Raise its limit (ulimit -n; LimitNOFILE in systemd).",
+	text := fmt.Sprintf("No new connection can be accepted: the process is out of file descriptors. "+
+		"The %d realtime connections use one each. Raise the limit (ulimit -n; LimitNOFILE in systemd).",
 		l.notifier.Stats().Connections)
 	l.app.Logger().Error(text)
-	log.Print(text) // PocketBase's log needs a free descriptor at times, and nobody may be able to read it
+	log.Print(text) // PocketBase's log sometimes needs a free descriptor, and may be unreadable now
 	return len(line), nil
 }

@@ -1,4 +1,4 @@
-// The engine's numbers, for people and for Prometheus.
+// The engine's statistics, for people and for Prometheus.
 
 package hooks
 
@@ -46,7 +46,7 @@ func bindStats(app core.App, notifier *notify.Notifier, sent *triggers.Triggers,
 	})
 }
 
-// requireScraper lets superusers pass, and whoever has the token, if there is one.
+// requireScraper lets superusers pass, and anyone with the token, if there is one.
 func requireScraper(token string) *hook.Handler[*core.RequestEvent] {
 	superuser := apis.RequireSuperuserAuth()
 	return &hook.Handler[*core.RequestEvent]{
@@ -60,8 +60,8 @@ func requireScraper(token string) *hook.Handler[*core.RequestEvent] {
 	}
 }
 
-// bearerToken returns the token of the Authorization header, in which
-// PocketBase takes "Bearer " as optional.
+// bearerToken returns the token of the Authorization header. Like PocketBase, it treats "Bearer "
+// as optional.
 func bearerToken(e *core.RequestEvent) string {
 	const scheme = "Bearer "
 	token := e.Request.Header.Get("Authorization")
@@ -71,7 +71,7 @@ func bearerToken(e *core.RequestEvent) string {
 	return token
 }
 
-// statsCollector gives [notify.Stats] to Prometheus.
+// statsCollector provides [notify.Stats] to Prometheus.
 type statsCollector struct {
 	notifier *notify.Notifier
 	triggers *triggers.Triggers
@@ -87,8 +87,8 @@ var (
 	subscriptionsMetric  = metric("subscriptions", "Subscriptions of connections to topics.")
 	topicsMetric         = metric("topics", "Topics with subscribers.")
 	usersMetric          = metric("users", "Signed-in users with a connection.")
-	queuedMessagesMetric = metric("queued_messages", "Messages that wait to be written.")
-	queuedBytesMetric    = metric("queued_bytes", "Bytes that wait to be written.")
+	queuedMessagesMetric = metric("queued_messages", "Messages waiting to be written.")
+	queuedBytesMetric    = metric("queued_bytes", "Bytes waiting to be written.")
 	messagesMetric       = metric("messages_total", "Messages sent.")
 	deliveriesMetric     = metric("deliveries_total", "Messages queued for a connection.")
 	droppedMetric        = metric("dropped_total", "Deliveries lost to connections that were ended.")

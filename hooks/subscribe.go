@@ -1,5 +1,4 @@
-// Requests to subscribe: which of the topics a client gets, and how it hears of
-// those that it does not.
+// Requests to subscribe: which topics a client gets, and how it learns about those it does not get.
 
 package hooks
 
@@ -18,7 +17,7 @@ import (
 	"herald/notify"
 )
 
-// subscribe replaces the client's subscriptions by those that it may have.
+// subscribe replaces the client's subscriptions with those that it may have.
 func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 	began := time.Now()
 	if err := c.limits.subscriptions(e); err != nil {
@@ -55,13 +54,13 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 	return err
 }
 
-// tokenExpiry returns when the token of the request expires; zero where it has
-// none that does, e.g. since a middleware of the application's own has set Auth.
+// tokenExpiry returns when the token of the request expires. It is zero if there is no such token
+// or it does not expire, e.g. because the application's own middleware has set Auth.
 func tokenExpiry(e *core.RequestEvent) time.Time {
 	if e.Auth == nil {
 		return time.Time{}
 	}
-	// PocketBase has verified it
+	// PocketBase has already verified the token
 	claims, err := security.ParseUnverifiedJWT(bearerToken(e))
 	if err != nil {
 		return time.Time{}
@@ -73,12 +72,11 @@ func tokenExpiry(e *core.RequestEvent) time.Time {
 	return expires.Time
 }
 
-// deniedTime is the unit of how long the refusal of a client takes: were it as
-// long as the rule's query, the time would tell what there is.
+// deniedTime is the unit of how long refusing a client takes. If refusing took as long as the
+// rule's query, the time would reveal what exists.
 const deniedTime = 20 * time.Millisecond
 
-// delayDenial waits until a whole number of deniedTimes has passed since the
-// request began to be looked at.
+// delayDenial waits until a whole number of deniedTimes has passed since began.
 func delayDenial(e *core.RequestEvent, began time.Time) {
 	if e.HasSuperuserAuth() {
 		return
@@ -90,8 +88,7 @@ func delayDenial(e *core.RequestEvent, began time.Time) {
 	}
 }
 
-// deniedError answers a request of which every new topic is denied, or asked for
-// with options that are wrong.
+// deniedError answers a request whose new topics are all denied, or requested with wrong options.
 func deniedError(e *core.RealtimeSubscribeRequestEvent, denied []notify.Denial) error {
 	data := validation.Errors{}
 	var forbidden []string
@@ -111,10 +108,9 @@ func deniedError(e *core.RealtimeSubscribeRequestEvent, denied []notify.Denial) 
 	return e.ForbiddenError("You are not allowed to listen to "+strings.Join(forbidden, ", ")+".", data)
 }
 
-// signOut makes a guest's request for the client of a user sign the client out,
-// where PocketBase would refuse it: what is a sign-out in the SDK (authStore.clear)
-// then is one here. That the request has the client's id and comes from its IP,
-// PocketBase asks of guests too.
+// signOut signs the client out if a guest's request names the client of a user, where PocketBase
+// would refuse it. So a sign-out in the SDK (authStore.clear) becomes one here. The request must
+// have the client's id and come from its IP; PocketBase requires the same from guests.
 func (c connections) signOut(e *core.RequestEvent) error {
 	if e.Request.Method != http.MethodPost || e.Request.URL.Path != "/api/realtime" || e.Auth != nil {
 		return e.Next()
@@ -123,7 +119,7 @@ func (c connections) signOut(e *core.RequestEvent) error {
 		ClientID string `json:"clientId" form:"clientId"`
 	}
 	if err := e.BindBody(&body); err != nil {
-		return e.Next() // which says so
+		return e.Next() // which reports the error
 	}
 	found, err := e.App.SubscriptionsBroker().ClientById(body.ClientID)
 	if err != nil {

@@ -445,7 +445,7 @@ func TestTriggerRecords(t *testing.T) {
 		{"topic", `order/id}`, `"}" without "{"`},
 		{"topic", `order/{nothing}`, `has no field "nothing"`},
 		{"topic", `order/{secret}`, "is hidden"},
-		{"topic", `order/{owner.email}`, "not for topics"},
+		{"topic", `order/{owner.email}`, "must not be part of a topic"},
 		{"topic", `order/{owner.tokenKey}`, "is hidden"},
 		{"topic", `order/{watchers.name}`, "more than one record"},
 		{"topic", `order/{status.name}`, `has no relation field "status"`},

@@ -1,5 +1,5 @@
-// Who may listen: what becomes of a request to subscribe, and what a
-// subscription was granted for. Called by hooks/subscribe.go and recheck.go.
+// Who may subscribe: decisions on requests to subscribe, and the grants of subscriptions. Called by
+// hooks/subscribe.go and recheck.go.
 
 package notify
 
@@ -18,12 +18,11 @@ import (
 	"herald/notify/internal/rules"
 )
 
-// DeniedTopic is the system topic on which a client hears of subscriptions that
-// it was refused, or that ended.
+// DeniedTopic is the system topic that tells a client which subscriptions were refused or ended.
 const DeniedTopic = "@denied"
 
-// grant is the permission of a subscription. The zero value is that of one which
-// the server's own code made: it is not asked for.
+// grant is the permission of a subscription. The zero value is for a subscription that the server's
+// own code made; no rule is evaluated for it.
 type grant struct {
 	byRule  bool    // the client asked for it, and the rules let it
 	never   bool    // it does not hold: the subscription is about to end
@@ -34,36 +33,34 @@ type grant struct {
 // Denial is a subscription that a client does not get.
 type Denial struct {
 	Key string
-	// Status is 403, or 400 where its options are wrong.
+	// Status is 403, or 400 if the key's options are wrong.
 	Status  int
 	Message string
 }
 
-// DeniedMessage is the same for every reason to forbid: whether a topic exists is
-// nobody's business.
+// DeniedMessage is the same for every reason, so that it does not reveal whether a topic exists.
 const DeniedMessage = "You are not allowed to listen to this topic."
 
 func forbidden(key string) Denial { return Denial{key, http.StatusForbidden, DeniedMessage} }
 
-// Admission is what a request to subscribe comes to.
+// Admission is the decision on a request to subscribe.
 type Admission struct {
-	// Keys are those of the subscription keys that are allowed, in order.
+	// Keys are the allowed subscription keys, in order.
 	Keys []string
-	// Denied are the others.
+	// Denied are the other keys.
 	Denied []Denial
-	// Refused: all that is newly asked for is denied. Then the request is to
-	// have no effect.
+	// Refused says that every newly requested key is denied. Then the request must have no effect.
 	Refused bool
 
 	auth       *core.Record
 	grants     map[string]grant
 	generation uint64 // of changes, when the decision began
-	version    int    // of what the client had then
+	version    int    // of the client's subscriptions at that time
 }
 
-// Admit decides which of the subscription keys client may have as auth. What it
-// has already as the same user is not asked for again. It changes nothing:
-// [Client.Resubscribe] makes the admission hold. The error is that of a query.
+// Admit decides which of the subscription keys client may have as auth. Keys that it already has as
+// the same user are not decided again. Admit changes nothing; [Client.Resubscribe] puts the
+// admission into effect. An error comes from a query.
 func (n *Notifier) Admit(client subscriptions.Client, auth *core.Record, keys []string) (*Admission, error) {
 	a := &Admission{auth: auth, grants: map[string]grant{}, generation: n.changes.current()}
 	own := n.own(client)
@@ -106,8 +103,8 @@ func (n *Notifier) Admit(client subscriptions.Client, auth *core.Record, keys []
 	return a, nil
 }
 
-// memo decides on subscriptions, each question once: one query, however many
-// connections ask it.
+// memo decides on subscriptions, each question once: one query, however many connections share the
+// question.
 type memo struct {
 	n       *Notifier
 	answers map[question]answer
@@ -119,11 +116,11 @@ type foundUser struct {
 	err    error
 }
 
-// question is all that an answer depends on.
+// question is everything that an answer depends on.
 type question struct {
 	topic   string
-	user    userRef // zero where the rule does not look at who asks
-	headers string  // the key, where it looks at the headers in it
+	user    userRef // zero if the rule does not look at the auth record
+	headers string  // the key, if the rule looks at the headers in it
 }
 
 type answer struct {
@@ -136,12 +133,12 @@ func (n *Notifier) newMemo() *memo {
 	return &memo{n: n, answers: map[question]answer{}, users: map[userRef]foundUser{}}
 }
 
-// decide tells whether auth may subscribe to key.
+// decide reports whether auth may subscribe to key.
 func (m *memo) decide(key string, auth *core.Record) answer {
 	topic := topicOf(key)
 	granted := grant{byRule: true}
 	if topic == "" || m.n.reserved(topic) != "" {
-		// the server's own topics; on records' PocketBase asks their rules
+		// the server's own topics; PocketBase evaluates the rules for topics of records
 		return answer{grant: granted, ok: true}
 	}
 	isSuperuser := auth != nil && auth.IsSuperuser()
@@ -178,9 +175,9 @@ func (m *memo) decide(key string, auth *core.Record) answer {
 	return a
 }
 
-// user returns the auth record as the database has it now; nil, which is a
-// guest, where it is gone or its tokens are revoked. A database that does not answer is
-// an error, and says nothing of the user.
+// user returns the auth record as it is in the database now. It returns nil, which is a guest, if
+// the record is gone or its tokens are revoked. If the database does not answer, that is an error
+// and says nothing about the user.
 func (m *memo) user(auth *core.Record) (*core.Record, error) {
 	if auth == nil {
 		return nil, nil
@@ -207,12 +204,13 @@ func (m *memo) user(auth *core.Record) (*core.Record, error) {
 	return found.record, nil
 }
 
-// passes asks PocketBase whether somebody passes a rule of channel: one query,
-// none where the rule is open or locked. The pattern's values are all there is
-// in @request.query: nothing that a client sends is among them.
+// passes evaluates a rule of channel with PocketBase. It takes one query, or none if the rule is
+// open or locked. @request.query contains only the pattern's values and nothing that a client
+// sends.
 //
-// {name...} may stand for nothing. A rule that looks at it would find that equal to what
-// an outer join has where there is no record, and let everybody pass: it is not asked.
+// {name...} may stand for nothing. A rule that looks at such a value would find it equal to what an
+// outer join yields for a missing record, and let everyone pass. So it is not evaluated; only
+// superusers pass.
 func (n *Notifier) passes(c *channel, r *rules.Rule, values map[string]string, auth *core.Record, headers map[string]string) (bool, error) {
 	for name := range r.Wildcards {
 		if values[name] == "" && (auth == nil || !auth.IsSuperuser()) {
@@ -229,8 +227,8 @@ func (n *Notifier) passes(c *channel, r *rules.Rule, values map[string]string, a
 	}, r.Filter)
 }
 
-// standing returns the grants by which the client has keys already that it asked for, if it
-// is auth, and the version of what it has.
+// standing returns the grants of the keys that the client has already asked for, if the client is
+// auth, and the version of its subscriptions.
 func (c *Client) standing(auth *core.Record) (version int, grants map[string]grant) {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
@@ -246,7 +244,7 @@ func (c *Client) standing(auth *core.Record) (version int, grants map[string]gra
 	return c.version, grants
 }
 
-// holds reports whether g lets a message through to a client that is auth now.
+// holds reports whether g lets a message through to a client whose auth record is now auth.
 func (g grant) holds(auth *core.Record) bool {
 	switch {
 	case g.never:

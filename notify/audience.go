@@ -1,5 +1,5 @@
-// Who of the subscribers gets a message. Compiled once a message by message.go,
-// asked for each client by the fan-out.
+// Which subscribers get a message. message.go compiles an audience once per message; the fan-out
+// matches it against each client.
 
 package notify
 
@@ -18,31 +18,29 @@ import (
 const (
 	AuthAny       = "any"       // everyone, the default
 	AuthGuest     = "guest"     // connections that are not signed in
-	AuthUser      = "user"      // signed in, and no superuser
-	AuthSuperuser = "superuser" // signed in as superuser
+	AuthUser      = "user"      // signed in, but not a superuser
+	AuthSuperuser = "superuser" // signed in as a superuser
 )
 
-// Audience narrows the subscribers of a topic. Its parts combine with AND, the
-// items of a list with OR. A nil list narrows nothing; an empty one that is not
-// nil is matched by nobody, so that a list which came out empty never turns
-// into everyone.
+// Audience narrows the subscribers of a topic. Its parts combine with AND, the items of a list with
+// OR. A nil list narrows nothing. An empty list that is not nil matches nobody, so that a list that
+// came out empty never turns into everyone.
 type Audience struct {
-	// Auth is one of the Auth… constants; empty is AuthAny.
+	// Auth is one of the Auth… constants; empty means AuthAny.
 	Auth string `json:"auth"`
-	// Users are auth records as "COLLECTION:RECORD_ID", e.g. "users:abc…". (An
-	// id is unique within its collection only.) Every connection of theirs
-	// matches.
+	// Users are auth records as "COLLECTION:RECORD_ID", e.g. "users:abc…", because an id is unique
+	// only within its collection. Every connection of these users matches.
 	Users []string `json:"users"`
 	// Collections are names or ids of auth collections.
 	Collections []string `json:"collections"`
 	// Filter is a PocketBase filter on the auth record:
-	// "plan = 'pro' && verified = true". It costs one query a message.
+	// "plan = 'pro' && verified = true". It costs one query per message.
 	Filter string `json:"filter"`
 	// Clients are ids of realtime connections.
 	Clients []string `json:"clients"`
 }
 
-// Except leaves subscribers out that the [Audience] lets in.
+// Except excludes subscribers that the [Audience] includes.
 type Except struct {
 	// Users are auth records as "COLLECTION:RECORD_ID".
 	Users []string `json:"users"`
@@ -50,8 +48,7 @@ type Except struct {
 	Clients []string `json:"clients"`
 }
 
-// audience is an Audience and Except, checked and resolved. A nil set narrows
-// nothing.
+// audience is an Audience and an Except, checked and resolved. A nil set narrows nothing.
 type audience struct {
 	auth          string
 	users         sets.Of[userRef]
@@ -59,13 +56,13 @@ type audience struct {
 	clients       sets.Of[string]
 	exceptUsers   sets.Of[userRef]
 	exceptClients sets.Of[string]
-	clientUsers   map[string]string // see storedAudience; filled in when it is stored
+	clientUsers   map[string]string // see storedAudience; set when the message is stored
 
-	looksAtAuth bool // false: it is the same who the client is
+	looksAtAuth bool // false if the client's auth record makes no difference
 
 	filter     []collectionFilter // see filter.go; nil without a filter
 	filterText string
-	allowed    sets.Of[userRef] // whom the filter lets in; filled in for each send
+	allowed    sets.Of[userRef] // auth records that match the filter; set for each send
 }
 
 // noteLooks sets looksAtAuth.
@@ -73,7 +70,7 @@ func (a *audience) noteLooks(hasFilter bool) {
 	a.looksAtAuth = a.auth != AuthAny || a.users != nil || a.exceptUsers != nil || a.collections != nil || hasFilter
 }
 
-// narrows reports whether not every subscriber belongs to the audience.
+// narrows reports whether the audience may exclude a subscriber.
 func (a *audience) narrows() bool {
 	return a.looksAtAuth || a.clients != nil || a.exceptClients != nil
 }
@@ -117,13 +114,12 @@ func (n *Notifier) compile(to Audience, except Except) (*audience, Errors) {
 	return a, errs
 }
 
-// matchClient is match for a client of ours; now says whether its token has
-// expired.
+// matchClient is match for one of our clients; now decides whether its token has expired.
 func (a *audience) matchClient(client *Client, now time.Time) bool {
 	return a.matchID(client) && (!a.looksAtAuth || a.matchAuth(client.authAt(now)))
 }
 
-// match reports whether client, which is auth at this moment, belongs to the audience.
+// match reports whether client, whose auth record is now auth, belongs to the audience.
 func (a *audience) match(client subscriptions.Client, auth *core.Record) bool {
 	return a.matchID(client) && (!a.looksAtAuth || a.matchAuth(auth))
 }
@@ -176,8 +172,8 @@ func (n *Notifier) resolveUsers(field string, users []string, errs *Errors) sets
 	return refs
 }
 
-// resolveUser reads "COLLECTION:RECORD_ID". That the record exists is not
-// checked: one that does not has no connection either.
+// resolveUser parses "COLLECTION:RECORD_ID". It does not check that the record exists, because a
+// missing record has no connections anyway.
 func (n *Notifier) resolveUser(field, user string) (userRef, *FieldError) {
 	name, id, ok := strings.Cut(user, ":")
 	if !ok || name == "" || id == "" {

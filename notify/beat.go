@@ -1,4 +1,4 @@
-// Beats: events by which a client knows that its connection is alive.
+// Beats: events that tell a client that its connection is alive.
 
 package notify
 
@@ -10,26 +10,26 @@ import (
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
 
-// BeatTopic is the system topic on which a client that subscribes to it gets a small
-// event, {"every": SECONDS}, at once and then at each heartbeat: a heartbeat proper is a
-// comment, which EventSource does not show. A client whose beats are overdue knows that
-// its connection is dead although nobody has closed it. every is 0 where heartbeats are
-// off; then there is only the first one.
+// BeatTopic is a system topic. A client that subscribes to it gets a small event, {"every":
+// SECONDS}, at once and then at each heartbeat. (The heartbeat itself is a comment, which
+// EventSource does not show.) A client whose beats are overdue knows that its connection is dead
+// although nobody has closed it. every is 0 if heartbeats are off; then only the first event is
+// sent.
 const BeatTopic = "@beat"
 
-// beatState is what a connection gets on [BeatTopic].
+// beatState is the state of a connection's beats on [BeatTopic].
 type beatState int32
 
 const (
 	beatNone beatState = iota
-	beatDue            // subscribed just now: the next tick sends one
+	beatDue            // just subscribed: the next tick sends one
 	beating
 )
 
 func (s *beatState) load() beatState  { return beatState(atomic.LoadInt32((*int32)(s))) }
 func (s *beatState) set(to beatState) { atomic.StoreInt32((*int32)(s), int32(to)) }
 
-// wantBeats notes that the client wants beats by keys, of which it had the known ones.
+// wantBeats records that the client wants beats under keys; known are the keys that it already had.
 // subsMu is held.
 func (c *Client) wantBeats(keys []subscriptionKey, known map[string]subscriptionKey) {
 	if len(keys) == 0 {
@@ -52,7 +52,7 @@ func (n *Notifier) sendBeat(c *Client, now int64) {
 		return
 	}
 	c.lastBeat.Store(now)
-	c.beat.set(beating) // before the keys are looked up: one that comes now is due again
+	c.beat.set(beating) // before the keys are looked up, so that a key added now makes a beat due again
 	s := c.subscriptionTo(BeatTopic)
 	if s == nil {
 		return

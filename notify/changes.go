@@ -1,9 +1,9 @@
-// Changes of rights, from before their commit until the rules have been evaluated again.
-// hooks/channels.go tells of them.
+// Changes of rights, from before their commit until the rules have been re-evaluated.
+// hooks/channels.go reports them.
 //
-// Whoever may be affected is held meanwhile: messages go into the connection's queue and no
-// further. So nothing that is sent after the commit reaches a client that is not allowed to
-// have it any more, and one that is misses nothing.
+// Meanwhile every client that may be affected is held: messages go into the connection's queue and
+// no further. So nothing sent after the commit reaches a client that may no longer have it, and a
+// client that may have it misses nothing.
 
 package notify
 
@@ -18,20 +18,19 @@ import (
 	"herald/notify/internal/sets"
 )
 
-// changes are the changes of rights, those that are over and those under way.
+// changes holds the changes of rights in progress, and counts the finished ones.
 type changes struct {
-	mu         sync.Mutex // guards what follows; of other locks only clients' queue.mu is taken under it
-	generation uint64     // counts the ones that are over
+	mu         sync.Mutex // guards the fields below; only clients' queue.mu is locked under it
+	generation uint64     // counts finished changes
 	pending    sets.Of[*Change]
-	waiting    map[*Client]int // whose rules are to be asked again, and how often each is held for that
-	foreign    int             // how often the clients of other code are held for that
-	checking   bool            // a goroutine does so
+	waiting    map[*Client]int // clients waiting for a recheck, and how often each is held for it
+	foreign    int             // how often the clients of other code are held for it
+	checking   bool            // a goroutine is rechecking
 
 	checks sync.WaitGroup // that goroutine
 }
 
-// quietSince reports whether nobody's rights have changed since generation, and
-// no change is under way.
+// quietSince reports whether no rights have changed since generation and no change is in progress.
 func (c *changes) quietSince(generation uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -44,24 +43,23 @@ func (c *changes) current() uint64 {
 	return c.generation
 }
 
-// Change is a change of rights that is under way.
+// Change is a change of rights in progress.
 type Change struct {
 	n     *Notifier
 	find  func() []*Client
 	timer *time.Timer
 
 	// guarded by changes.mu
-	held sets.Of[*Client] // nil when it is over
+	held sets.Of[*Client] // nil once it is over
 }
 
-// maxChange is how long a change may be under way. A transaction that panics
-// never tells of its end, and whom it concerns would be held for good.
+// maxChange is the maximum duration of a change. A transaction that panics never reports its end;
+// without the limit, its clients would be held forever.
 const maxChange = time.Minute
 
-// beginChange has to be called before a change of rights is committed; find
-// returns the connections that it may affect. [Change.End] has to be called when
-// it is over. Until then who subscribes is held too: the rules may have been
-// asked before the commit.
+// beginChange must be called before a change of rights is committed; find returns the connections
+// that it may affect. [Change.End] must be called when the change is over. Until then, clients that
+// subscribe are held too, because their rules may have been evaluated before the commit.
 func (n *Notifier) beginChange(find func() []*Client) *Change {
 	change := &Change{n: n, find: find, held: sets.Of[*Client]{}}
 	n.changes.mu.Lock()
@@ -69,8 +67,8 @@ func (n *Notifier) beginChange(find func() []*Client) *Change {
 	change.timer = time.AfterFunc(maxChange, func() { change.End(true) })
 	n.changes.mu.Unlock()
 
-	n.outboxes.hold() // of other code's clients nobody knows whom it concerns
-	clients := find() // from here on nobody is overlooked, see admitted
+	n.outboxes.hold() // it is unknown which of other code's clients the change affects
+	clients := find() // from here on no client is overlooked, see admitted
 
 	n.changes.mu.Lock()
 	defer n.changes.mu.Unlock()
@@ -91,21 +89,21 @@ func (c *Change) add(client *Client) {
 	}
 }
 
-// End says that the change is over. Unless it was rolled back the rules are asked
-// again, on another goroutine. It may be called on nil.
+// End ends the change. Unless the change was rolled back, the rules are re-evaluated on another
+// goroutine. It may be called on nil.
 func (c *Change) End(committed bool) { EndAll(committed, c) }
 
-// EndAll is [Change.End] for all changes of one transaction: whom several of them concern
-// is checked once. Some may be nil.
+// EndAll is [Change.End] for all changes of one transaction, so that a client that several of them
+// affect is rechecked once. Some may be nil.
 func EndAll(committed bool, changes ...*Change) {
 	changes = slices.DeleteFunc(changes, func(c *Change) bool { return c == nil })
 	if len(changes) == 0 {
 		return
 	}
 	n := changes[0].n
-	held := map[*Client]int{} // and how often
+	held := map[*Client]int{} // client to its number of holds
 	foreign := 0
-	var late []*Change // they took too long, and are committed only now
+	var late []*Change // changes that exceeded maxChange before they were committed
 	n.changes.mu.Lock()
 	for _, c := range changes {
 		c.timer.Stop()
@@ -143,16 +141,16 @@ func EndAll(committed bool, changes ...*Change) {
 	n.checkLater(held, foreign)
 }
 
-// DependsOn reports whether a subscription may hang on records of collection, so
-// that [Notifier.ChangeOfRecord] has to be told of their changes.
+// DependsOn reports whether a subscription may depend on records of collection, so that
+// [Notifier.ChangeOfRecord] must be called for their changes.
 func (n *Notifier) DependsOn(collection *core.Collection) bool {
 	set := n.channels.Load()
 	return collection.IsAuth() && len(set.authFields) > 0 || set.collections[collection.Id] != nil
 }
 
-// ChangeOfRecord begins the change of a record, from before (nil for a new one)
-// to after (nil for one that is deleted). It has to be called before the change
-// is committed. The result is nil where no subscription can hang on it.
+// ChangeOfRecord begins the change of a record, from before (nil for a new one) to after (nil for a
+// deleted one). It must be called before the change is committed. The result is nil if no
+// subscription can depend on the change.
 func (n *Notifier) ChangeOfRecord(before, after *core.Record) *Change {
 	set := n.channels.Load()
 	record := after
@@ -188,7 +186,7 @@ func (n *Notifier) ChangeOfRecord(before, after *core.Record) *Change {
 	})
 }
 
-// concerned returns the connections that concern names, on topics of c.
+// concerned returns the connections that concern selects, on topics of c.
 func (n *Notifier) concerned(c *channel, concern rules.Concern) []*Client {
 	if concern.All {
 		return n.index.clientsWhere(c.pattern.Matcher())
@@ -203,8 +201,8 @@ func (n *Notifier) concerned(c *channel, concern rules.Concern) []*Client {
 	return clients
 }
 
-// clientsWithID returns the connections of the auth records with id, in whichever
-// collection. "" is the guests on topics of c.
+// clientsWithID returns the connections of the auth records with id, in any collection. "" selects
+// the guests on topics of c.
 func (n *Notifier) clientsWithID(c *channel, id string) []*Client {
 	if id == "" {
 		if n.index.guests.Load() == 0 {
@@ -224,8 +222,8 @@ func (n *Notifier) clientsWithID(c *channel, id string) []*Client {
 	return clients
 }
 
-// ChangeOfChannel does the same for the record of a channel. Before its end
-// [Notifier.SetChannels] has to be called.
+// ChangeOfChannel is ChangeOfRecord for the record of a channel. [Notifier.SetChannels] must be
+// called before the change ends.
 func (n *Notifier) ChangeOfChannel(before, after *core.Record) *Change {
 	var patterns []*rules.Pattern
 	for _, record := range []*core.Record{before, after} {
@@ -245,7 +243,7 @@ func (n *Notifier) ChangeOfChannel(before, after *core.Record) *Change {
 	})
 }
 
-// ChangeOfAll begins a change that may concern everyone.
+// ChangeOfAll begins a change that may affect everyone.
 func (n *Notifier) ChangeOfAll() *Change {
 	return n.beginChange(func() []*Client {
 		return n.index.clientsWhere(func(string) bool { return true })

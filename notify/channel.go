@@ -1,13 +1,12 @@
-// The way of writing where a loop of other code reads the messages from a channel, as
-// PocketBase's own does.
+// Delivery through a channel that a loop of other code reads, as PocketBase's own loop does.
 
 package notify
 
 import "github.com/pocketbase/pocketbase/tools/subscriptions"
 
-// Channel implements [subscriptions.Client], for a loop of other code that reads
-// the messages and writes them to the connection. It is closed at the end.
-// Herald's own ways of writing do not use it.
+// Channel implements [subscriptions.Client], for a loop of other code that reads the messages and
+// writes them to the connection. The channel is closed when the connection ends. Herald's own ways
+// of writing do not use it.
 func (c *Client) Channel() chan subscriptions.Message {
 	if below := c.below(); below != nil {
 		return below.Channel()
@@ -44,6 +43,10 @@ func (c *Client) pump() {
 		}
 		c.mu.Lock()
 		s, wake := c.stream, c.wake
+		if c.below() != nil {
+			c.mu.Unlock()
+			continue // wake may be that of the goroutine that serves c now
+		}
 		var next *frame
 		if c.inFlight = false; c.writable() > 0 {
 			next = c.frames[0]
@@ -66,7 +69,7 @@ func (c *Client) pump() {
 				select {
 				case channel <- next.message:
 					c.wrote(next.size)
-				case <-c.done: // and so it ends
+				case <-c.done: // the loop ends too
 				}
 				return nil
 			})

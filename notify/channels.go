@@ -1,5 +1,5 @@
-// Channels: which rules a topic has. Set from the records of a collection by
-// hooks/channels.go, asked for each subscription, publish and message.
+// Channels: the rules of a topic. hooks/channels.go sets them from the records of a collection;
+// they are looked up for each subscription, publish and message.
 
 package notify
 
@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"maps"
 	"math"
-	"slices"
 	"strings"
 	"time"
 
@@ -30,23 +29,22 @@ const (
 	channelHistoryTTL    = "historyTTL"
 )
 
-// channel gives the topics that match its pattern their rules. It is not changed
-// after it was made.
+// channel gives the topics that match its pattern their rules. It never changes after creation.
 type channel struct {
 	record    *core.Record
 	pattern   *rules.Pattern
 	subscribe *rules.Rule
 	publish   *rules.Rule
-	rateLimit float64 // publishes a second of one client; 0: no limit
+	rateLimit float64 // publishes per second of one client; 0 means no limit
 	maxSize   int     // of a publish's data, in bytes
 	history   history.Retention
 }
 
-// maxTTL is the longest historyTTL: a century, which no time.Duration overflows at.
+// maxTTL is the longest historyTTL: a century, which does not overflow a time.Duration.
 const maxTTL = 100 * 365 * 24 * time.Hour
 
-// newChannel compiles a channel's record. Where a rule does not compile the
-// channel is returned too: that rule then lets nobody but superusers pass.
+// newChannel compiles a channel's record. If a rule does not compile, the channel is returned as
+// well, and that rule lets only superusers pass.
 func newChannel(app core.App, record *core.Record) (*channel, Errors) {
 	var errs Errors
 	p, err := rules.ParsePattern(record.GetString(channelPattern))
@@ -54,15 +52,14 @@ func newChannel(app core.App, record *core.Record) (*channel, Errors) {
 		return nil, append(errs, invalid(channelPattern, ErrInvalidPattern, "%s", err))
 	}
 	for _, name := range p.Names {
-		// PocketBase compares the value as a number where the collection has a
-		// number of that name (resolveStaticRequestField in core): 1e1 and 10
-		// would be the same room
+		// PocketBase compares the value as a number if the collection has a number field of that
+		// name (resolveStaticRequestField in core): 1e1 and 10 would be the same room
 		if _, isNumber := record.Collection().Fields.GetByName(name).(*core.NumberField); isNumber {
-			errs.add(invalid(channelPattern, ErrInvalidPattern, "must not call a wildcard {%s}, as a number of the channel is called", name))
+			errs.add(invalid(channelPattern, ErrInvalidPattern, "must not use the name {%s}, which is a number field of the channel", name))
 		}
 	}
 	if strings.HasPrefix(p.Begin(), "@") {
-		errs.add(invalid(channelPattern, ErrInvalidPattern, `must not begin with "@": these topics are the server's own`))
+		errs.add(invalid(channelPattern, ErrInvalidPattern, `must not begin with "@", which is reserved for the server's own topics`))
 	}
 
 	compile := func(field string) *rules.Rule {
@@ -87,13 +84,13 @@ func newChannel(app core.App, record *core.Record) (*channel, Errors) {
 	}
 	compile(channelPresenceRule)
 	if c.maxSize <= 0 {
-		c.maxSize = math.MaxInt // the engine's own limit holds
+		c.maxSize = math.MaxInt // the engine's own limit applies
 	}
 	return c, errs
 }
 
-// CheckChannel tells what is wrong with a channel's record, given the other
-// channels there are. app may be that of a transaction.
+// CheckChannel reports what is wrong with a channel's record, given all other channels. app may be
+// the app of a transaction.
 func (n *Notifier) CheckChannel(app core.App, record *core.Record, others []*core.Record) Errors {
 	c, errs := newChannel(app, record)
 	if c == nil {
@@ -105,45 +102,44 @@ func (n *Notifier) CheckChannel(app core.App, record *core.Record, others []*cor
 		}
 		if p, err := rules.ParsePattern(other.GetString(channelPattern)); err == nil && c.pattern.Conflicts(p) {
 			errs.add(invalid(channelPattern, ErrInvalidPattern,
-				"conflicts with %q: there are topics that fit both, and neither is the more specific one", p.Text))
+				"conflicts with %q: some topics match both, and neither is more specific", p.Text))
 		}
 	}
 	return errs
 }
 
-// ReservedByRecords tells of which collection the record events have some of the topics
-// that a channel's pattern fits, as orders/{id} does beside a collection "orders": what
-// the channel says does not hold for these. It is empty where there is none.
+// ReservedByRecords returns the reason if some topics that match a channel's pattern are reserved
+// for record events, as with orders/{id} beside a collection "orders". The channel does not apply
+// to those topics. It returns "" if there are none.
 func (n *Notifier) ReservedByRecords(patternText string) string {
 	p, err := rules.ParsePattern(patternText)
 	if err != nil {
 		return ""
 	}
-	return n.reserved(p.Example("abcdefghijklmno")) // as PocketBase makes ids
+	return n.reserved(p.Example("abcdefghijklmno")) // an id as PocketBase generates it
 }
 
-// channels are all channels at one time.
+// channels is the set of all channels at one time.
 type channels struct {
 	tree rules.Tree[*channel]
 	all  []*channel
 
-	hasHistory bool // one of them
+	hasHistory bool // at least one channel has history
 
-	// what their subscribe rules look at, all taken together
+	// what all subscribe rules together look at
 	authFields  sets.Of[string]
 	collections map[string]sets.Of[string] // fields by collection id
 }
 
-// SetChannels replaces the channels by those of records, of which the first one
-// wins where two have the same place. It checks nobody again: see
-// [Notifier.BeginChange].
+// SetChannels replaces the channels with those of records. If two have the same place, the first
+// one wins. It does not recheck any client: see [Notifier.ChangeOfChannel].
 func (n *Notifier) SetChannels(records []*core.Record) {
 	next := &channels{authFields: sets.Of[string]{}, collections: map[string]sets.Of[string]{}}
 	for _, record := range records {
 		c, errs := newChannel(n.app, record)
 		for _, err := range errs {
-			// possible where a collection was renamed or removed since
-			n.app.Logger().Error("A channel is wrong; what its rule says is refused",
+			// possible if a collection was renamed or removed since
+			n.app.Logger().Error("Invalid channel; a rule that does not compile lets only superusers pass",
 				slog.String("pattern", record.GetString(channelPattern)), slog.String("error", err.Error()))
 		}
 		if c == nil {
@@ -197,10 +193,17 @@ func (n *Notifier) activate(next *channels) {
 		n.channels.Store(next)
 		return
 	}
-	isAgain := slices.ContainsFunc(next.all, func(c *channel) bool {
-		_, had := n.hadHistory[c.pattern.Text]
-		return had && c.history.Count > 0
-	})
+	// Whether some topics may have had history before: those of a channel that has it back, or
+	// of one without that goes away.
+	stays := map[string]bool{}
+	isAgain := false
+	for _, c := range next.all {
+		stays[c.pattern.Text] = true
+		isAgain = isAgain || c.history.Count > 0 && !hadHistory[c.pattern.Text] && n.hadHistory.Has(c.pattern.Text)
+	}
+	for _, c := range before.all {
+		isAgain = isAgain || c.history.Count == 0 && !stays[c.pattern.Text]
+	}
 	n.sending.Lock() // what is sent without being stored is in the queues
 	lapse := n.history.Lapsed(func(topic string) bool {
 		return before.historyOf(topic).Count == 0 && next.historyOf(topic).Count > 0
@@ -210,11 +213,10 @@ func (n *Notifier) activate(next *channels) {
 	n.history.NoteLater(lapse)
 }
 
-// unknownChannels are those before any were set: what topics had then nobody
-// knows.
+// unknownChannels stands for the channels before any were set: what topics had then is unknown.
 var unknownChannels = &channels{}
 
-// historyOf returns what is kept of topic, which is not a reserved one.
+// historyOf returns the retention of topic, which must not be a reserved one.
 func (set *channels) historyOf(topic string) history.Retention {
 	if !set.hasHistory {
 		return history.Retention{}
@@ -225,7 +227,7 @@ func (set *channels) historyOf(topic string) history.Retention {
 	return history.Retention{}
 }
 
-// historyOf returns what is kept of topic.
+// historyOf returns the retention of topic.
 func (n *Notifier) historyOf(topic string) history.Retention {
 	keep := n.channels.Load().historyOf(topic)
 	if keep.Count > 0 && n.reserved(topic) != "" {
@@ -234,7 +236,7 @@ func (n *Notifier) historyOf(topic string) history.Retention {
 	return keep
 }
 
-// isRestricted reports whether not everyone may listen to topic.
+// isRestricted reports whether only some clients may listen to topic.
 func (n *Notifier) isRestricted(topic string) bool {
 	set := n.channels.Load()
 	if len(set.all) == 0 {
@@ -247,8 +249,8 @@ func (n *Notifier) isRestricted(topic string) bool {
 	return c.subscribe.Filter == nil || c.subscribe.LooksAtAuth()
 }
 
-// channelOf returns the channel of topic and what the wildcards of its pattern
-// stand for; nil where there is none, or the topic is the server's own.
+// channelOf returns the channel of topic and the values of its pattern's wildcards. It returns nil
+// if there is no channel, or if the topic is the server's own.
 func (n *Notifier) channelOf(topic string) (*channel, map[string]string) {
 	set := n.channels.Load()
 	if len(set.all) == 0 || topic == "" || n.reserved(topic) != "" {

@@ -1,6 +1,6 @@
-// The client of a realtime connection. hooks/connections.go makes one for each
-// connection; the fan-out and PocketBase send to it. Its queue is in queue.go,
-// the two ways of writing it out in socket.go and stream.go.
+// The client of a realtime connection. hooks/connections.go creates one per connection; the fan-out
+// and PocketBase send to it. queue.go holds its queue; socket.go and stream.go are the two ways of
+// writing it out.
 
 package notify
 
@@ -22,44 +22,43 @@ const (
 	ReasonQueueFull    = "queue full"       // it did not read what was sent to it
 	ReasonTooSlow      = "too slow"         // it took nothing for WriteTimeout
 	ReasonWriteFailed  = "write failed"     // e.g. reset by the peer
-	ReasonUnexpected   = "unexpected data"  // it sent something where a client has nothing to say
-	ReasonDisconnected = "disconnected"     // somebody asked for it, see Notifier.Disconnect
-	ReasonUnregistered = "unregistered"     // other code took it out of PocketBase's broker
+	ReasonUnexpected   = "unexpected data"  // it sent something, though a client has nothing to send
+	ReasonDisconnected = "disconnected"     // requested, see Notifier.Disconnect
+	ReasonUnregistered = "unregistered"     // other code removed it from PocketBase's broker
 	ReasonLifetime     = "lifetime over"    // RealtimeConnectRequestEvent.MaxTimeout
 	ReasonIdle         = "idle"             // RealtimeConnectRequestEvent.IdleTimeout
-	ReasonTokenExpired = "token expired"    // its SDK comes back with the token it has by now
+	ReasonTokenExpired = "token expired"    // its SDK returns with its current token
 	ReasonAuthEnded    = "auth ended"       // what was queued for the user must not be written any more
 	ReasonHandlers     = "handlers changed" // an OnRealtimeMessageSend handler was bound after it connected
-	ReasonShutdown     = "shutdown"         // the server stops
+	ReasonShutdown     = "shutdown"         // the server is stopping
 	ReasonFailed       = "internal error"   // a panic in its path
 	ReasonRejected     = "handler returned" // a handler of the connect request ended it
-	ReasonRuleFailed   = "rule failed"      // a channel's rule could not be asked
+	ReasonRuleFailed   = "rule failed"      // a channel's rule could not be evaluated
 )
 
-// Client is a realtime connection whose Send never blocks: it puts the message
-// into a bounded queue. A connection whose queue is full is closed, rather than
-// left with a hole in what it received.
+// Client is a realtime connection whose Send never blocks: it puts the message into a bounded
+// queue. A connection whose queue is full is closed, rather than left with a gap in what it
+// received.
 //
-// It wraps the client that PocketBase made for the connection and keeps that
-// one's id, subscriptions and store. What it adds it keeps in the notifier's
-// index: its topics and its user.
+// It wraps the client that PocketBase made for the connection and keeps that client's id,
+// subscriptions and store. It keeps its topics and its user in the notifier's index.
 //
-// After [Notifier.NewClient] either [Client.TakeConn] or [Client.ServeStream]
-// writes out what is queued, or else somebody reads [Client.Channel].
+// After [Notifier.NewClient], either [Client.TakeConn] or [Client.ServeStream] writes out what is
+// queued, or a reader of [Client.Channel] does.
 type Client struct {
 	subscriptions.Client
 
 	notifier  *Notifier
 	connected time.Time
 	onEnd     func()
-	done      chan struct{} // closed when the connection has ended and all is cleaned up
+	done      chan struct{} // closed when the connection has ended and everything is cleaned up
 
 	queue // the messages that wait, and the state of the connection
 
-	// what the connection was asked to be, set before it is served
+	// limits requested for the connection, set before it is served
 	lifetime, idle time.Duration
 
-	// When it was written to, had a message and a beat last, by Notifier.clock.
+	// When it last was written to, had a message and had a beat, by Notifier.clock.
 	lastWrite, lastMessage, lastBeat atomic.Int64
 
 	beat beatState // whether it wants beats, see serving.go
@@ -70,38 +69,37 @@ type Client struct {
 
 	authMu  sync.Mutex // orders changes of auth with those of the index
 	auth    atomic.Pointer[core.Record]
-	expires atomic.Int64 // when auth's token does, in Unix seconds; 0: never
+	expires atomic.Int64 // when auth's token expires, in Unix seconds; 0 means never
 
 	resubscribing sync.Mutex // held by Resubscribe
 
-	// subsMu guards what follows and is taken before the lock of any stripe.
+	// subsMu guards the fields below and is taken before the lock of any stripe.
 	subsMu      sync.Mutex
 	subs        []*subscription
-	replays     []pendingReplay  // are to be run
-	replaying   bool             // a goroutine does so
-	admitted    map[string]grant // by key, of the Subscribe that is to come
+	replays     []pendingReplay  // waiting to run
+	replaying   bool             // a goroutine is running replays
+	admitted    map[string]grant // by key, for the coming Subscribe
 	version     int              // counts Resubscribes, and the checks that ended something
 	resubscribe bool             // an Unsubscribe is about to be followed by a Subscribe
-	unchecked   bool             // the rules should have been asked again meanwhile
-	signingOut  int              // SignOuts under way
-	unlisted    bool             // keeps out of the index, for good
+	unchecked   bool             // a recheck of the rules was skipped and is due
+	signingOut  int              // SignOuts in progress
+	unlisted    bool             // stays out of the index for good
 
-	pair atomic.Pointer[pair] // of a wrapped client, and the one that writes for it: see wrapped.go
+	pair atomic.Pointer[pair] // for a wrapped client and the one that writes for it: see wrapped.go
 }
 
 var _ subscriptions.Client = (*Client)(nil)
 
-// NewClient wraps base, the client of a connection that begins now. onEnd, which
-// may be nil, is called once when the connection has ended, whoever ended it.
-// The connection has to be ended at some time: by [Client.Close], by
-// [Client.Discard] or by its other side.
+// NewClient wraps base, the client of a connection that begins now. onEnd, which may be nil, is
+// called once when the connection has ended, for whatever reason. The connection must end at some
+// point: by [Client.Close], by [Client.Discard] or from its other side.
 func (n *Notifier) NewClient(base subscriptions.Client, onEnd func()) *Client {
 	c := &Client{Client: base, notifier: n, connected: time.Now(), onEnd: onEnd, done: make(chan struct{})}
 	c.frames = c.inline[:0]
 	return c
 }
 
-// unlist takes the client out of the index for good.
+// unlist removes the client from the index for good.
 func (c *Client) unlist() {
 	c.subsMu.Lock()
 	c.unlisted = true
@@ -134,8 +132,7 @@ func (c *Client) Unset(key string) {
 	c.Client.Unset(key)
 }
 
-// Get implements [subscriptions.Client]. The auth record is nil once its token
-// has expired.
+// Get implements [subscriptions.Client]. The auth record is nil once its token has expired.
 func (c *Client) Get(key string) any {
 	if key == apis.RealtimeClientAuthKey && c.auth.Load() != nil && c.expired(time.Now()) {
 		return nil
@@ -143,7 +140,7 @@ func (c *Client) Get(key string) any {
 	return c.Client.Get(key)
 }
 
-// setAuthLocked notes who the client is. authMu is held.
+// setAuthLocked sets the client's auth record. authMu is held.
 func (c *Client) setAuthLocked(auth *core.Record) {
 	before := c.auth.Swap(auth)
 	if auth == nil {
@@ -171,10 +168,9 @@ func (c *Client) setAuthLocked(auth *core.Record) {
 	c.authChanged()
 }
 
-// SetExpiry tells when the token of the client's auth record expires; the zero
-// time is never. From then on the client counts as a guest, and its connection
-// is closed within a second, so that its SDK comes back with the token that it
-// has by then.
+// SetExpiry sets when the token of the client's auth record expires; the zero time means never.
+// After that the client counts as a guest, and its connection is closed within a second, so that
+// its SDK returns with its current token.
 func (c *Client) SetExpiry(at time.Time) {
 	if at.IsZero() {
 		c.expires.Store(0)
@@ -183,16 +179,16 @@ func (c *Client) SetExpiry(at time.Time) {
 	}
 }
 
-// SetTimeouts limits how long the connection lasts, and how long without a
-// message. Zero is no limit. To be called before it is served.
+// SetTimeouts limits how long the connection lasts, and how long it lasts without a message. Zero
+// means no limit. Call it before the connection is served.
 func (c *Client) SetTimeouts(lifetime, idle time.Duration) {
 	c.lifetime, c.idle = lifetime, idle
 }
 
-// Register puts the client into PocketBase's broker, where its subscriptions can
-// be set and other code finds it. It leaves the broker when it ends.
+// Register puts the client into PocketBase's broker, where its subscriptions can be set and other
+// code finds it. It leaves the broker when it ends.
 //
-// as is what other code finds there: the client itself, or its wrapper.
+// as is what other code finds there: the client itself or its wrapper.
 func (c *Client) Register(as subscriptions.Client) {
 	broker := c.notifier.app.SubscriptionsBroker()
 	broker.Register(as)
@@ -202,25 +198,25 @@ func (c *Client) Register(as subscriptions.Client) {
 	}
 }
 
-// Unlist keeps the client out of the index of who gets messages: for one that
-// other code has wrapped by a client of its own, which gets them instead.
+// Unlist keeps the client out of the index, so it gets no messages. It is for a client that other
+// code has replaced with a client of its own, which gets the messages instead.
 func (c *Client) Unlist() { c.unlist() }
 
 // Connected returns when the connection began.
 func (c *Client) Connected() time.Time { return c.connected }
 
-// Done is closed when the connection has ended and nothing of it is left.
+// Done is closed when the connection has ended and is fully cleaned up.
 func (c *Client) Done() <-chan struct{} { return c.done }
 
-// Close ends the connection at once; what is queued is not written. The SDK on
-// the other side will reconnect. reason is for logs and metrics.
+// Close ends the connection at once; what is queued is not written. The SDK on the other side will
+// reconnect. reason appears in logs and metrics.
 func (c *Client) Close(reason string) { c.end(reason) }
 
 // Discard implements [subscriptions.Client]: it ends the connection.
 func (c *Client) Discard() { c.end(ReasonUnregistered) }
 
-// Send queues m. It does not block. What PocketBase sends in this way (record
-// events) was checked against the client's auth record.
+// Send queues m. It does not block. PocketBase sends record events this way, and has checked them
+// against the client's auth record.
 func (c *Client) Send(m subscriptions.Message) {
 	if m.Name == "" || !safeKey(m.Name) {
 		return
@@ -237,8 +233,8 @@ func (c *Client) Send(m subscriptions.Message) {
 	}
 }
 
-// cleanup is what remains to be done when the connection has ended, on a
-// goroutine of its own, since it takes locks that the one who ends it may hold.
+// cleanup does what remains when the connection has ended. It has its own goroutine, since it takes
+// locks that the caller that ends the connection may hold.
 func (c *Client) cleanup(reason string, undelivered int) {
 	defer close(c.done)
 	defer c.guard("ending a realtime connection")
@@ -256,7 +252,7 @@ func (c *Client) cleanup(reason string, undelivered int) {
 		return
 	}
 	c.unlist()
-	defer func() { // also when other code panics
+	defer func() { // also if other code panics
 		if c.onEnd != nil {
 			c.onEnd()
 		}

@@ -12,41 +12,39 @@ const (
 
 // Config holds the options of a [Notifier]. The zero value works.
 type Config struct {
-	// QueueSize is how many messages may wait for one connection. One that
-	// has more waiting is disconnected: it does not read, and a queue without
-	// a bound would end in the server's memory. Defaults to 256.
+	// QueueSize is how many messages may wait for one connection. A connection with more waiting
+	// messages is disconnected: it does not read, and an unbounded queue would exhaust the server's
+	// memory. Defaults to 256.
 	QueueSize int
 
-	// QueueBytes is how many bytes may wait for one connection. Defaults to
-	// 1 MiB.
+	// QueueBytes is how many bytes may wait for one connection. Defaults to 1 MiB.
 	QueueBytes int
 
-	// Heartbeat is how long a connection may be idle before it gets a comment
-	// line, which keeps proxies from closing it and finds the dead ones.
-	// Defaults to 25 s; negative is none.
+	// Heartbeat is how long a connection may be idle before it gets a comment line, which keeps
+	// proxies from closing it and detects dead connections. Defaults to 25 s; a negative value
+	// turns heartbeats off.
 	Heartbeat time.Duration
 
-	// Hooked reports whether somebody wants to see each message to each
-	// connection, as OnRealtimeMessageSend handlers do: connections that were
-	// taken ([Client.TakeConn]) then get no message any more and are closed.
-	// Defaults to nobody.
+	// Hooked reports whether other code wants to see each message to each connection, as
+	// OnRealtimeMessageSend handlers do. Connections that were taken ([Client.TakeConn]) then get
+	// no more messages and are closed. Defaults to never.
 	Hooked func() bool
 
 	// MaxSize is the largest accepted message data in bytes, as compact JSON.
 	// Defaults to DefaultMaxSize, 256 KiB.
 	MaxSize int
 
-	// Strict refuses topics that no channel matches, except to superusers and the
-	// server's own code. Without it anyone may listen to them.
+	// Strict refuses topics that no channel matches, except to superusers and the server's own
+	// code. Without it anyone may subscribe to them.
 	Strict bool
 
-	// HistoryPath is the file of the database with the history of topics. It is made
-	// when the first channel has history. Defaults to "notify_history.db" in the
-	// application's data directory.
+	// HistoryPath is the file of the database with the history of topics. It is created when the
+	// first channel has history. Defaults to "notify_history.db" in the application's data
+	// directory.
 	HistoryPath string
 
-	// IDWindow is for how long the id of a message is remembered, so that a
-	// retry with the same id is not sent twice. Defaults to 5 minutes.
+	// IDWindow is how long the id of a message is remembered, so that a retry with the same id is
+	// not sent twice. Defaults to 5 minutes.
 	IDWindow time.Duration
 }
 

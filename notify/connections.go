@@ -1,5 +1,4 @@
-// Who is connected and subscribed to what, and disconnecting them. Called by
-// hooks/routes.go.
+// Listing connections and their subscriptions, and disconnecting them. Called by hooks/routes.go.
 
 package notify
 
@@ -16,7 +15,7 @@ import (
 	"herald/notify/internal/sets"
 )
 
-// TopicInfo tells who is subscribed to a topic.
+// TopicInfo counts the subscribers of a topic.
 type TopicInfo struct {
 	Topic string `json:"topic"`
 	// Subscribers is the number of connections.
@@ -30,7 +29,7 @@ type Connection struct {
 	ID            string
 	Auth          *core.Record // nil for a guest
 	IP            string
-	Connected     time.Time // zero where other code registered the client
+	Connected     time.Time // zero if other code registered the client
 	Subscriptions []string  // the subscription keys, sorted
 	Queued        int       // messages that wait to be written
 }
@@ -42,8 +41,8 @@ type ConnectionFilter struct {
 	User string
 }
 
-// Topics returns all topics with subscribers, those of PocketBase's record
-// events included, sorted by name.
+// Topics returns all topics with subscribers, sorted by name. It includes those of PocketBase's
+// record events.
 func (n *Notifier) Topics() []TopicInfo {
 	infos := map[string]*TopicInfo{}
 	users := map[string]sets.Of[userRef]{}
@@ -98,9 +97,8 @@ func (n *Notifier) Connections(filter ConnectionFilter) ([]Connection, error) {
 	return result, nil
 }
 
-// HasSubscribers reports whether user ("COLLECTION:RECORD_ID") has a connection
-// that is subscribed to topic. It spares the work of preparing a message that
-// nobody would get.
+// HasSubscribers reports whether user ("COLLECTION:RECORD_ID") has a connection that is subscribed
+// to topic. It saves the work of preparing a message that nobody would get.
 func (n *Notifier) HasSubscribers(topic, user string) bool {
 	clients, err := n.selectClients(ConnectionFilter{Topic: topic, User: user})
 	return err == nil && len(clients) > 0
@@ -126,9 +124,8 @@ func (n *Notifier) Disconnect(id string) bool {
 	return true
 }
 
-// DisconnectUser ends every connection of the auth record user
-// ("COLLECTION:RECORD_ID") and returns how many there were. The error is of
-// type [Errors], with the field "user".
+// DisconnectUser ends every connection of the auth record user ("COLLECTION:RECORD_ID") and returns
+// their number. The error is of type [Errors], with the field "user".
 func (n *Notifier) DisconnectUser(user string) (int, error) {
 	if user == "" {
 		return 0, Errors{invalid("user", ErrRequired, "cannot be blank")}
@@ -144,8 +141,8 @@ func (n *Notifier) disconnect(client subscriptions.Client) {
 	if own := n.own(client); own != nil {
 		own.Close(ReasonDisconnected)
 	}
-	// at once, and not when the connection's handler returns: nothing that is
-	// sent from here on is for this client
+	// at once, not when the connection's handler returns: nothing sent from here on is for this
+	// client
 	n.app.SubscriptionsBroker().Unregister(client.Id())
 }
 
@@ -173,9 +170,8 @@ func (n *Notifier) selectClients(filter ConnectionFilter) ([]subscriptions.Clien
 	return result, nil
 }
 
-// candidates returns clients among which all are that are subscribed to topic
-// (if it is not empty) and belong to user (if byUser): as few as the index knows
-// how to find.
+// candidates returns a superset of the clients that are subscribed to topic (if it is not empty)
+// and belong to user (if byUser), as small as the index allows.
 func (n *Notifier) candidates(topic string, byUser bool, user userRef) []subscriptions.Client {
 	var own []*Client
 	switch {

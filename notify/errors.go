@@ -1,5 +1,5 @@
-// What can be wrong with a message. Made by the checks in message.go, topic.go,
-// audience.go and filter.go; turned into answers by hooks/errors.go.
+// The errors of a message. The checks in message.go, topic.go, audience.go and filter.go create
+// them; hooks/internal/api turns them into answers.
 
 package notify
 
@@ -11,8 +11,8 @@ import (
 	"herald/notify/internal/history"
 )
 
-// What can be wrong with a message, for errors.Is. Each has the stable code
-// that the HTTP API answers with.
+// The kinds of errors of a message, for errors.Is. Each has the stable code that the HTTP API
+// answers with.
 var (
 	ErrRequired        error = &kind{"validation_required", "a required field is missing"}
 	ErrInvalidTopic    error = &kind{"validation_invalid_topic", "invalid topic"}
@@ -29,17 +29,16 @@ var (
 	ErrInvalidRule     error = &kind{"validation_invalid_rule", "invalid rule"}
 )
 
-// ErrForbidden refuses a client's message. It is the same whether a rule, a
-// reserved name or the lack of a channel forbids it.
+// ErrForbidden refuses a client's message. It is the same whether a rule, a reserved name or a
+// missing channel forbids the message.
 var ErrForbidden = errors.New("not allowed to publish to this topic")
 
-// ErrShutdown refuses a message because the server stops. A retry reaches its
-// successor.
+// ErrShutdown refuses a message because the server is stopping. A retry reaches its successor.
 var ErrShutdown = history.ErrClosed
 
-// ErrHistory refuses a message, or a request for missed ones, because the history
-// cannot be written or read: the disk is full, for example. Such a message reached
-// nobody. A retry may succeed.
+// ErrHistory refuses a message, or a request for missed ones, because the history cannot be written
+// or read, for example because the disk is full. The refused message reached nobody. A retry may
+// succeed.
 var ErrHistory = history.ErrUnavailable
 
 // kind is the comparable identity behind the exported Err… values.
@@ -51,7 +50,7 @@ func (k *kind) Error() string { return k.text }
 type FieldError struct {
 	// Field is the JSON path of the field: "topic", "to.filter", "to.users.2".
 	Field string
-	// Detail is a sentence without its subject: `must not contain "?"`.
+	// Detail is a sentence without its subject, such as `must not contain "?"`.
 	Detail string
 
 	kind *kind
@@ -63,14 +62,14 @@ func invalid(field string, err error, format string, args ...any) *FieldError {
 
 func (e *FieldError) Error() string { return e.Field + ": " + e.Detail }
 
-// Unwrap returns the Err… value of this package that tells the kind of error.
+// Unwrap returns the Err… value of this package for this kind of error.
 func (e *FieldError) Unwrap() error { return e.kind }
 
-// Code returns the stable code of the kind of error, e.g. "validation_invalid_topic".
+// Code returns the stable code of this kind of error, e.g. "validation_invalid_topic".
 func (e *FieldError) Code() string { return e.kind.code }
 
-// Errors is every field that is wrong with one message. [Notifier.Send]
-// returns it when it refuses a message; nothing of such a message was sent.
+// Errors lists every field that is wrong with one message. [Notifier.Send] returns it when it
+// refuses a message; nothing of that message was sent.
 type Errors []*FieldError
 
 func (e Errors) Error() string {

@@ -1,4 +1,4 @@
-// The fan-out: one message into the queues of its recipients, in the order of its topic.
+// The fan-out puts one message into the queues of its recipients, in the order of its topic.
 
 package notify
 
@@ -42,7 +42,7 @@ func (n *Notifier) fanOutAt(now time.Time, pub *publication) Report {
 	stripe.mu.Unlock()
 
 	if f.readyCount <= writeSelf {
-		// cheaper than to wake a writer
+		// cheaper than waking a writer
 		for _, client := range f.ready[:f.readyCount] {
 			if client.flush() {
 				n.writers.add(client)
@@ -59,9 +59,9 @@ func (n *Notifier) fanOutAt(now time.Time, pub *publication) Report {
 // of waking a writer.
 const writeSelf = 2
 
-// namedSubscriptions returns the subscriptions of those whom the audience names
-// one by one; false where it names nobody. They cost what they are, however many
-// others listen to the topic.
+// namedSubscriptions returns the subscriptions of the clients or users that the audience names one
+// by one; false if it names none. The cost grows with their number, not with the topic's
+// subscribers.
 func (n *Notifier) namedSubscriptions(pub *publication) ([]*subscription, bool) {
 	var clients []*Client
 	switch {
@@ -99,15 +99,15 @@ type fanOut struct {
 	private  bool // not for everyone who can connect
 	report   Report
 
-	plain     *frame            // under the topic itself, which most subscribe to
+	plain     *frame            // under the topic itself, as most clients subscribe
 	frames    map[string]*frame // under other keys
-	enveloped []byte            // nil until somebody wants it
+	enveloped []byte            // nil until a subscriber wants it
 
-	ready      [64]*Client // are to be written to
+	ready      [64]*Client // have something to write
 	readyCount int
 }
 
-// frame returns the message as it is written under key; it is encoded once.
+// frame returns the message as it is written under the key name. It is encoded once per key.
 func (f *fanOut) frame(name string, envelope bool) *frame {
 	if name == f.pub.Topic {
 		if f.plain == nil {
@@ -126,8 +126,7 @@ func (f *fanOut) frame(name string, envelope bool) *frame {
 	return made
 }
 
-// frameAfterGap is frame for a subscriber whose first message it is, and who has
-// missed some before it.
+// frameAfterGap is frame for the first message of a subscriber that has missed earlier ones.
 func (f *fanOut) frameAfterGap(name string) *frame {
 	enveloped, err := f.pub.envelope(true)
 	if err != nil {
@@ -143,7 +142,7 @@ func (f *fanOut) message(name string, envelope bool) subscriptions.Message {
 	}
 	if f.enveloped == nil {
 		enveloped, err := f.pub.envelope(false)
-		if err != nil { // of a checked message there is none
+		if err != nil { // cannot happen for a checked message
 			f.notifier.app.Logger().Error("Failed to encode an envelope", slog.String("error", err.Error()))
 		}
 		f.enveloped = enveloped
@@ -170,7 +169,7 @@ func (f *fanOut) enqueue(s *subscription) {
 		var made *frame
 		switch key.replay.takes(f.pub) {
 		case replayed:
-			outcome = queued // it comes, or has come, from the history
+			outcome = queued // the history delivers it, or already has
 			continue
 		case afterGap:
 			made = f.frameAfterGap(key.name)
@@ -198,13 +197,13 @@ func (f *fanOut) enqueue(s *subscription) {
 	f.report.Matched++
 }
 
-// handOver gives those who are ready to the writers.
+// handOver gives the ready clients to the writers.
 func (f *fanOut) handOver() {
 	f.notifier.writers.add(f.ready[:f.readyCount]...)
 	f.readyCount = 0
 }
 
-// enqueueForeign does the same for a client of other code.
+// enqueueForeign is enqueue for a client of other code.
 func (f *fanOut) enqueueForeign(client subscriptions.Client) {
 	defer func() {
 		if cause := recover(); cause != nil {

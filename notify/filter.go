@@ -1,5 +1,5 @@
-// The filter of an audience: compiled by audience.go, resolved with one query a
-// message by send.go.
+// The filter of an audience. audience.go compiles it; send.go resolves it with one query per
+// message.
 
 package notify
 
@@ -21,8 +21,8 @@ import (
 	"herald/notify/internal/sets"
 )
 
-// filterFields is what an audience's filter may name: the auth record's fields
-// and @collection.*. There is no request whose @request.* could be meant.
+// filterFields lists the names that an audience's filter may use: the auth record's fields and
+// @collection.*. There is no request, so @request.* means nothing.
 var filterFields = []string{`^\w+[\w\.\:]*$`, `^\@collection\.\w+(\:\w+)?\.[\w\.\:]*\w+$`}
 
 // collectionFilter is the filter of an audience, compiled for one collection.
@@ -30,8 +30,8 @@ type collectionFilter struct {
 	collection *core.Collection
 	expr       dbx.Expression
 	resolver   *core.RecordFieldResolver
-	// meaning is the same as long as the names in the filter stand for the same
-	// collections and fields: a hash of their ids.
+	// meaning is a hash of the ids of the collections and fields that the filter names. It stays
+	// the same as long as the names stand for the same things.
 	meaning string
 }
 
@@ -47,8 +47,8 @@ func (n *Notifier) compileFor(collection *core.Collection, filter string) (colle
 	return collectionFilter{collection, expr, resolver, noting.meaning()}, nil
 }
 
-// meaningResolver is PocketBase's resolver of the names in a filter that also notes what
-// they stand for.
+// meaningResolver is PocketBase's resolver of the names in a filter. It also records what they
+// stand for.
 type meaningResolver struct {
 	*core.RecordFieldResolver
 	app        core.App
@@ -94,8 +94,8 @@ func (r *meaningResolver) Resolve(field string) (*search.ResolverResult, error) 
 	return r.RecordFieldResolver.Resolve(field)
 }
 
-// note notes a collection. One that was made anew has the id of that with the same name
-// before it.
+// note records a collection. The creation time is part of the entry because a recreated collection
+// has the same id as the earlier one of that name.
 func (r *meaningResolver) note(path string, collection *core.Collection) {
 	r.ids[path+"="+collection.Id+" "+collection.Created.String()] = struct{}{}
 }
@@ -118,11 +118,10 @@ func (r *meaningResolver) meaning() string {
 
 // compileFilter compiles filter for the auth collections that a may match.
 //
-// Where the audience names collections (or users of some), the filter has to
-// fit each of these. Otherwise it has to fit one: `plan = 'pro'` is about the
-// users who have a plan, and must not be refused because superusers have none.
-// Whether a filter is valid so depends on the collections alone, never on who
-// happens to be connected.
+// If the audience names collections (or users of some), the filter must fit each one. Otherwise it
+// must fit at least one: `plan = 'pro'` is about users who have a plan, and must not be refused
+// because superusers have none. So the validity of a filter depends on the collections alone, never
+// on who happens to be connected.
 func (n *Notifier) compileFilter(filter string, a *audience) ([]collectionFilter, *FieldError) {
 	const field = "to.filter"
 	if len(filter) > search.MaxFilterLength {
@@ -142,7 +141,7 @@ func (n *Notifier) compileFilter(filter string, a *audience) ([]collectionFilter
 		}
 	}
 
-	compiled := []collectionFilter{} // not nil: a filter that fits nobody lets nobody in
+	compiled := []collectionFilter{} // not nil: a filter that fits no collection matches nobody
 	var firstMisfit *FieldError
 	for _, collection := range collections {
 		if named != nil && !named.Has(collection.Id) {
@@ -167,16 +166,16 @@ func (n *Notifier) compileFilter(filter string, a *audience) ([]collectionFilter
 	return compiled, nil
 }
 
-// resolveFilter fills in pub.to.allowed: of the users who are connected and
-// subscribed, those the filter lets in. It is one query, over their ids.
+// resolveFilter sets pub.to.allowed to the connected, subscribed users that match the filter. It
+// takes one query over their ids.
 func (n *Notifier) resolveFilter(ctx context.Context, pub *publication) error {
 	allowed, err := n.filterUsers(ctx, pub.to.filter, n.filterCandidates(pub))
 	pub.to.allowed = allowed
 	return err
 }
 
-// filterUsers returns which of the candidates, ids by collection id, the filter
-// lets in. The query has a deadline by ctx only.
+// filterUsers returns the candidates (ids by collection id) that match the filter. Only ctx limits
+// the time of the query.
 func (n *Notifier) filterUsers(ctx context.Context, filters []collectionFilter, candidates map[string]sets.Of[string]) (sets.Of[userRef], error) {
 	allowed := sets.Of[userRef]{}
 	query, err := n.filterQuery(ctx, filters, candidates)
@@ -218,8 +217,8 @@ func (n *Notifier) filterCandidates(pub *publication) map[string]sets.Of[string]
 	return candidates
 }
 
-// filterQuery joins the selects of all collections that have candidates into
-// one query; nil when none has.
+// filterQuery joins the selects of all collections that have candidates into one query. It returns
+// nil if there are no candidates.
 func (n *Notifier) filterQuery(ctx context.Context, filters []collectionFilter, candidates map[string]sets.Of[string]) (*dbx.Query, error) {
 	var selects []*dbx.SelectQuery
 	for i, filter := range filters {

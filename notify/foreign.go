@@ -15,9 +15,9 @@ import (
 	"herald/notify/internal/sets"
 )
 
-// foreign finds the clients that other code has registered. The broker tells
-// nobody of a registration, but it tells how many clients it has: only when
-// these are more than are known, all of them are looked at.
+// foreign finds the clients that other code has registered. The broker does not announce
+// registrations, but it knows its number of clients. Only if there are more than we know of do we
+// look at all of them.
 type foreign struct {
 	mu    sync.Mutex
 	known []subscriptions.Client // replaced, never changed
@@ -126,8 +126,8 @@ func isGone(client subscriptions.Client) (gone bool) {
 	return client.IsDiscarded()
 }
 
-// ResubscribeForeign is [Client.Resubscribe] for a client of other code, with the end of the
-// token by which it is signed in. A message that is sent meanwhile may be lost.
+// ResubscribeForeign is [Client.Resubscribe] for a client of other code. expires is when the token
+// that signed it in expires. A message sent in the meantime may be lost.
 func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission, expires time.Time, replace func() error) error {
 	state := n.foreign.stateOf(client)
 	state.resubscribing.Lock()

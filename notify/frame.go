@@ -1,5 +1,5 @@
-// A message as bytes on the wire: one SSE event. Made once a message by the
-// fan-out and shared by all its recipients.
+// A message as bytes on the wire: one SSE event. The fan-out creates it once per message and key,
+// and all its recipients share it.
 
 package notify
 
@@ -10,25 +10,25 @@ import (
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
 
-// frame is a message as it waits to be written. It is never changed after it was made.
+// frame is a message that waits to be written. It never changes after creation.
 type frame struct {
-	message subscriptions.Message // for OnRealtimeMessageSend handlers, and who reads Client.Channel
+	message subscriptions.Message // for OnRealtimeMessageSend handlers and readers of Client.Channel
 	size    int                   // of its bytes
 
-	// The bytes are made by who writes them first, and not under the lock of a topic: one
-	// connection may listen to it by hundreds of keys.
+	// The first writer encodes the bytes, not the fan-out under the lock of the topic: one
+	// connection may subscribe to it by hundreds of keys.
 	encode  sync.Once
 	encoded []byte
 
-	// private: it was meant for the connection's auth record, and must not be
-	// written after that is none any more.
+	// private means that the message was meant for the connection's auth record, and must not be
+	// written once that record no longer counts.
 	private bool
-	// comment: it has no message, it only keeps the connection alive.
+	// comment means that the frame has no message and only keeps the connection alive.
 	comment bool
 }
 
-// heartbeat is a comment line (WHATWG HTML, 9.2.5), which clients ignore. No empty line
-// follows: some parsers take one for an event without data.
+// heartbeat is a comment line (WHATWG HTML, 9.2.5), which clients ignore. No empty line follows it,
+// because some parsers take one for an event without data.
 var heartbeat = &frame{encoded: []byte(":\n"), size: 2, comment: true}
 
 func newFrame(message subscriptions.Message, private bool) *frame {
@@ -41,7 +41,7 @@ func newFrame(message subscriptions.Message, private bool) *frame {
 	return f
 }
 
-// wire returns the bytes of f, which are not to be changed.
+// wire returns the bytes of f, which must not be changed.
 func (f *frame) wire() []byte {
 	f.encode.Do(func() {
 		if f.encoded == nil {
@@ -62,13 +62,13 @@ func sizeOfSSE(name string, data []byte) int {
 	return size
 }
 
-// EncodeSSE returns an SSE event in the form that PocketBase writes, with an id
-// field unless id is empty.
+// EncodeSSE returns an SSE event in the form that PocketBase writes, with an id field unless id is
+// empty.
 //
-// Unlike PocketBase's it cannot be broken by what it holds: line breaks in data
-// make further data fields, which the client joins by line breaks again, and a
-// value that begins with a space has one more before it, since the parser takes
-// one away (WHATWG HTML, 9.2.6). Names come from [safeKey] ones.
+// Unlike PocketBase's event, its content cannot break it. A line break in data starts another data
+// field, and the client joins the fields by line breaks again. A value that begins with a space
+// gets one more space before it, since the parser removes one (WHATWG HTML, 9.2.6). Names come from
+// [safeKey] ones.
 func EncodeSSE(id, name string, data []byte) []byte {
 	event := make([]byte, 0, len("id:\nevent: \ndata: \n\n")+len(id)+len(name)+len(data))
 	if id != "" {

@@ -1,5 +1,5 @@
-// Panics. The policy: one in a goroutine of ours costs what that was about, a connection or
-// a message, and never the process, as net/http has it for requests. It is in the log.
+// Panics. A panic in one of our goroutines costs what it was about, a connection or a message, but
+// never the process, as in net/http for requests. The panic is logged.
 
 package notify
 
@@ -8,7 +8,8 @@ import (
 	"runtime/debug"
 )
 
-// guard is to be deferred by every goroutine. what says what it does, for the log.
+// guard logs a panic. Every goroutine must defer it. what describes the goroutine's work, for the
+// log.
 func (n *Notifier) guard(what string) {
 	if cause := recover(); cause != nil {
 		n.logPanic(what, cause)

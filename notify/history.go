@@ -1,5 +1,5 @@
-// The history of topics, as the engine uses it. The log itself is the package
-// internal/history, which knows nothing of channels and audiences.
+// The history of topics as the engine uses it. The log itself is the package internal/history,
+// which knows nothing about channels and audiences.
 
 package notify
 
@@ -11,21 +11,22 @@ import (
 	"herald/notify/internal/history"
 )
 
-// Position is that of a message: all up to it have been seen. As text it is "EPOCH:SEQ".
+// Position is the position of a message; every message up to it has been seen. As text it is
+// "EPOCH:SEQ".
 type Position = history.Position
 
-// ParsePosition reads "EPOCH:SEQ".
+// ParsePosition parses "EPOCH:SEQ".
 func ParsePosition(text string) (Position, error) { return history.ParsePosition(text) }
 
-// Start is where in a topic's history to begin: after a position, or with the last messages.
-// The zero value is the oldest message that is kept.
+// Start is where to begin in a topic's history: after a position, or with the last messages. The
+// zero value begins at the oldest kept message.
 type Start = history.Start
 
-// ParseStart reads the options "since" and "rewind" of a subscription or a request, of which
-// one at least is empty: "EPOCH:SEQ"; "50" or "2m".
+// ParseStart parses the options "since" ("EPOCH:SEQ") and "rewind" ("50" or "2m") of a subscription
+// or a request. At least one must be empty.
 func ParseStart(since, rewind string) (Start, error) { return history.ParseStart(since, rewind) }
 
-// sweepEvery is how often the log looks for messages that are not kept any more.
+// sweepEvery is how often the log looks for messages that are no longer kept.
 const sweepEvery = 2 * time.Second
 
 func (n *Notifier) newHistory() *history.Log {
@@ -45,16 +46,16 @@ func (n *Notifier) newHistory() *history.Log {
 	})
 }
 
-// OpenHistory opens the database of the history where there is one, so that a server tells
-// at its start whether it can be read, and not at the first message.
+// OpenHistory opens the database of the history if it exists, so that a server finds out at
+// startup, not at the first message, whether it can be read.
 func (n *Notifier) OpenHistory() error { return n.history.Open() }
 
-// SnapshotHistory writes a copy of the history's database for a backup, beside
-// it, while messages go on. It returns the paths of the database and of the copy,
-// which the caller removes; the latter is empty where there is no history.
+// SnapshotHistory writes a copy of the history's database for a backup, beside the database, while
+// messages continue. It returns the paths of the database and of the copy, which the caller
+// removes. The copy's path is empty if there is no history.
 //
-// Where the copy is found alone it is taken for the database, with another epoch:
-// what was sent after it was made is not in it.
+// If the copy is found alone, it becomes the database, with another epoch, because it lacks what
+// was sent after it was made.
 func (n *Notifier) SnapshotHistory(ctx context.Context) (path, snapshot string, err error) {
 	return n.history.Snapshot(ctx)
 }

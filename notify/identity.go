@@ -1,4 +1,4 @@
-// Who somebody is: an auth record, or a guest, at a moment.
+// Identity: an auth record or a guest, at a given moment.
 
 package notify
 
@@ -25,7 +25,7 @@ func isSameUser(a, b *core.Record) bool {
 	return refOf(a) == refOf(b)
 }
 
-// authAt returns the auth record that counts at the time now, nil for a guest.
+// authAt returns the auth record that counts at the time now, or nil for a guest.
 func (c *Client) authAt(now time.Time) *core.Record {
 	if auth := c.auth.Load(); auth != nil && !c.expired(now) {
 		return auth
@@ -38,16 +38,17 @@ func (c *Client) expired(now time.Time) bool {
 	return at != 0 && now.Unix() >= at
 }
 
-// Publisher is who publishes, as the server knows it.
+// Publisher is the publishing client, as the server knows it.
 type Publisher struct {
 	// Auth is nil for a guest.
 	Auth *core.Record
 	// IP tells guests apart.
 	IP string
-	// ClientIDs are of realtime connections that it says it has, or has had: of the history
-	// it gets what was sent to those of its user, and not what left one of them out.
+	// ClientIDs are ids of realtime connections that the publisher claims to have, or to have had.
+	// From the history it gets messages that were sent to those of its own user, but none that
+	// excluded one of them.
 	ClientIDs []string
-	// Headers are those of the request in PocketBase's form, for the rules.
+	// Headers are the request's headers in PocketBase's form, for the rules.
 	Headers map[string]string
 }
 
@@ -61,8 +62,8 @@ func (p Publisher) key() string {
 	return "guest:" + p.IP
 }
 
-// authCollections returns the auth collections with the ones of users before
-// the superusers, which makes for the more telling error.
+// authCollections returns the auth collections, those of users before the superusers', because that
+// order gives the more helpful error.
 func (n *Notifier) authCollections() ([]*core.Collection, error) {
 	all, ok := n.app.Store().Get(core.StoreKeyCachedCollections).([]*core.Collection)
 	if !ok {
@@ -90,7 +91,7 @@ func (n *Notifier) foreignAuth(client subscriptions.Client) *core.Record {
 	return auth
 }
 
-// authOf returns the auth record of client's connection, nil for a guest.
+// authOf returns the auth record of client's connection, or nil for a guest.
 func (n *Notifier) authOf(client subscriptions.Client) *core.Record {
 	if own := n.own(client); own != nil {
 		return own.authAt(time.Now())

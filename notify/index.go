@@ -1,7 +1,7 @@
-// Who listens: topics to their subscribers, users to their connections. Kept by
-// the clients themselves (client.go), read by the fan-out. It stands beside
-// PocketBase's broker, which stays the registry of connections: a message then
-// costs as its recipients, not as all who are connected.
+// The index maps topics to their subscribers and users to their connections. The clients themselves
+// maintain it (client.go); the fan-out reads it. PocketBase's broker stays the registry of
+// connections. Thanks to the index, a message's cost grows with its recipients, not with everyone
+// connected.
 
 package notify
 
@@ -24,28 +24,28 @@ type index struct {
 	users   map[userRef][]*Client
 
 	subscriptions atomic.Int64
-	guests        atomic.Int64 // keys granted to a guest by a rule that looks at who asks
+	guests        atomic.Int64 // keys granted to a guest by a rule that looks at the auth record
 }
 
-// stripe holds the topics with one hash.
+// stripe holds the topics that share one hash.
 //
-// Its lock is held while a message of such a topic goes into the queues: that is
-// what gives all subscribers of a topic one order. Under it only the locks of a
-// client's queue are taken, and nothing waits for a subscriber.
+// Its lock is held while a message of such a topic goes into the queues, so that all subscribers of
+// a topic see the same order. Only the locks of clients' queues are taken under it, and nothing
+// waits for a subscriber.
 type stripe struct {
 	mu          sync.Mutex
 	subscribers map[string][]*subscription // by topic
 }
 
-// subscription is that of one client to one topic.
+// subscription is the subscription of one client to one topic.
 type subscription struct {
 	client *Client
 	topic  string
 
-	// guarded by the lock of the topic's stripe; keys is written with the client's
-	// subsMu held too
+	// guarded by the lock of the topic's stripe; keys is written only with the client's subsMu held
+	// as well
 	keys []subscriptionKey // replaced, never changed
-	at   int               // the position among the topic's subscribers; -1: it is over
+	at   int               // position among the topic's subscribers; -1 if it has ended
 }
 
 // subscriptionKey is a key by which a client is subscribed to a topic.
@@ -53,7 +53,7 @@ type subscriptionKey struct {
 	name     string // the topic itself, or with options
 	envelope bool   // the subscriber wants the message with its envelope
 	grant    grant
-	replay   *replay // nil: it asked for no history
+	replay   *replay // nil if it asked for no history
 }
 
 func newIndex() *index {
@@ -85,7 +85,7 @@ func (x *index) setKeys(s *subscription, keys []subscriptionKey) {
 	s.keys = keys
 }
 
-// guestKeys counts the keys that are granted to a guest as such.
+// guestKeys counts the keys that are granted to guests only.
 func guestKeys(keys []subscriptionKey) (count int64) {
 	for i := range keys {
 		if g := &keys[i].grant; g.forUser && g.user == (userRef{}) {
@@ -134,8 +134,8 @@ func (x *index) hasSubscribers(topic string) bool {
 	return len(stripe.subscribers[topic]) > 0
 }
 
-// clientsWhere returns the clients that are subscribed to topics for which match
-// is true. It looks at all topics.
+// clientsWhere returns the clients subscribed to topics for which match is true. It looks at all
+// topics.
 func (x *index) clientsWhere(match func(topic string) bool) []*Client {
 	var clients []*Client
 	for i := range x.stripes {
@@ -153,7 +153,7 @@ func (x *index) clientsWhere(match func(topic string) bool) []*Client {
 	return clients
 }
 
-// topics returns how many topics have subscribers.
+// topics returns the number of topics that have subscribers.
 func (x *index) topics() int {
 	count := 0
 	for i := range x.stripes {
@@ -165,8 +165,8 @@ func (x *index) topics() int {
 	return count
 }
 
-// setUser moves client from the connections of one auth record to another's;
-// nil is a guest.
+// setUser moves client from the connections of one auth record to those of another; nil means a
+// guest.
 func (x *index) setUser(client *Client, from, to *core.Record) {
 	x.usersMu.Lock()
 	defer x.usersMu.Unlock()
@@ -201,7 +201,7 @@ func (c *Client) namesOf(s *subscription) []string {
 	return names
 }
 
-// subscriptionTo returns the client's subscription to topic, nil without one.
+// subscriptionTo returns the client's subscription to topic, or nil if it has none.
 func (c *Client) subscriptionTo(topic string) *subscription {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
@@ -213,8 +213,8 @@ func (c *Client) subscriptionTo(topic string) *subscription {
 	return nil
 }
 
-// own returns the client of ours that client is, or is put around; nil where it is
-// altogether other code's.
+// own returns our client that client is or wraps. It returns nil if client belongs entirely to
+// other code.
 func (n *Notifier) own(client subscriptions.Client) *Client {
 	if c, ok := client.(*Client); ok {
 		return c

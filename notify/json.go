@@ -1,5 +1,5 @@
-// JSON that is not quite JSON: what browsers send all the same. Called by message.go
-// and by hooks/errors.go for the bodies of requests.
+// Almost valid JSON, as browsers send it. Called by message.go and by hooks/internal/api for the
+// bodies of requests.
 
 package notify
 
@@ -12,20 +12,20 @@ import (
 	"slices"
 )
 
-// NormalizeJSON returns raw with what PocketBase's record API takes too, and JSON proper
-// does not have: half a surrogate pair ("hi 😀".slice(0, 4) in JavaScript) becomes U+FFFD,
-// and of members with one name the last is left. Numbers stay as they are. The error is
-// that of any other flaw. It takes time in proportion to the size, however deep it is.
+// NormalizeJSON returns raw as valid JSON. It accepts two things that PocketBase's record API also
+// accepts: half a surrogate pair ("hi 😀".slice(0, 4) in JavaScript), which becomes U+FFFD, and
+// duplicate names, of which the last member stays. Numbers stay as they are. The error describes
+// any other flaw. The time is proportional to the size, no matter how deep the nesting is.
 func NormalizeJSON(raw []byte) (jsontext.Value, error) {
 	lenient := []jsontext.Options{jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)}
 	decoder := jsontext.NewDecoder(bytes.NewReader(raw), lenient...)
 	var buffer bytes.Buffer
 	encoder := jsontext.NewEncoder(&buffer, lenient...)
 
-	var dropped []span     // members of which a later one has the name
+	var dropped []span     // members replaced by a later one of the same name
 	var open []*openObject // what is being read; nil for a list
 	for {
-		container, before := decoder.StackIndex(decoder.StackDepth()) // and how many tokens of it were read
+		container, before := decoder.StackIndex(decoder.StackDepth()) // before: the number of its tokens read so far
 		isName := container == jsontext.KindBeginObject && before%2 == 0 && decoder.PeekKind() != jsontext.KindEndObject
 		token, err := decoder.ReadToken()
 		if _, values := decoder.StackIndex(0); err == io.EOF && values == 1 {
@@ -71,15 +71,15 @@ func NormalizeJSON(raw []byte) (jsontext.Value, error) {
 // span is a part of the output.
 type span struct{ start, end int64 }
 
-// openObject is an object of which not all has been read.
+// openObject is an object that has not been read completely.
 type openObject struct {
 	members map[string]span
-	name    string // of the member that is being read, which begins at start
+	name    string // of the member that is being read; it begins at start
 	start   int64
 }
 
-// without returns text without some members. Each has the comma before it, but the first
-// one of an object.
+// without returns text without some members. Each includes the comma before it, except the first
+// member of an object.
 func without(text []byte, members []span) []byte {
 	if len(members) == 0 {
 		return text
@@ -89,7 +89,7 @@ func without(text []byte, members []span) []byte {
 	at := int64(0)
 	for _, member := range append(members, span{int64(len(text)), int64(len(text))}) {
 		if member.start < at {
-			continue // within one that is left out
+			continue // within a member that is already left out
 		}
 		part := text[at:member.start]
 		if len(out) > 0 && out[len(out)-1] == '{' && len(part) > 0 && part[0] == ',' {

@@ -21,8 +21,8 @@ func (n *Notifier) keysOf(client subscriptions.Client, topic string) []string {
 		}
 		return nil
 	}
-	// a client of other code. Subscriptions puts a "?" behind each key before it
-	// compares, so that "example?" does not find `example2`.
+	// a client of other code: Subscriptions appends "?" to each key before it compares, so
+	// "example?" does not find `example2`
 	found := client.Subscriptions(topic + "?")
 	keys := make([]string, 0, len(found))
 	for key := range found {
@@ -46,23 +46,23 @@ func wantsEnvelope(options subscriptions.SubscriptionOptions) bool {
 	return wants || options.Query["since"] != "" || options.Query["rewind"] != ""
 }
 
-// optionsOf reads the options of a subscription key, as PocketBase does.
+// optionsOf parses the options of a subscription key as PocketBase does.
 func optionsOf(key string) subscriptions.SubscriptionOptions {
 	reader := subscriptions.NewDefaultClient()
 	reader.Subscribe(key)
 	return reader.Subscriptions()[key]
 }
 
-// clientIDsOf reads the option "clientId": connections that the client has had before, most
-// recent last, with commas.
+// clientIDsOf parses the option "clientId": ids of earlier connections of the client, separated by
+// commas, the most recent one last.
 func clientIDsOf(options subscriptions.SubscriptionOptions) []string {
 	return ParseClientIDs(options.Query["clientId"])
 }
 
-// maxClientIDs is how many of them count: the last ones.
+// maxClientIDs is how many ids count; if there are more, the last ones do.
 const maxClientIDs = 20
 
-// ParseClientIDs reads ids of realtime connections, with commas between them.
+// ParseClientIDs parses ids of realtime connections, separated by commas.
 func ParseClientIDs(text string) []string {
 	if text == "" {
 		return nil
@@ -71,13 +71,12 @@ func ParseClientIDs(text string) []string {
 	return ids[max(0, len(ids)-maxClientIDs):]
 }
 
-// startOf reads where a subscription with options is to begin; the zero Start is with what
-// is sent from now on.
+// startOf parses where a subscription with options should begin. The zero Start begins with what is
+// sent from now on.
 func startOf(options subscriptions.SubscriptionOptions) (Start, error) {
 	return history.ParseStart(options.Query["since"], options.Query["rewind"])
 }
 
-// safeKey reports whether key can be written as the name of an SSE event.
-// A key is the client's own text, so one with a line break could only break
-// that client's stream; it gets no message.
+// safeKey reports whether key can be written as the name of an SSE event. A key is the client's own
+// text, so a key with a line break could break only that client's stream; it gets no message.
 func safeKey(key string) bool { return !strings.ContainsAny(key, "\r\n\x00") }

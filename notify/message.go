@@ -1,5 +1,4 @@
-// A message and what becomes of it before it is sent: checked, encoded once.
-// Called by send.go.
+// A message, and the checks and the encoding before it is sent. Called by send.go.
 
 package notify
 
@@ -22,9 +21,8 @@ type Message struct {
 	// Topic is the name that clients subscribe to, 1 to [MaxTopicLength] bytes.
 	Topic string
 
-	// Data reaches the callback of each subscriber as it is: any value that
-	// encoding/json/v2 marshals, or a jsontext.Value with JSON that is
-	// already encoded. It is encoded once.
+	// Data reaches the callback of each subscriber unchanged. It is any value that encoding/json/v2
+	// marshals, or a jsontext.Value with JSON that is already encoded. It is encoded once.
 	Data any
 
 	// To narrows the subscribers of the topic. The zero value narrows nothing.
@@ -33,46 +31,44 @@ type Message struct {
 	// Except leaves subscribers out.
 	Except Except
 
-	// ID makes a retry safe: a message with the ID of one sent within
-	// Config.IDWindow is not sent again and gets the first one's Report.
-	// At most 255 printable characters; made up when empty.
+	// ID makes a retry safe. A message with the ID of one sent within Config.IDWindow is not sent
+	// again and gets the Report of the first. At most 255 bytes of printable characters; generated
+	// if empty.
 	ID string
 }
 
-// Report counts what happened to a message. The unit is a connection: a user
-// with three tabs counts three times, a tab that subscribed to the topic twice
-// counts once.
+// Report counts what happened to a message. It counts connections: a user with three tabs counts
+// three times, a tab that subscribed to the topic twice counts once.
 type Report struct {
 	ID    string `json:"id"`
 	Topic string `json:"topic"`
-	// Matched is how many connections the message was meant for; it is the sum
-	// of Queued and Dropped.
+	// Matched is the number of connections that the message was meant for, the sum of Queued and
+	// Dropped.
 	Matched int `json:"matched"`
-	// Queued is how many took it into their queue.
+	// Queued is the number of connections that took the message into their queue.
 	Queued int `json:"queued"`
-	// Dropped is how many could not: their queue was full, and they were
-	// disconnected for it.
+	// Dropped is the number of connections whose queue was full. They were disconnected for it.
 	Dropped int `json:"dropped"`
-	// Epoch and Seq are the message's place in the topic's history; empty where the
-	// topic has none. Of a message that was stored before the process began, and is
-	// not sent again, the rest is not known.
+	// Epoch and Seq are the message's place in the topic's history; both are empty if the topic has
+	// none. If the message is not sent again because it was stored before this process started, the
+	// other counts are unknown.
 	Epoch string `json:"epoch,omitzero"`
 	Seq   int64  `json:"seq,omitzero"`
 }
 
 // publication is a checked message, ready for the fan-out.
 type publication struct {
-	// Data is compact JSON, shared by all recipients, and never written to. Sender and
-	// Audience are those below in the form in which they are stored, of a topic with
-	// history; Epoch and Seq too are of such a one.
+	// Data is compact JSON. All recipients share it, and nobody writes to it. If the topic has
+	// history, Sender and Audience hold the two fields below as they are stored, and Epoch and Seq
+	// are set.
 	history.Entry
 
-	sender userRef // the auth record that published it; zero: the server, or a guest
-	from   string  // the same as others see it, "users:ID"
+	sender userRef // the auth record that published it; zero for the server or a guest
+	from   string  // the sender as others see it, "users:ID"
 	to     *audience
 }
 
-// envelope is a message with what is known of it, for who asks for it.
+// envelope is a message with its metadata, for subscribers that ask for it.
 type envelope struct {
 	ID    string         `json:"id"`
 	Topic string         `json:"topic"`
@@ -84,8 +80,8 @@ type envelope struct {
 	Gap   bool           `json:"gap,omitzero"`
 }
 
-// envelope returns the message as JSON in its envelope. gap: messages before it
-// may be missing.
+// envelope returns the message as JSON in its envelope. gap says that messages before it may be
+// missing.
 func (p *publication) envelope(gap bool) ([]byte, error) {
 	e := envelope{ID: p.ID, Topic: p.Topic, Epoch: p.Epoch, Seq: p.Seq, Data: p.Data, Gap: gap}
 	if p.from != "" {
@@ -98,8 +94,8 @@ func (p *publication) envelope(gap bool) ([]byte, error) {
 	return json.Marshal(e, jsontext.PreserveRawStrings(true))
 }
 
-// check checks msg and encodes its data. The error is of type [Errors] and
-// names every field that is wrong. System messages may use reserved topics.
+// check checks msg and encodes its data. The error is of type [Errors] and names every field that
+// is wrong. System messages may use reserved topics.
 func (n *Notifier) check(msg Message, system bool) (*publication, error) {
 	var errs Errors
 
@@ -122,16 +118,15 @@ func (n *Notifier) check(msg Message, system bool) (*publication, error) {
 	return &publication{Entry: history.Entry{ID: id, Topic: msg.Topic, Time: time.Now(), Data: data}, to: to}, nil
 }
 
-// encode returns data as compact JSON: without line breaks, since one would end
-// the data field of the SSE frame. What is encoded already keeps its numbers,
-// strings and order of names as they are.
+// encode returns data as compact JSON. It has no line breaks, since one would end the data field of
+// the SSE frame. JSON that is already encoded keeps its numbers, its strings and the order of its
+// names.
 func (n *Notifier) encode(data any) ([]byte, *FieldError) {
 	const field = "data"
 	if raw, ok := data.(jsontext.Value); ok && len(raw) == 0 {
 		return nil, invalid(field, ErrRequired, "cannot be blank")
 	}
-	// Deterministic: map keys come in one order, or the same message would
-	// look different at every send
+	// Deterministic sorts map keys; otherwise the same message would look different at every send
 	encoded, err := json.Marshal(data, json.Deterministic(true), jsontext.PreserveRawStrings(true))
 	if err != nil {
 		encoded, err = encodeLeniently(data)
@@ -145,7 +140,8 @@ func (n *Notifier) encode(data any) ([]byte, *FieldError) {
 	return encoded, nil
 }
 
-// encodeLeniently is for what is no JSON only by half an emoji or a name that comes twice.
+// encodeLeniently is for data that is invalid JSON only because of half an emoji or a duplicate
+// name.
 func encodeLeniently(data any) ([]byte, error) {
 	encoded, err := json.Marshal(data, json.Deterministic(true), jsontext.AllowInvalidUTF8(true), jsontext.AllowDuplicateNames(true))
 	if err != nil {
@@ -154,7 +150,7 @@ func encodeLeniently(data any) ([]byte, error) {
 	return NormalizeJSON(encoded)
 }
 
-// jsonReason is the cause of a JSON error without the names of Go types.
+// jsonReason returns the cause of a JSON error without the names of Go types.
 func jsonReason(err error) string {
 	var semantic *json.SemanticError
 	if errors.As(err, &semantic) && semantic.Err != nil {
@@ -163,7 +159,7 @@ func jsonReason(err error) string {
 	return err.Error()
 }
 
-// checkID reports what is wrong with the id a sender gave its message.
+// checkID reports what is wrong with the id that a sender gave its message.
 func checkID(id string) *FieldError {
 	const field, maxLength = "id", 255
 	if len(id) > maxLength {

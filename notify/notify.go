@@ -1,23 +1,23 @@
 // Package notify sends custom realtime messages to the subscribers of a
-// PocketBase application: to a topic, narrowed to an audience, without ever
-// waiting for a slow one.
+// PocketBase application. A message goes to a topic, narrowed to an audience,
+// and never waits for a slow subscriber.
 //
-// It is an engine without routes and flags; the package herald/hooks binds it
-// to an application. A message's way through it:
+// The package is an engine without routes and flags; the package herald/hooks
+// binds it to an application. A message passes through these steps:
 //
-//	accept   an id that was sent lately is not sent again (send.go, recent.go)
+//	accept   do not send an id again that was sent recently (send.go, recent.go)
 //	check    validate, encode once, compile the audience (message.go, topic.go, audience.go, filter.go)
-//	record   store it, where the topic has history (send.go, internal/history)
+//	record   store the message if its topic has history (send.go, internal/history)
 //	fanOut   find the recipients, in the topic's order (fanout.go, index.go)
 //	enqueue  into each connection's bounded queue (queue.go; outbox.go for clients of other code)
-//	write    all that waits, at once (writers.go and socket.go; stream.go; channel.go)
+//	write    everything that waits, at once (writers.go and socket.go; stream.go; channel.go)
 //
-// Who may subscribe: access.go, and again when rights change: changes.go, recheck.go. The rules
-// are internal/rules. What was missed: recovery.go, replay.go.
+// access.go decides who may subscribe; changes.go and recheck.go decide it again when rights change. The
+// rules are in internal/rules. recovery.go and replay.go deliver missed messages.
 //
 // # Locks
 //
-// In the order in which they are taken. Those of one line are not taken under each other.
+// Locks are taken in this order. Never hold two locks of the same line at once.
 //
 //	Notifier.sending
 //	Client.resubscribing
@@ -27,7 +27,7 @@
 //	socket.writing
 //	queue.mu, serving.mu, outboxes.mu, writers.mu, index.usersMu, recent.mu, stats.mu
 //
-// Those of internal/history are taken under none of these, nor these under them.
+// The locks of internal/history are never held together with these, in either order.
 package notify
 
 import (
@@ -56,14 +56,14 @@ type Notifier struct {
 	foreign foreign
 	stats   stats
 
-	registered atomic.Int64 // how many of our clients are in the broker
-	wrapped    sync.Map     // client ids to the *Client that other code has wrapped
+	registered atomic.Int64 // number of our clients in the broker
+	wrapped    sync.Map     // client id to the *Client that other code has wrapped
 	started    time.Time
 	clock      atomic.Int64 // nanoseconds since started, at the last tick
 
 	sending sync.RWMutex   // held for reading while a message that is not stored goes into the queues
 	stopped bool           // guarded by sending
-	storing sync.WaitGroup // the sends of messages that are stored; begun with sending held
+	storing sync.WaitGroup // sends of stored messages; each begins with sending held
 
 	outboxes outboxes
 	recent   recent
@@ -82,10 +82,10 @@ type Notifier struct {
 // which the copies of app that PocketBase makes for transactions share.
 const storeKey = "heraldNotifier"
 
-// New returns the Notifier of app. There is one an application, because the
-// order of a topic is kept by one; the first call makes it with config, every
-// later one returns the same and ignores config. app must not be the app of a
-// transaction (New panics), since the Notifier outlives it.
+// New returns the Notifier of app. There is one per application, because one Notifier must keep the
+// order of each topic. The first call creates it with config; every later call returns the same one
+// and ignores config. app must not be the app of a transaction (New panics), because the Notifier
+// outlives it.
 func New(app core.App, config Config) *Notifier {
 	return app.Store().GetOrSet(storeKey, func() any {
 		if app.IsTransactional() {
@@ -109,8 +109,8 @@ func New(app core.App, config Config) *Notifier {
 	}).(*Notifier)
 }
 
-// Of returns the Notifier that [New] made for app, nil where it has not been called. app may
-// be the app of a transaction.
+// Of returns the Notifier that [New] made for app, or nil if New has not been called. app may be
+// the app of a transaction.
 func Of(app core.App) *Notifier {
 	n, _ := app.Store().Get(storeKey).(*Notifier)
 	return n
@@ -122,9 +122,9 @@ func (n *Notifier) Config() Config { return n.config }
 // Notify sends data to all subscribers of topic. It is the short form of
 // [Notifier.Send].
 //
-// Called with the app of a transaction it checks the message at once, sends it
-// after the commit, and does not send it when the transaction is rolled back.
-// (That needs a Notifier made beforehand by [New]; hooks.Register makes one.)
+// If app is the app of a transaction, Notify checks the message at once and sends it after the
+// commit. It does not send it if the transaction is rolled back. (This needs a Notifier made
+// beforehand by [New]; hooks.Register makes one.)
 func Notify(app core.App, topic string, data any) error {
 	if !app.IsTransactional() {
 		_, err := New(app, Config{}).Send(context.Background(), Message{Topic: topic, Data: data})
@@ -135,7 +135,7 @@ func Notify(app core.App, topic string, data any) error {
 	if n == nil {
 		return errors.New("notify: call notify.New(app, …) once before the first transaction that notifies")
 	}
-	// encoded now: what data points to may have changed by the commit
+	// encode now: what data points to may change before the commit
 	pub, err := n.check(Message{Topic: topic, Data: data}, false)
 	if err != nil {
 		return err
@@ -144,8 +144,8 @@ func Notify(app core.App, topic string, data any) error {
 		if txErr != nil {
 			return nil
 		}
-		// an error returned here would be reported as the error of a
-		// transaction that has been committed
+		// an error returned here would be reported as the error of a transaction that has already
+		// been committed
 		if _, err := n.record(context.Background(), pub); err != nil {
 			n.app.Logger().Warn("Failed to send a message after a commit",
 				slog.String("topic", topic), slog.String("error", err.Error()))

@@ -1,4 +1,4 @@
-// Queues for the clients that are not ours. Called by the fan-out.
+// Queues for clients that are not ours. The fan-out fills them.
 
 package notify
 
@@ -15,26 +15,25 @@ import (
 	"herald/notify/internal/sets"
 )
 
-// outboxes are the queues of clients that other code has registered in the
-// broker. Their Send may block for as long as it likes (PocketBase's own
-// DefaultClient waits for a reader), so it is called from a goroutine: one for
-// each client that has something waiting, none for the others.
+// outboxes are the queues of clients that other code has registered in the broker. Their Send may
+// block for as long as it likes (PocketBase's own DefaultClient waits for a reader), so a goroutine
+// calls it. Only clients with something waiting have such a goroutine.
 type outboxes struct {
 	limit int                              // messages waiting for a client
-	evict func(box *outbox, reason string) // called on a goroutine of its own
+	evict func(box *outbox, reason string) // called on its own goroutine
 	guard func(what string)                // see guard.go
 
-	mu       sync.Mutex         // guards what follows, and what the outboxes hold
+	mu       sync.Mutex         // guards the fields below and the contents of the outboxes
 	byClient map[string]*outbox // by client id; each has a goroutine that drains it
-	held     int                // how many want nothing to be sent for now
-	released *sync.Cond         // told when it is none any more
+	held     int                // number of holders that stop sending for now
+	released *sync.Cond         // signaled when held drops to 0, or a box is evicted
 }
 
 type outbox struct {
 	client  subscriptions.Client
 	waiting []subscriptions.Message
 	evicted bool
-	drained chan struct{} // closed when nothing waits any more and no Send is under way
+	drained chan struct{} // closed when nothing waits and no Send is in progress
 }
 
 // enqueue appends message to the outbox of client where mayHave says that it may have it;
@@ -50,7 +49,7 @@ func (o *outboxes) enqueue(client subscriptions.Client, message subscriptions.Me
 		return false
 	}
 	limit := o.limit
-	if o.held > 0 { // which is not its fault
+	if o.held > 0 { // the client is not at fault
 		limit *= excused
 	}
 	if len(box.waiting) >= limit {
@@ -61,7 +60,7 @@ func (o *outboxes) enqueue(client subscriptions.Client, message subscriptions.Me
 	return true
 }
 
-// of returns the outbox of client, which it makes where there is none. mu is held.
+// of returns the outbox of client; it creates a missing one. mu is held.
 func (o *outboxes) of(client subscriptions.Client) *outbox {
 	id := client.Id()
 	box := o.byClient[id]
@@ -73,7 +72,7 @@ func (o *outboxes) of(client subscriptions.Client) *outbox {
 	return box
 }
 
-// end takes client out of the broker, for a reason; nothing more is sent to it.
+// end removes client from the broker with a reason. Nothing more is sent to it.
 func (o *outboxes) end(client subscriptions.Client, reason string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -88,8 +87,7 @@ func (o *outboxes) endLocked(box *outbox, reason string) {
 	go o.evict(box, reason)
 }
 
-// hold keeps what waits, and what will, from being sent until release has been called as
-// many times.
+// hold stops sending, both of what waits and of what will, until release has undone every hold.
 func (o *outboxes) hold() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -104,7 +102,7 @@ func (o *outboxes) release(times int) {
 	}
 }
 
-// remove drops what waits for a client under keys.
+// remove drops the messages that wait for a client under keys.
 func (o *outboxes) remove(clientID string, keys sets.Of[string]) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -113,7 +111,7 @@ func (o *outboxes) remove(clientID string, keys sets.Of[string]) {
 	}
 }
 
-// wait returns when nothing waits any more.
+// wait returns when nothing waits.
 func (o *outboxes) wait() {
 	o.mu.Lock()
 	boxes := slices.Collect(maps.Values(o.byClient))
@@ -123,7 +121,7 @@ func (o *outboxes) wait() {
 	}
 }
 
-// drain sends what waits in box, in order, until nothing does.
+// drain sends what waits in box, in order, until box is empty.
 func (o *outboxes) drain(id string, box *outbox) {
 	defer close(box.drained)
 	defer o.guard("sending to a realtime client of other code")
@@ -148,13 +146,12 @@ func (o *outboxes) drain(id string, box *outbox) {
 	}
 }
 
-// evict takes the client of box out of the broker. First it reads from the
-// client's channel, to end the Send that is stuck in it: Unregister closes that
-// channel, which must not happen while somebody sends to it.
+// evict removes the client of box from the broker. First it reads from the client's channel to end
+// a Send that is stuck in it: Unregister closes that channel, which must not happen during a Send.
 func (n *Notifier) evict(box *outbox, reason string) {
 	defer n.guard("removing a realtime client of other code")
 	id := box.client.Id()
-	giveUp := time.NewTimer(5 * time.Second) // a Send that waits for something else
+	giveUp := time.NewTimer(5 * time.Second) // for a Send that waits for something else
 	defer giveUp.Stop()
 	for stuck := true; stuck; {
 		select {

@@ -1,4 +1,4 @@
-// How long a write lasts that waits for the other side.
+// How long a write has been waiting for the other side.
 
 package notify
 
@@ -10,15 +10,14 @@ import (
 // stream is the writing side of a request's goroutine.
 type stream struct {
 	cut   func()
-	since atomic.Int64 // when the write under way began, after processStart; 0: there is none
+	since atomic.Int64 // when the current write began, as nanoseconds after processStart; 0 if there is none
 }
 
-// processStart is what times of writes count from: the wall clock may be set meanwhile.
+// processStart is the origin of the times of writes: the wall clock may be set in the meantime.
 var processStart = time.Now()
 
-// behindFor is how long a write may take without being held against the client:
-// from its goroutine nobody can tell a peer that does not read from a server
-// that has much to do.
+// behindFor is how long a write may take before it counts against the client. The writing goroutine
+// cannot tell a peer that does not read from a server that is busy.
 const behindFor = time.Second
 
 func (s *stream) isWriting() bool { return s.since.Load() != 0 }
@@ -33,7 +32,7 @@ func (s *stream) lasts() time.Duration {
 	return time.Since(processStart) - time.Duration(since)
 }
 
-// write calls f and notes when it began.
+// write calls f and records when it began.
 func (s *stream) write(f func() error) error {
 	s.since.Store(int64(time.Since(processStart)))
 	defer s.since.Store(0)

@@ -1,5 +1,4 @@
-// Messages of clients: whether one may publish, and how often. Called by
-// hooks/publish.go.
+// Messages from clients: whether a client may publish, and how often. Called by hooks/publish.go.
 
 package notify
 
@@ -21,7 +20,7 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// TooManyError refuses a message of a client that has published too often.
+// TooManyError refuses a message from a client that has published too often.
 type TooManyError struct {
 	RetryAfter time.Duration
 }
@@ -30,11 +29,11 @@ func (e *TooManyError) Error() string {
 	return fmt.Sprintf("too many messages, retry after %s", e.RetryAfter)
 }
 
-// MayPublish returns nil where the publisher may send data of size bytes to topic
-// now. The error is of type [Errors] for a topic that is none and for data that is
-// too large, [ErrForbidden] or a [*TooManyError]; any other is that of a query. It
-// also returns the record of the topic's channel, nil where it has none, as it can
-// for superusers, to whom neither rules nor limits apply.
+// MayPublish returns nil if the publisher may now send data of size bytes to topic. The error is of
+// type [Errors] if the topic is invalid or the data too large, [ErrForbidden] or a [*TooManyError];
+// any other error comes from a query. MayPublish also returns the record of the topic's channel. It
+// is nil if the topic has none, which is possible only for superusers, since neither rules nor
+// limits apply to them.
 //
 // A nil error counts as one message in the channel's rate limit.
 func (n *Notifier) MayPublish(p Publisher, topic string, size int) (*core.Record, error) {
@@ -51,7 +50,7 @@ func (n *Notifier) MayPublish(p Publisher, topic string, size int) (*core.Record
 	allowed, err := n.passes(c, c.publish, values, p.Auth, p.Headers)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("ask the publish rule of %q: %w", c.pattern.Text, err)
+		return nil, fmt.Errorf("evaluate the publish rule of %q: %w", c.pattern.Text, err)
 	case !allowed:
 		return nil, ErrForbidden
 	case p.isSuperuser():
@@ -65,14 +64,14 @@ func (n *Notifier) MayPublish(p Publisher, topic string, size int) (*core.Record
 	return c.record, nil
 }
 
-// SendFrom is [Notifier.Send] for a message of a client. Who sent it is in its
-// envelope, and its ID is that publisher's own: a guest's that of whoever has the same
-// address and sends the same data. Whether it may is for the caller to ask: see
+// SendFrom is [Notifier.Send] for a message from a client. The envelope names the sender. The
+// message's ID is separate for each publisher; guests share one only if they have the same address
+// and send the same data. SendFrom does not check rights; the caller must: see
 // [Notifier.MayPublish].
 func (n *Notifier) SendFrom(ctx context.Context, p Publisher, msg Message) (Report, error) {
 	sender := p.key()
-	if p.Auth == nil { // others may have the address, and the ID
-		data, _ := json.Marshal(msg.Data, json.Deterministic(true)) // an error is Send's to tell
+	if p.Auth == nil { // others may have the same address and ID
+		data, _ := json.Marshal(msg.Data, json.Deterministic(true)) // Send reports an error
 		sender = fmt.Sprintf("%s\x00%x", sender, sha256.Sum256(data))
 	}
 	if !p.isSuperuser() {
@@ -88,22 +87,22 @@ func (n *Notifier) SendFrom(ctx context.Context, p Publisher, msg Message) (Repo
 	})
 }
 
-// withoutUnknown leaves out users of what is no auth collection: they listen to nothing, and
-// which collections there are is not for a client to find out.
+// withoutUnknown removes users whose collection is not an auth collection. They have no
+// connections, and a client should not be able to find out which collections exist.
 func (n *Notifier) withoutUnknown(users []string) []string {
 	return slices.DeleteFunc(slices.Clone(users), func(user string) bool {
 		name, id, ok := strings.Cut(user, ":")
 		if !ok || name == "" || id == "" {
-			return false // which is told
+			return false // reported later
 		}
 		_, err := n.authCollection("", name)
 		return err != nil
 	})
 }
 
-// OwnClient returns the realtime client with id if it is the publisher's. The
-// error is of type [Errors], with the field "clientId", and the same whether there
-// is no such client or it is somebody else's.
+// OwnClient returns the realtime client with id if it belongs to the publisher. The error is of
+// type [Errors], with the field "clientId". It is the same whether there is no such client or it
+// belongs to another publisher.
 func (n *Notifier) OwnClient(p Publisher, id string) (subscriptions.Client, error) {
 	client, err := n.app.SubscriptionsBroker().ClientById(id)
 	if err == nil && isSameUser(p.Auth, n.authOf(client)) {
@@ -114,26 +113,26 @@ func (n *Notifier) OwnClient(p Publisher, id string) (subscriptions.Client, erro
 	return nil, Errors{invalid("clientId", ErrInvalidClient, "must be the id of your own realtime connection")}
 }
 
-// buckets are the token buckets of the channels' rate limits. One that is full
-// again is the same as none, and freed.
+// buckets are the token buckets of the channels' rate limits. A bucket that is full again is
+// equivalent to none, and is freed.
 type buckets struct {
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	byClient map[bucketKey]*bucket
-	timer    *time.Timer // runs while there are any
+	timer    *time.Timer // runs while there are buckets
 }
 
 type bucketKey struct{ channelID, publisher string }
 
 type bucket struct {
 	limiter *rate.Limiter
-	full    time.Time // when it is full again
+	full    time.Time // when it will be full again
 }
 
-// freeBucketsEvery is how often buckets are looked through.
+// freeBucketsEvery is how often full buckets are freed.
 const freeBucketsEvery = 10 * time.Second
 
-// take takes one token of a client, or returns how long it has to wait for it.
-// perSecond 0 is no limit. A client may use what it gets a second at once.
+// take takes one token for a client, or returns how long the client must wait for it. perSecond 0
+// means no limit. A client may use one second's tokens at once.
 func (b *buckets) take(key bucketKey, perSecond float64, now time.Time) (wait time.Duration) {
 	if perSecond <= 0 {
 		return 0
@@ -149,7 +148,7 @@ func (b *buckets) take(key bucketKey, perSecond float64, now time.Time) (wait ti
 			b.timer = time.AfterFunc(freeBucketsEvery, b.tick)
 		}
 	}
-	if own.limiter.Limit() != limit { // the channel has changed
+	if own.limiter.Limit() != limit { // the channel's limit has changed
 		own.limiter.SetLimitAt(now, limit)
 		own.limiter.SetBurstAt(now, burst)
 	}

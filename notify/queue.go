@@ -1,5 +1,5 @@
-// The bounded queue of a connection, and the end of the connection, which the
-// queue may cause. Filled by the fan-out, emptied by socket.go and stream.go.
+// The bounded queue of a connection, and how a connection ends, which a full queue can cause. The
+// fan-out fills the queue; socket.go and stream.go empty it.
 
 package notify
 
@@ -12,26 +12,26 @@ import (
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
 
-// maxBatch is how many bytes of frames are joined for one write.
+// maxBatch is the maximum number of bytes of frames that are joined for one write.
 const maxBatch = 64 << 10
 
-// queue is what waits to be written to one connection.
+// queue holds what waits to be written to one connection.
 type queue struct {
-	mu     sync.Mutex // guards what follows; nothing else is locked under it
+	mu     sync.Mutex // guards the fields below; nothing else is locked under it
 	frames []*frame   // first in, first out
-	inline [2]*frame  // what frames is in while little waits
+	inline [2]*frame  // backs frames while little waits
 	bytes  int        // of frames
 
-	scheduled bool          // on the list of the writers
+	scheduled bool          // on the writers' list
 	busy      bool          // what was taken off the queue is being written to the socket
-	blocked   bool          // the socket takes no more for now; a goroutine waits until it does
-	held      int           // how many want nothing to be written for now, see hold
-	excess    bool          // more waits than is allowed, from when it was held
-	room      chan struct{} // closed when there is room for a page of a replay; nil: nobody waits
+	blocked   bool          // the socket takes no more for now; a goroutine waits for it
+	held      int           // number of holders that stop writing for now, see hold
+	excess    bool          // the limits may be exceeded until less waits, see release and allowExcess
+	room      chan struct{} // closed when there is room for a page of a replay; nil if no replay waits
 	wake      chan struct{} // tells the stream or channel reader that something waits; nil for a socket
-	inFlight  bool          // a stream is writing something that is private
-	closing   string        // not empty: end for this reason as soon as all is written
-	closes    int64         // when it is ended all the same, by Notifier.clock
+	inFlight  bool          // a stream is writing something private
+	closing   string        // if not empty, end for this reason once everything is written
+	closes    int64         // when it ends regardless, by Notifier.clock
 	ended     bool
 	drained   bool // it has ended when all was written
 	counted   bool // among Notifier.registered
@@ -39,22 +39,21 @@ type queue struct {
 	channel chan subscriptions.Message // see Client.Channel
 }
 
-// outcome is what became of a frame that was to be queued.
+// outcome is what became of a frame that should be queued.
 type outcome int
 
 const (
 	gone    outcome = iota // the connection has ended or is about to
-	dropped                // the queue was full; the connection is ended for it
+	dropped                // the queue was full; the connection was ended for it
 	queued
-	ready // queued, and the caller is to hand the client to the writers
+	ready // queued, and the caller must hand the client to the writers
 )
 
 // enqueue appends f. It does not wait for the other side.
 //
-// That the queue is full is held against a client only when it does not take
-// what is written to it. While it is the server that is behind, because there
-// is more to send than it has come to write, the sender writes for itself, or where it
-// cannot the queue may grow: see hasRoom.
+// A full queue counts against a client only if the client does not take what is written to it. If
+// the server is behind because more is sent than it has written so far, the sender writes to the
+// connection itself. If it cannot, the queue may grow; see hasRoom.
 func (c *Client) enqueue(f *frame) outcome {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -89,8 +88,8 @@ func (c *Client) enqueue(f *frame) outcome {
 	return queued
 }
 
-// hold keeps what is queued, and what will be, from being written until release
-// has been called as many times.
+// hold stops writing, both of what is queued and of what will be, until release has been called as
+// many times as hold.
 func (c *Client) hold() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -110,7 +109,7 @@ func (c *Client) release() {
 	}
 }
 
-// writable returns how many frames may be written. mu is held.
+// writable returns the number of frames that may be written. mu is held.
 func (c *Client) writable() int {
 	if c.held > 0 {
 		return 0
@@ -118,7 +117,7 @@ func (c *Client) writable() int {
 	return len(c.frames)
 }
 
-// removeQueued takes the frames for which match is true off the queue.
+// removeQueued removes the frames for which match is true from the queue.
 func (c *Client) removeQueued(match func(*frame) bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -133,15 +132,14 @@ func (c *Client) removeQueued(match func(*frame) bool) {
 	c.endIfDoneLocked()
 }
 
-// excused is how many times as many bytes may wait in a queue as usual while it is not the
-// client's fault.
+// excused is the factor by which a queue's byte limit grows while the client is not at fault.
 const excused = 16
 
 // hasRoom reports whether f may be queued. mu is held.
 //
-// A client cannot help it that much waits for it while it is held, until that is written,
-// and while its stream is not slow but busy. Then its messages are not counted, but their
-// bytes are, up to excused times as many. (Most of what waits is shared with others.)
+// A client is not at fault for what waits while it is held, until that is written, nor while its
+// stream is busy rather than slow. During that time its messages are not counted. Its bytes are, up
+// to excused times the usual limit. (Most of what waits is shared with other clients.)
 func (c *Client) hasRoom(f *frame) bool {
 	config := &c.notifier.config
 	size := c.bytes + f.size
@@ -170,7 +168,7 @@ func (c *Client) allowExcess() {
 	c.excess = true
 }
 
-// isWithinLimits reports whether no more waits than usual. mu is held.
+// isWithinLimits reports whether the queue is within its usual limits. mu is held.
 func (c *Client) isWithinLimits() bool {
 	config := &c.notifier.config
 	return c.bytes <= config.QueueBytes && len(c.frames) <= config.QueueSize
@@ -183,7 +181,7 @@ func (c *Client) wakeLocked() {
 	}
 }
 
-// put queues f and sees to it that it is written.
+// put queues f and makes sure that it gets written.
 func (c *Client) put(f *frame) outcome {
 	outcome := c.enqueue(f)
 	if outcome == ready {
@@ -202,19 +200,19 @@ func (c *Client) dropLocked(count int) {
 	clear(c.frames[left:])
 	c.frames = c.frames[:left]
 	if left == 0 && cap(c.frames) > 4*len(c.inline) {
-		c.frames = c.inline[:0] // an idle connection is to be small
+		c.frames = c.inline[:0] // an idle connection should be small
 	}
 	c.tellRoomLocked()
 }
 
-// hasRoomForPage reports whether a page of a replay may be queued: a part of the
-// queue is for what is sent meanwhile. mu is held.
+// hasRoomForPage reports whether a page of a replay may be queued. Part of the queue is reserved
+// for messages sent in the meantime. mu is held.
 func (c *Client) hasRoomForPage() bool {
 	config := &c.notifier.config
 	return len(c.frames) <= config.QueueSize/replayShare && c.bytes <= config.QueueBytes/replayShare
 }
 
-// tellRoomLocked wakes the replay that waits for room, or for the end.
+// tellRoomLocked wakes the replay that waits for room or for the end of the connection.
 func (c *Client) tellRoomLocked() {
 	if c.room != nil && (c.ended || c.closing != "" || c.hasRoomForPage()) {
 		close(c.room)
@@ -222,10 +220,10 @@ func (c *Client) tellRoomLocked() {
 	}
 }
 
-// join takes as many frames off the queue as go into one write and returns
-// their bytes, and whether some are private; none when nothing waits. These are in buffer (or a larger one)
-// where there are several, and else the frame's own, which is shared: not to be
-// written to. mu is held.
+// join takes as many frames off the queue as fit into one write. It returns their bytes (none if
+// nothing waits), and whether some are private. Several frames are copied into buffer (or a larger
+// one). A single frame's own bytes are returned as they are: they are shared, so do not write to
+// them. mu is held.
 func (c *Client) join(buffer []byte) (out []byte, shared, private bool) {
 	size, count := 0, 0
 	for _, f := range c.frames[:c.writable()] {
@@ -250,7 +248,7 @@ func (c *Client) join(buffer []byte) (out []byte, shared, private bool) {
 	return out, shared, private
 }
 
-// Queued returns how many messages wait to be written.
+// Queued returns the number of messages that wait to be written.
 func (c *Client) Queued() int {
 	waiting := 0
 	if below := c.below(); below != nil {
@@ -261,11 +259,11 @@ func (c *Client) Queued() int {
 	return waiting + len(c.frames)
 }
 
-// finishTimeout is how long a connection that is to end may take to read what is queued.
+// finishTimeout is how long a connection that should end may take to read what is queued.
 const finishTimeout = time.Minute
 
-// Finish ends the connection when all that is queued has been written, or some time is
-// over; nothing more is queued from here on.
+// Finish ends the connection once everything queued has been written, or after finishTimeout.
+// Nothing more is queued from now on.
 func (c *Client) Finish(reason string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -299,8 +297,8 @@ func (c *Client) endIfDoneLocked() {
 
 func isPrivate(f *frame) bool { return f.private }
 
-// endIfPrivate ends the connection where something waits in it that was meant
-// for its auth record, or is being written; what a slow socket has left counts as such.
+// endIfPrivate ends the connection if something meant for its auth record waits in the queue or is
+// being written. The remainder that a slow socket has not taken counts as private.
 func (c *Client) endIfPrivate() {
 	if below := c.below(); below != nil {
 		below.endIfPrivate()
@@ -327,7 +325,7 @@ func (c *Client) endLocked(reason string) {
 	clear(c.inline[:])
 	c.tellRoomLocked()
 	if c.counted {
-		// before the broker forgets it, see Notifier.foreign
+		// before the broker removes it, see Notifier.foreign
 		c.counted = false
 		c.notifier.registered.Add(-1)
 	}
@@ -342,14 +340,14 @@ func (c *Client) IsDiscarded() bool {
 	return c.ended
 }
 
-// isTaken reports whether the client's messages are written past net/http.
+// isTaken reports whether the client's messages bypass net/http.
 func (c *Client) isTaken() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.socket != nil
 }
 
-// countRegistered notes that the client is in the broker.
+// countRegistered counts the client as registered in the broker.
 func (c *Client) countRegistered() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -359,7 +357,7 @@ func (c *Client) countRegistered() {
 	}
 }
 
-// guard is to be deferred by a goroutine of one connection, which a panic ends.
+// guard ends the connection if its goroutine panics. Each goroutine of a connection must defer it.
 func (c *Client) guard(what string) {
 	if cause := recover(); cause != nil {
 		c.end(ReasonFailed)

@@ -1,5 +1,4 @@
-// Which messages were sent lately, so that a retry is not sent twice. Called by
-// send.go.
+// Recently sent messages, so that a retry is not sent twice. Called by send.go.
 
 package notify
 
@@ -11,28 +10,28 @@ import (
 )
 
 const (
-	// maxRecent is how many messages with an id are remembered, and maxRecentOfSender how
-	// many of one who is not the server's own code or a superuser: of more, the oldest are
-	// forgotten before their time.
+	// maxRecent is how many messages with an id are remembered in all, and maxRecentOfSender how
+	// many of one sender other than the server's own code or a superuser. Beyond that, the oldest
+	// are forgotten early.
 	maxRecent         = 100_000
 	maxRecentOfSender = 1000
 )
 
-// recent remembers the reports of messages that came with an id, so that a
-// sender who missed the answer can repeat the message without sending it twice.
+// recent remembers the reports of messages that came with an id, so that a sender that missed the
+// answer can repeat the message without sending it twice.
 type recent struct {
 	window time.Duration
 
-	mu       sync.Mutex // guards what follows; not held while a message is sent
+	mu       sync.Mutex // guards the fields below; not held while a message is sent
 	byID     map[string]*result
 	byTime   []*result            // the finished ones, oldest first
-	bySender map[string][]*result // of these the ones with a sender
+	bySender map[string][]*result // the finished ones that have a sender
 }
 
 type result struct {
 	id, sender string
 	done       chan struct{} // closed when the send is over
-	sent       bool          // false: it failed, and may be tried again
+	sent       bool          // false if it failed and may be tried again
 	report     Report
 	expires    time.Time
 }
@@ -65,7 +64,7 @@ func (r *recent) do(ctx context.Context, sender, id string, send func() (Report,
 }
 
 func (r *recent) run(mine *result, send func() (Report, error)) (report Report, err error) {
-	defer func() { // also when send panics, or those who wait would do so for good
+	defer func() { // also if send panics; otherwise the waiting callers would wait forever
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if mine.sent {
@@ -81,7 +80,7 @@ func (r *recent) run(mine *result, send func() (Report, error)) (report Report, 
 	return report, err
 }
 
-// remember keeps a result, and forgets others where there are too many. r.mu is held.
+// remember keeps a result, and forgets older ones if there are too many. r.mu is held.
 func (r *recent) remember(mine *result) {
 	r.byTime = append(r.byTime, mine)
 	for len(r.byID) > maxRecent && len(r.byTime) > 1 {
@@ -97,7 +96,7 @@ func (r *recent) remember(mine *result) {
 		own = own[1:]
 	}
 	r.bySender[mine.sender] = own
-	if len(r.byTime) > 2*len(r.byID)+maxRecentOfSender { // many of them are forgotten
+	if len(r.byTime) > 2*len(r.byID)+maxRecentOfSender { // many of these are already forgotten
 		r.byTime = slices.DeleteFunc(r.byTime, func(other *result) bool { return r.byID[other.id] != other })
 	}
 }
@@ -119,7 +118,7 @@ func (r *recent) forgetFirst() {
 	}
 	own := r.bySender[first.sender]
 	if len(own) == 0 || own[0] != first {
-		return // it is forgotten already
+		return // it is already forgotten
 	}
 	if own[0] = nil; len(own) == 1 {
 		delete(r.bySender, first.sender)

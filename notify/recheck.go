@@ -1,4 +1,4 @@
-// Evaluating the rules again for clients that listen already, and ending what is denied now.
+// Re-evaluating the rules for clients that are already subscribed, and ending what is now denied.
 
 package notify
 
@@ -12,8 +12,8 @@ import (
 	"herald/notify/internal/sets"
 )
 
-// checkLater asks the rules again for held clients and releases them as often as they are
-// held, on another goroutine; likewise for those of other code.
+// checkLater re-evaluates the rules for held clients on another goroutine, and then releases each
+// as often as it is held. It does the same for clients of other code.
 func (n *Notifier) checkLater(held map[*Client]int, foreign int) {
 	c := &n.changes
 	c.mu.Lock()
@@ -52,7 +52,7 @@ func (n *Notifier) checkWaiting() {
 	}
 }
 
-// recheckHeld checks a client that is held some times, and releases it as often.
+// recheckHeld rechecks a client that is held the given number of times, and releases it as often.
 func (n *Notifier) recheckHeld(client *Client, holds int, memo *memo) {
 	defer func() {
 		for range holds {
@@ -63,7 +63,7 @@ func (n *Notifier) recheckHeld(client *Client, holds int, memo *memo) {
 	n.recheckClient(client, memo)
 }
 
-// recheckAllForeign does the same for those of other code.
+// recheckAllForeign is recheckHeld for all clients of other code.
 func (n *Notifier) recheckAllForeign(holds int, memo *memo) {
 	defer n.outboxes.release(holds)
 	defer n.guard("checking the rights of realtime clients of other code")
@@ -82,9 +82,9 @@ func (n *Notifier) recheckAllForeign(holds int, memo *memo) {
 	}
 }
 
-// admitted is called for a held client when what a was admitted for is in the
-// index. Where the decision is stale, or rights have changed since it began or are
-// about to, it is made again before the hold ends.
+// admitted is called for a held client once its admission a is in the index. If the decision is
+// stale, or rights have changed since it began or are about to change, admitted decides again
+// before the hold ends.
 func (n *Notifier) admitted(client *Client, a *Admission, stale bool) {
 	n.changes.mu.Lock()
 	stale = stale || a.generation != n.changes.generation
@@ -97,8 +97,7 @@ func (n *Notifier) admitted(client *Client, a *Admission, stale bool) {
 	}
 }
 
-// RecheckFilter selects whose subscriptions are checked again. Empty fields
-// select all.
+// RecheckFilter selects the subscriptions to recheck. Empty fields select all.
 type RecheckFilter struct {
 	Topic string `json:"topic"`
 	// User is an auth record as "COLLECTION:RECORD_ID".
@@ -111,15 +110,15 @@ type RecheckReport struct {
 	Ended   int `json:"ended"`
 }
 
-// Recheck asks the rules again and returns when all has been done. The error is
-// of type [Errors], with the field "user".
+// Recheck re-evaluates the rules and returns when everything is done. The error is of type
+// [Errors], with the field "user".
 func (n *Notifier) Recheck(filter RecheckFilter) (RecheckReport, error) {
 	clients, err := n.selectClients(ConnectionFilter(filter))
 	if err != nil {
 		return RecheckReport{}, err
 	}
 	n.changes.mu.Lock()
-	n.changes.generation++ // for who is subscribing just now
+	n.changes.generation++ // for clients that are subscribing right now
 	n.changes.mu.Unlock()
 
 	var report RecheckReport
@@ -139,8 +138,8 @@ func (n *Notifier) Recheck(filter RecheckFilter) (RecheckReport, error) {
 	return report, nil
 }
 
-// recheckClient asks the rules again for what client subscribed to, and ends what
-// is denied now. The client should be held.
+// recheckClient re-evaluates the rules for the client's subscriptions, and ends what is now denied.
+// The client should be held.
 func (n *Notifier) recheckClient(client *Client, memo *memo) (checked, ended int) {
 	for {
 		keys, version := client.ruled()
@@ -158,7 +157,7 @@ func (n *Notifier) recheckClient(client *Client, memo *memo) (checked, ended int
 			a := memo.decide(key, auth)
 			switch {
 			case a.err != nil:
-				// not its fault: it comes back, and is decided on anew
+				// not the client's fault: it reconnects and is decided anew
 				client.Close(ReasonRuleFailed)
 				return len(keys), 0
 			case a.ok:
@@ -173,8 +172,8 @@ func (n *Notifier) recheckClient(client *Client, memo *memo) (checked, ended int
 	}
 }
 
-// ruled returns the keys that the client asked for, and the version of what it
-// has; none while it is subscribing, of which admitted takes care.
+// ruled returns the keys that the client asked for, and the version of its subscriptions. It
+// returns no keys while the client is subscribing, because admitted handles that.
 func (c *Client) ruled() (keys []string, version int) {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
@@ -192,9 +191,9 @@ func (c *Client) ruled() (keys []string, version int) {
 	return keys, c.version
 }
 
-// setGrants replaces grants of the client and ends its subscriptions to the
-// denied keys: what waits for it under these is not written. False: it has
-// subscribed anew since version, and nothing was done.
+// setGrants replaces grants of the client and ends its subscriptions to the denied keys. What waits
+// under those keys is not written. It returns false, and does nothing, if the client's
+// subscriptions have changed since version.
 func (c *Client) setGrants(version int, grants map[string]grant, denied []string) bool {
 	c.subsMu.Lock()
 	if c.version != version {
@@ -214,7 +213,7 @@ func (c *Client) setGrants(version int, grants map[string]grant, denied []string
 		return true
 	}
 
-	// out of the index: nothing comes after this
+	// no longer in the index, so nothing more arrives under these keys
 	gone := sets.From(denied)
 	for _, queue := range []*Client{c, c.below()} {
 		if queue != nil {
@@ -229,7 +228,7 @@ func (c *Client) setGrants(version int, grants map[string]grant, denied []string
 	return true
 }
 
-// authChanged has decided anew on what the client was granted as somebody else.
+// authChanged rechecks what the client was granted under its previous identity.
 func (c *Client) authChanged() {
 	c.subsMu.Lock()
 	concerned := false
@@ -245,15 +244,14 @@ func (c *Client) authChanged() {
 	}
 }
 
-// denial tells a client of a topic that it may not listen to.
+// denial tells a client about a topic that it may not listen to.
 type denial struct {
 	Topic   string `json:"topic"`
 	Status  int    `json:"status"`
 	Message string `json:"message"`
 }
 
-// AnnounceDenied tells the client of the topics of denials, if it listens to
-// [DeniedTopic].
+// AnnounceDenied announces the topics of denials to the client, if it listens to [DeniedTopic].
 func (c *Client) AnnounceDenied(denials ...Denial) {
 	s := c.subscriptionTo(DeniedTopic)
 	if s == nil {
@@ -268,7 +266,7 @@ func (c *Client) AnnounceDenied(denials ...Denial) {
 		told[announced] = struct{}{}
 		data, err := json.Marshal(announced)
 		if err != nil {
-			continue // the topic is no UTF-8, which no message has
+			continue // the topic is not UTF-8, so no message has it
 		}
 		for _, name := range c.namesOf(s) {
 			c.put(newFrame(subscriptions.Message{Name: name, Data: data}, false))

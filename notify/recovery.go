@@ -1,5 +1,5 @@
-// What a client has missed: pages of a topic's history, of which it gets what is
-// meant for it. Called by replay.go for subscriptions and by hooks/history.go.
+// What a client has missed: pages of a topic's history, reduced to what is meant for the client.
+// Called by replay.go for subscriptions, and by hooks/history.go.
 
 package notify
 
@@ -17,43 +17,42 @@ import (
 )
 
 const (
-	// MaxHistoryPage is how many messages [Notifier.History] returns at most.
+	// MaxHistoryPage is the maximum number of messages that [Notifier.History] returns.
 	MaxHistoryPage = 1000
-	// maxPageBytes is how many bytes of data a page has at most, but for its last
-	// message.
+	// maxPageBytes is the maximum number of bytes of data in a page; only the last message may
+	// exceed it.
 	maxPageBytes = 256 << 10
 )
 
 // HistoryPage is a part of a topic's history.
 type HistoryPage struct {
-	// Items are messages in their envelopes, oldest first: of those that are kept
-	// the ones that are meant for who asks.
+	// Items are the kept messages that are meant for the reader, in their envelopes, oldest first.
 	Items []jsontext.Value `json:"items"`
-	// Epoch and Head tell the position of the topic's last message. Epoch is empty
-	// where the topic has no history.
+	// Epoch and Head give the position of the topic's last message. Epoch is empty if the topic has
+	// no history.
 	Epoch string `json:"epoch"`
 	Head  int64  `json:"head"`
-	// Complete is false where messages between the position asked for and the
-	// first item may be missing, since they are not kept any more.
+	// Complete is false if messages between the requested position and the first item may be
+	// missing, because they are no longer kept.
 	Complete bool `json:"complete"`
-	// Next is the position to ask for next. The page reaches the topic's head
-	// when its number is Head.
+	// Next is the position to request next. The page reaches the topic's head when the number in
+	// Next is Head.
 	Next string `json:"next"`
-	// Beat is how often the server sends an event on [BeatTopic] to who subscribes to
-	// it, in seconds; 0: never.
+	// Beat is how often the server sends an event on [BeatTopic] to its subscribers, in seconds; 0
+	// means never.
 	Beat float64 `json:"beat"`
 }
 
-// History returns messages of topic, from a start on, that p may have: up to limit
-// (1 to [MaxHistoryPage]) and 256 KiB of data. A position of another epoch is the
-// oldest message that is kept, but not complete.
+// History returns messages of topic that p may have, beginning at from: up to limit (1 to
+// [MaxHistoryPage]) and 256 KiB of data. A position of another epoch starts at the oldest kept
+// message, and the page is not complete.
 //
-// The rule is the one for subscribing. The error is of type [Errors], with the
-// fields "topic" and "limit", [ErrForbidden], [ErrHistory] or that of a query.
+// The subscribe rule applies. The error is of type [Errors], with the fields "topic" and "limit",
+// [ErrForbidden], [ErrHistory] or an error of a query.
 func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from Start, limit int) (*HistoryPage, error) {
 	if err := n.checkTopic(topic, false); err != nil {
 		if errors.Is(err, ErrReservedTopic) && !p.isSuperuser() {
-			return nil, ErrForbidden // which names are the server's, nobody is told
+			return nil, ErrForbidden // do not reveal which names are the server's
 		}
 		return nil, Errors{err}
 	}
@@ -90,8 +89,8 @@ func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from 
 		}
 		answer.Items = append(answer.Items, item)
 	}
-	// What was read may have been sent after p has lost the right to it. A change
-	// that is under way may be committed already.
+	// The entries may have been sent after p lost the right to them. A change in progress may
+	// already be committed.
 	if n.changes.quietSince(generation) {
 		return answer, nil
 	}
@@ -102,8 +101,8 @@ func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from 
 	return answer, err
 }
 
-// mayListen asks the subscribe rule of topic for a request. The generation is of
-// changes of rights, as it was before.
+// mayListen evaluates the subscribe rule of topic for a request. generation counts the changes of
+// rights before the evaluation.
 func (n *Notifier) mayListen(p Publisher, topic string) (generation uint64, err error) {
 	generation = n.changes.current()
 	c, values := n.channelOf(topic)
@@ -116,46 +115,45 @@ func (n *Notifier) mayListen(p Publisher, topic string) (generation uint64, err 
 	allowed, err := n.passes(c, c.subscribe, values, p.Auth, p.Headers)
 	switch {
 	case err != nil:
-		return 0, fmt.Errorf("ask the subscribe rule of %q: %w", c.pattern.Text, err)
+		return 0, fmt.Errorf("evaluate the subscribe rule of %q: %w", c.pattern.Text, err)
 	case !allowed:
 		return 0, ErrForbidden
 	}
 	return generation, nil
 }
 
-// storedPublication returns a message as it was stored, of which the audience is not read yet.
+// storedPublication returns a message as it was stored; its audience is not decoded yet.
 func storedPublication(entry *history.Entry) *publication {
 	return &publication{Entry: *entry, sender: refFrom(entry.Sender)}
 }
 
-// viewer tells which stored messages are meant for somebody. It asks each filter
-// once.
+// viewer decides which stored messages are meant for one reader. It evaluates each filter once.
 type viewer struct {
 	n        *Notifier
 	ctx      context.Context
-	auth     *core.Record // nil: a guest
-	clientID string       // empty: not on a realtime connection
-	earlier  []string     // ids of connections that it says it has had
+	auth     *core.Record // nil for a guest
+	clientID string       // empty if not on a realtime connection
+	earlier  []string     // ids of earlier connections, as claimed by the client
 	filters  map[viewedFilter]verdictOf
 }
 
 type viewedFilter struct{ text, meaning string }
 
-// verdictOf is whether a stored message is meant for a viewer.
+// verdictOf says whether a stored message is meant for a viewer.
 type verdictOf int
 
 const (
 	forOthers verdictOf = iota
 	forViewer
-	forWhom // cannot be told any more: it is not shown, and missing
+	forWhom // the audience is no longer known: the message is not shown and counts as missing
 )
 
 func (n *Notifier) newViewer(ctx context.Context, auth *core.Record, clientID string, earlier []string) *viewer {
 	return &viewer{n: n, ctx: ctx, auth: auth, clientID: clientID, earlier: earlier, filters: map[viewedFilter]verdictOf{}}
 }
 
-// sees reports whether pub is meant for the viewer, by the auth record as it is
-// now. The error is that of a filter's query.
+// sees reports whether pub is meant for the viewer, according to the auth record as it is now. An
+// error comes from a filter's query.
 func (v *viewer) sees(pub *publication) (verdictOf, error) {
 	if pub.Audience == nil {
 		return forViewer, nil
@@ -173,8 +171,8 @@ func (v *viewer) sees(pub *publication) (verdictOf, error) {
 	case to.looksAtAuth && !to.matchAuth(v.auth):
 		return forOthers, nil
 	case (to.collections != nil || stored.FilterOn != nil) && v.auth != nil && v.auth.Collection().Created.Time().After(pub.Time):
-		// PocketBase makes ids of collections from their names: this is another
-		// collection of the id, the one that was meant is gone
+		// PocketBase derives collection ids from names: this is another collection with the same
+		// id, and the intended one is gone
 		return forOthers, nil
 	case stored.FilterOn == nil:
 		return forViewer, nil
@@ -197,18 +195,18 @@ func (v *viewer) sees(pub *publication) (verdictOf, error) {
 	return verdict, nil
 }
 
-// hadOneOf reports whether one of the clients that a message was sent to was an earlier
-// connection of the viewer. That is known only of users: users says whose it was then.
+// hadOneOf reports whether a message was sent to an earlier connection of the viewer. users maps the
+// message's clients to their users at that time; nothing is known about connections of guests.
 func (v *viewer) hadOneOf(users map[string]string) bool {
 	return v.auth != nil && slices.ContainsFunc(v.earlier, func(id string) bool { return users[id] == refOf(v.auth).String() })
 }
 
-// passes asks a filter, which had a meaning when the message was sent.
+// passes evaluates a filter that had meaning when the message was sent.
 func (v *viewer) passes(text, meaning string) (verdictOf, error) {
 	collection := v.auth.Collection()
 	filter, err := v.n.compileFor(collection, text)
 	if err != nil || filter.meaning != meaning {
-		return forWhom, nil // a collection or a field is gone, or a name is another's
+		return forWhom, nil // a collection or field is gone, or a name now stands for another one
 	}
 	allowed, err := v.n.filterUsers(v.ctx, []collectionFilter{filter}, map[string]sets.Of[string]{collection.Id: {v.auth.Id: {}}})
 	if err != nil {

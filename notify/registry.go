@@ -1,4 +1,4 @@
-// The connections that are being written to, and one timer for all.
+// The connections that are being written to, and one timer for all of them.
 
 package notify
 
@@ -7,15 +7,14 @@ import (
 	"time"
 )
 
-// tickEvery is how exact heartbeats, timeouts and the expiry of tokens are.
+// tickEvery is the precision of heartbeats, timeouts and the expiry of tokens.
 const tickEvery = time.Second
 
-// serving holds the connections that are written to. Its timer runs only while
-// there are some.
+// serving holds the connections that are written to. Its timer runs only while there are some.
 type serving struct {
 	tick func(*Client)
 
-	mu      sync.Mutex // guards what follows; never taken under a client's queue.mu
+	mu      sync.Mutex // guards the fields below; never taken under a client's queue.mu
 	clients map[*Client]struct{}
 	timer   *time.Timer
 	closed  bool // no more connections are served
@@ -65,8 +64,8 @@ func (s *serving) tickAll() {
 	}
 }
 
-// startServing notes that the connection is written to from now on: begin is
-// called with its queue locked. False: it has ended, or the server stops.
+// startServing marks the connection as written to from now on; it calls begin with the queue
+// locked. It returns false if the connection has ended or the server is stopping.
 func (c *Client) startServing(begin func()) bool {
 	now := c.notifier.setClock()
 	c.lastWrite.Store(now)
@@ -85,14 +84,14 @@ func (c *Client) startServing(begin func()) bool {
 		c.Close(ReasonShutdown)
 		return false
 	}
-	if c.IsDiscarded() { // in between; its cleanup may have come too early to find it
+	if c.IsDiscarded() { // meanwhile; its cleanup may have run before the add
 		c.notifier.serving.remove(c)
 		return false
 	}
 	return true
 }
 
-// setClock sets and returns the time that the connections go by.
+// setClock sets and returns the time that the connections use.
 func (n *Notifier) setClock() int64 {
 	now := int64(time.Since(n.started))
 	n.clock.Store(now)

@@ -1,15 +1,15 @@
-// Replays: what a subscription with since or rewind gets of a topic's history
-// before it goes on live. Started by client.go; pages come from recovery.go.
+// Replays: what a subscription with since or rewind gets of a topic's history before it goes live.
+// Started by client.go; pages come from recovery.go.
 //
-// The hand-over has no gap and no double, and memory for one page:
+// The hand-over has no gap and no duplicates, and needs memory for one page only:
 //
-//   - From when the subscription is in the index, the fan-out leaves it out, and
-//     notes the number of what it left out (takes). Such a message can be read:
-//     it was stored before it was delivered.
+//   - Once the subscription is in the index, the fan-out skips it and records the numbers of the
+//     skipped messages (takes). They can be read from the history, because each was stored before it
+//     was delivered.
 //   - Pages are read and queued until one reaches the end.
-//   - Then, under the lock of the topic's fan-out, the subscription goes live if
-//     nothing was left out that is not on a page. Otherwise there is one page more.
-//   - What was on a page before it was delivered is left out by its number.
+//   - Then, under the lock of the topic's fan-out, the subscription goes live if every skipped message
+//     is on a page. Otherwise one more page is read.
+//   - A message that was on a page before its delivery is skipped by its number.
 
 package notify
 
@@ -30,13 +30,13 @@ type replay struct {
 	from Start
 
 	// guarded by the lock of the topic's stripe
-	live bool // it gets what is sent
-	// until it does: the numbers of the first and the last message that it did not get
+	live bool // it gets messages as they are sent
+	// until it is live: the numbers of the first and the last message that it did not get
 	firstOut, leftOut int64
-	outEpoch          string // they belong to it
+	outEpoch          string // the epoch of these numbers
 
-	epoch   string // what follows belongs to it
-	reached int64  // the number up to which it had pages
+	epoch   string // the epoch of the fields below
+	reached int64  // number of the last message that its pages covered
 	gap     bool   // messages before the next one may be missing
 }
 
@@ -45,12 +45,11 @@ type verdict int
 
 const (
 	asLive   verdict = iota
-	replayed         // nothing: it is on a page
-	afterGap         // it is the first after some that are missing
+	replayed         // not delivered: it is on a page
+	afterGap         // delivered as the first after missing messages
 )
 
-// takes decides on pub. The lock of the topic's stripe is held. It may be called
-// on nil.
+// takes decides on pub. The lock of the topic's stripe is held. It may be called on nil.
 func (r *replay) takes(pub *publication) verdict {
 	switch {
 	case r == nil || pub.Seq == 0:
@@ -70,15 +69,14 @@ func (r *replay) takes(pub *publication) verdict {
 	return asLive
 }
 
-// pendingReplay is a replay that is to be run.
+// pendingReplay is a replay that waits to run.
 type pendingReplay struct {
 	topic, name string // of the subscription key
 	replay      *replay
 }
 
-// startReplays runs the replays of new subscriptions, one after another, on
-// another goroutine. While a request to subscribe is under way they wait. subsMu
-// is held.
+// startReplays runs the replays of new subscriptions, one after another, on another goroutine. They
+// wait while a request to subscribe is in progress. subsMu is held.
 func (c *Client) startReplays() {
 	if len(c.replays) > 0 && !c.replaying && !c.resubscribe {
 		c.replaying = true
@@ -101,8 +99,8 @@ func (c *Client) runReplays() {
 	}
 }
 
-// runReplay queues pages, as fast as the connection takes them, until the
-// subscription is live or over.
+// runReplay queues pages as fast as the connection takes them, until the subscription is live or
+// has ended.
 func (c *Client) runReplay(p pendingReplay) {
 	n := c.notifier
 	from, gap := p.replay.from, false
@@ -130,9 +128,9 @@ func (c *Client) readPage(p pendingReplay, from Start) (*history.Page, error) {
 	n.replaySlots <- struct{}{}
 	defer func() { <-n.replaySlots }()
 	if from.Rewind {
-		// The last messages are those before the subscription, however long it takes to
-		// come here. What is in the log now has been delivered, and is left out from the
-		// first one on that came after it.
+		// The last messages are those before the subscription, no matter how long it takes to get
+		// here. What is in the log now has been delivered. Exclude it from the first message on
+		// that came after the subscription.
 		head, err := n.history.Settled(p.topic)
 		if err != nil {
 			return nil, err
@@ -148,11 +146,11 @@ func (c *Client) readPage(p pendingReplay, from Start) (*history.Page, error) {
 	return n.history.Read(p.topic, from, max(1, n.config.QueueSize/replayShare), min(maxPageBytes, n.config.QueueBytes/replayShare))
 }
 
-// replayShare is the part of a connection's queue that a replay may fill.
+// replayShare: a replay may fill 1/replayShare of a connection's queue.
 const replayShare = 4
 
-// framesOf returns the messages of page that are meant for auth. gap: some before
-// them are missing; it is returned where no frame could say so.
+// framesOf returns the messages of page that are meant for auth. gap says that messages before them
+// are missing; framesOf returns it as true if no frame could announce that.
 func (c *Client) framesOf(p pendingReplay, page *history.Page, auth *core.Record, gap bool) ([]*frame, bool) {
 	n := c.notifier
 	see := n.newViewer(context.Background(), auth, c.Id(), clientIDsOf(optionsOf(p.name)))
@@ -185,12 +183,12 @@ func (c *Client) framesOf(p pendingReplay, page *history.Page, auth *core.Record
 type pageOutcome int
 
 const (
-	pageQueued pageOutcome = iota // there are more
-	pageAgain                     // it has to be read again, for somebody else
-	pageOver                      // the replay is
+	pageQueued pageOutcome = iota // more pages follow
+	pageAgain                     // the page must be read again, for another auth record
+	pageOver                      // the replay is over
 )
 
-// queuePage queues a page that was made for auth.
+// queuePage queues a page that was prepared for auth.
 func (c *Client) queuePage(p pendingReplay, page *history.Page, frames []*frame, auth *core.Record, gap bool) pageOutcome {
 	s := c.subscriptionTo(p.topic)
 	if s == nil {
@@ -211,7 +209,7 @@ func (c *Client) queuePage(p pendingReplay, page *history.Page, frames []*frame,
 	now := c.authAt(time.Now())
 	switch {
 	case !s.keys[at].grant.holds(now):
-		return goLive(true) // it gets nothing, until the rules say otherwise
+		return goLive(true) // it gets nothing, until the rules allow it
 	case !isSameUser(auth, now):
 		return pageAgain
 	}
@@ -234,7 +232,7 @@ func (c *Client) queuePage(p pendingReplay, page *history.Page, frames []*frame,
 		return goLive(gap || r.leftOut > 0)
 	case r.leftOut > 0 && r.outEpoch != page.Epoch:
 		if n := c.notifier; n.history.Epoch() != page.Epoch {
-			return pageQueued // the log has begun anew since the page was read
+			return pageQueued // the log has started over since the page was read
 		}
 		return goLive(true)
 	case page.Last >= page.Head && r.leftOut <= page.Last:
@@ -243,8 +241,7 @@ func (c *Client) queuePage(p pendingReplay, page *history.Page, frames []*frame,
 	return pageQueued
 }
 
-// awaitRoom waits until a page fits into the queue; false where the connection
-// ends.
+// awaitRoom waits until a page fits into the queue. It returns false if the connection ends.
 func (c *Client) awaitRoom() bool {
 	for {
 		c.mu.Lock()

@@ -1,5 +1,5 @@
-// Sending: the entry of the engine, called by hooks and by the code of applications. A
-// message is accepted once, checked, recorded where its topic has history, and fanned out.
+// Sending: the engine's entry point, called by hooks and by application code. A message is accepted
+// once, checked, recorded if its topic has history, and fanned out.
 
 package notify
 
@@ -13,18 +13,18 @@ import (
 // Send sends msg to the subscribers of its topic that belong to its audience,
 // and returns once the message is in their queues. It waits for no subscriber.
 //
-// A message that is wrong is refused whole with an error of type [Errors].
-// Other errors are those of the filter's query and of ctx, and [ErrShutdown];
-// then too nobody got the message. ctx is not looked at any more once the fan-out has begun.
+// A message that is wrong is refused as a whole with an error of type [Errors]. Other errors come
+// from the filter's query, from ctx and from the history ([ErrHistory]), or are [ErrShutdown]; in
+// those cases nobody got the message either. ctx is ignored once the fan-out has begun.
 //
-// Messages that are sent one after another reach each connection in that order.
-// Of concurrent sends to one topic all subscribers see the same order.
+// Messages sent one after another reach each connection in that order. If messages are sent to one
+// topic concurrently, all subscribers see the same order.
 func (n *Notifier) Send(ctx context.Context, msg Message) (Report, error) {
 	return n.accept(ctx, msg, false)
 }
 
-// SendSystem is [Notifier.Send] for the server's own topics, such as "@inbox",
-// that are reserved otherwise. Never give it a topic that a client chose.
+// SendSystem is [Notifier.Send] for the server's own topics, such as "@inbox", which are otherwise
+// reserved. Never give it a topic that a client chose.
 func (n *Notifier) SendSystem(ctx context.Context, msg Message) (Report, error) {
 	return n.accept(ctx, msg, true)
 }
@@ -56,7 +56,7 @@ func (n *Notifier) acceptOnce(ctx context.Context, msg Message, limited, sender 
 	return n.recent.do(ctx, limited, sender+msg.ID, send)
 }
 
-// record stores pub where its topic has history, and takes it to its recipients.
+// record stores pub if its topic has history, and delivers it to its recipients.
 func (n *Notifier) record(ctx context.Context, pub *publication) (Report, error) {
 	if pub.to.filter != nil {
 		if err := n.resolveFilter(ctx, pub); err != nil {
@@ -74,8 +74,8 @@ func (n *Notifier) record(ctx context.Context, pub *publication) (Report, error)
 	return n.fanOutStored(ctx, pub)
 }
 
-// fanOutUnstored takes pub to its recipients where its topic has no history. Otherwise it
-// notes in storing that it is to be stored, which takes as long as the disk does.
+// fanOutUnstored delivers pub if its topic has no history. Otherwise it adds the send to storing,
+// because storing takes as long as the disk does.
 func (n *Notifier) fanOutUnstored(pub *publication) (report Report, done bool, err error) {
 	n.sending.RLock()
 	defer n.sending.RUnlock()
@@ -89,7 +89,7 @@ func (n *Notifier) fanOutUnstored(pub *publication) (report Report, done bool, e
 	return n.fanOut(pub), true, nil
 }
 
-// usersOfClients returns the users whose connections ids are now.
+// usersOfClients maps the ids of connections to the users to whom they belong now.
 func (n *Notifier) usersOfClients(ids sets.Of[string]) map[string]string {
 	var users map[string]string
 	for id := range ids {
@@ -107,11 +107,11 @@ func (n *Notifier) usersOfClients(ids sets.Of[string]) map[string]string {
 	return users
 }
 
-// fanOutStored takes pub to its recipients when it is stored. That is done by the goroutine
-// that stores it, together with others': perhaps another sender's.
+// fanOutStored stores pub and then delivers it. The goroutine that stores it fans it out, together
+// with other messages; it may belong to another sender.
 func (n *Notifier) fanOutStored(ctx context.Context, pub *publication) (report Report, err error) {
 	if pub.Key != "" {
-		// the one with the same id may have been stored before the process began
+		// a message with the same id may have been stored before this process started
 		before, err := n.history.Find(pub.Topic, pub.Key)
 		if err != nil {
 			return Report{}, err

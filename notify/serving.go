@@ -1,5 +1,5 @@
-// The connections that are being served, and what each of them needs once in a
-// while: heartbeats, the end of its time. One timer for all.
+// What each served connection needs from time to time, such as heartbeats and timeouts, and the
+// shutdown. One timer serves all connections.
 
 package notify
 
@@ -25,7 +25,7 @@ func (n *Notifier) tick(c *Client) {
 	}
 	c.endIfOverdue(now)
 	switch {
-	case c.stream != nil && c.stream.isStuck(): // whatever else is due, it would wait for that
+	case c.stream != nil && c.stream.isStuck(): // anything else that is due would wait for this write
 		c.Close(ReasonTooSlow)
 	case c.auth.Load() != nil && c.expired(wall):
 		c.Close(ReasonTokenExpired)
@@ -40,34 +40,32 @@ func (n *Notifier) tick(c *Client) {
 			c.put(heartbeat)
 		}
 	case c.socket != nil && n.hooked():
-		// it was taken when no handler wanted to see its messages
+		// it was taken before a handler wanted to see its messages
 		c.top().Finish(ReasonHandlers)
 	}
 }
 
-// Stopping reports whether Shutdown has been called: no connection is served any
-// more.
+// Stopping reports whether Shutdown has been called. No more connections are served then.
 func (n *Notifier) Stopping() bool {
 	n.sending.RLock()
 	defer n.sending.RUnlock()
 	return n.stopped
 }
 
-// shutdownGrace is how long Shutdown goes on after its timeout, to end what is left at once.
+// shutdownGrace is how long Shutdown continues after its timeout, to end at once what is left.
 const shutdownGrace = time.Second
 
-// Shutdown ends all connections as soon as what is queued for them is written,
-// or timeout is over. From its start on messages are refused with
-// [ErrShutdown]: what was accepted before is in the queues. It returns when
-// all have ended, and a second after timeout in any case: a disk that does not answer,
-// or other code that does not return, is left behind.
+// Shutdown ends all connections once everything queued for them is written, or when timeout is
+// over. From its start, messages are refused with [ErrShutdown]; messages accepted earlier are in
+// the queues. It returns when all connections have ended, and at the latest a second after timeout.
+// It abandons a disk that does not answer and other code that does not return.
 func (n *Notifier) Shutdown(timeout time.Duration) {
 	patience, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	end, cancelEnd := context.WithTimeout(context.Background(), timeout+shutdownGrace)
 	defer cancelEnd()
 
-	n.sending.Lock() // waits for the messages that go into the queues
+	n.sending.Lock() // waits for messages that are going into the queues
 	n.stopped = true
 	n.sending.Unlock()
 	waits.For(patience, n.storing.Wait)
@@ -78,7 +76,7 @@ func (n *Notifier) Shutdown(timeout time.Duration) {
 
 	clients := n.serving.all()
 	for _, client := range clients {
-		if client.above() == nil { // else it is to write what comes from there first
+		if client.above() == nil { // otherwise it must first write what comes from the client above
 			client.Finish(ReasonShutdown)
 		}
 	}

@@ -1,6 +1,5 @@
-// Writing to a connection that was taken from net/http: one system call for all
-// that waits, never blocking. Called by the writers (writers.go) and, where these
-// are behind, by senders.
+// Writing to a connection that was taken from net/http: one system call for everything that waits,
+// never blocking. Called by the writers (writers.go) and, if the writers are behind, by senders.
 
 package notify
 
@@ -16,34 +15,31 @@ import (
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
 
-// WriteTimeout is how long a connection may take nothing of what is written to
-// it before it is closed.
+// WriteTimeout is how long a connection may take none of what is written to it before it is closed.
 const WriteTimeout = 10 * time.Second
 
-// slowPiece is how much of what a slow peer has to take within WriteTimeout: at
-// 2 KiB a second it still keeps its connection.
+// slowPiece is how many bytes a slow peer must take within WriteTimeout. At 2 KiB per second it
+// still keeps its connection.
 const slowPiece = 16 << 10
 
 // socket is a connection that was taken from net/http.
 type socket struct {
 	conn net.Conn
 
-	// writing is held from taking frames off the queue until they are written,
-	// so that they stay in order, and while conn is closed, so that fd is valid
-	// under it. What is done under it does not block. It is taken before
-	// queue.mu.
+	// writing is held from taking frames off the queue until they are written, so that they stay in
+	// order. It is also held while conn is closed, so that fd is valid under it. Nothing done under
+	// it blocks. It is taken before queue.mu.
 	writing sync.Mutex
-	fd      int // conn's descriptor, which is non-blocking; -1: it is closed, or no plain socket
+	fd      int // conn's descriptor, non-blocking; -1 if it is closed or not a plain socket
 
-	// of what is no plain socket, where nobody can tell a peer that does not read from a
-	// server that has much to do; else nil
+	// set only if conn is not a plain socket, where a peer that does not read looks the same as a
+	// server that is busy
 	slow *stream
 }
 
 func newSocket(conn net.Conn) *socket {
 	s := &socket{conn: conn, fd: -1, slow: &stream{}}
-	// a listener's own type, though it may have one of these in it, wants to see what is
-	// written
+	// a listener's own type may contain one of these, but it wants to see what is written
 	var plain syscall.Conn
 	switch conn := conn.(type) {
 	case *net.TCPConn:
@@ -55,7 +51,7 @@ func newSocket(conn net.Conn) *socket {
 	}
 	s.slow = nil
 	if raw, err := plain.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) { s.fd = int(fd) }) // an error: it is closed already
+		_ = raw.Control(func(fd uintptr) { s.fd = int(fd) }) // an error means that it is already closed
 		setUserTimeout(raw)
 	}
 	return s
@@ -68,12 +64,11 @@ func (s *socket) close() {
 	s.conn.Close()
 }
 
-// TakeConn makes conn, whose request has been read, the client's connection:
-// head (the response's head) and PocketBase's connect event are written, then
-// what is queued. From here on conn is the client's own to close.
+// TakeConn makes conn, whose request has been read, the client's connection. It writes head (the
+// response's head) and PocketBase's connect event, then what is queued. From now on the client owns
+// conn and closes it.
 //
-// Only a few hundred bytes and one goroutine, which waits for the end, stay with
-// an idle connection.
+// An idle connection keeps only a few hundred bytes and one goroutine, which waits for the end.
 func (c *Client) TakeConn(conn net.Conn, head []byte) {
 	s := newSocket(conn)
 	connect := c.ConnectMessage()
@@ -93,17 +88,16 @@ func (c *Client) TakeConn(conn net.Conn, head []byte) {
 	c.notifier.writers.add(c)
 }
 
-// connectName is that of PocketBase's first event.
+// connectName is the name of PocketBase's first event.
 const connectName = "PB_CONNECT"
 
-// ConnectMessage is PocketBase's first event on a connection, from which the
-// SDK has its client id. Its frame is the only one with an id field.
+// ConnectMessage is PocketBase's first event on a connection; it gives the SDK its client id. Its
+// frame is the only one with an id field.
 func (c *Client) ConnectMessage() subscriptions.Message {
 	return subscriptions.Message{Name: connectName, Data: []byte(`{"clientId":"` + c.Id() + `"}`)}
 }
 
-// awaitEnd reads until the other side closes. A client has nothing to say on
-// this connection.
+// awaitEnd reads until the other side closes. A client has nothing to send on this connection.
 func (c *Client) awaitEnd() {
 	defer c.guard("reading from a realtime connection")
 	var one [1]byte
@@ -114,15 +108,15 @@ func (c *Client) awaitEnd() {
 	c.end(ReasonLeft)
 }
 
-// flush writes what waits for the connection. It reports whether more waits,
-// for which the client stays on the list of the writers.
+// flush writes what waits for the connection. It reports whether more waits; if so, the client
+// stays on the writers' list.
 func (c *Client) flush() (again bool) {
 	buffer := buffers.Get().(*[maxBatch]byte)
 	defer buffers.Put(buffer)
 	return c.flushWith(buffer)
 }
 
-// buffers are for joining frames in.
+// buffers holds buffers in which frames are joined.
 var buffers = sync.Pool{New: func() any { return new([maxBatch]byte) }}
 
 func (c *Client) flushWith(buffer *[maxBatch]byte) (again bool) {
@@ -156,7 +150,7 @@ func (c *Client) flushWith(buffer *[maxBatch]byte) (again bool) {
 	if written < len(out) {
 		rest := out[written:]
 		if !shared {
-			rest = slices.Clone(rest) // the buffer is the next one's
+			rest = slices.Clone(rest) // the buffer will be reused
 		}
 		c.blocked = true
 		go c.writeSlowly(rest)
@@ -170,7 +164,7 @@ func (c *Client) flushWith(buffer *[maxBatch]byte) (again bool) {
 	return false
 }
 
-// settle ends the connection if that was all it waited for.
+// settle ends the connection if it was only waiting to finish its writes.
 func (c *Client) settle() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -185,7 +179,7 @@ func (c *Client) wrote(bytes int) {
 	}
 }
 
-// writePiece waits until piece is written, for WriteTimeout at most.
+// writePiece waits until piece is written, at most for WriteTimeout.
 func (s *socket) writePiece(piece []byte) error {
 	write := func() error {
 		if err := s.conn.SetWriteDeadline(time.Now().Add(WriteTimeout)); err != nil {
@@ -200,11 +194,11 @@ func (s *socket) writePiece(piece []byte) error {
 	return write()
 }
 
-// isBehind reports whether the server may be what is slow.
+// isBehind reports whether the server itself may be the slow side.
 func (s *socket) isBehind() bool { return s.slow != nil && s.slow.isBehind() }
 
-// writeSlowly writes rest and what waits behind it to a peer that did not take
-// all at once, until it has caught up.
+// writeSlowly writes rest, and what waits behind it, to a peer that did not take everything at
+// once, until the peer has caught up.
 func (c *Client) writeSlowly(rest []byte) {
 	defer c.guard("writing to a realtime connection")
 	conn := c.socket.conn
@@ -223,8 +217,7 @@ func (c *Client) writeSlowly(rest []byte) {
 			c.wrote(len(piece))
 			rest = rest[len(piece):]
 		}
-		// before the writers may write again: they would fail at a deadline
-		// that has passed
+		// before the writers may write again; a deadline that has passed would make them fail
 		if conn.SetWriteDeadline(time.Time{}) != nil {
 			c.end(ReasonWriteFailed)
 			return

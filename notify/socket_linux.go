@@ -7,12 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tryWrite writes of out what the socket takes without waiting.
+// tryWrite writes as much of out as the socket takes without waiting.
 //
-// It is one system call and little else: without net's bookkeeping for each
-// write, without the file layer (send(2) instead of write(2)), and without
-// telling the scheduler, which is for calls that may block. Together these cost
-// a fifth of the call itself. out is not empty.
+// It is one system call and little else. It avoids net's bookkeeping for each write, the file layer
+// (send(2) instead of write(2)), and telling the scheduler, which is meant for calls that may
+// block. Together these cost a fifth of the call itself. out must not be empty.
 func tryWrite(fd int, out []byte) (written int, err error) {
 	for {
 		n, _, errno := syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(fd),

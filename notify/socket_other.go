@@ -2,6 +2,6 @@
 
 package notify
 
-// tryWrite takes nothing: here there is no write that does not wait, so all is
-// left to a goroutine of the connection's own (writeSlowly).
+// tryWrite writes nothing: here every write may wait, so a goroutine of the connection does all the
+// writing (writeSlowly).
 func tryWrite(int, []byte) (written int, err error) { return 0, nil }

@@ -4,8 +4,8 @@ package notify
 
 import "syscall"
 
-// tryWrite writes of out what the socket takes without waiting. It does without
-// net's bookkeeping for each write, which costs a tenth of the system call.
+// tryWrite writes as much of out as the socket takes without waiting. It avoids net's bookkeeping
+// for each write, which costs a tenth of the system call.
 func tryWrite(fd int, out []byte) (written int, err error) {
 	for {
 		written, err = syscall.Write(fd, out)

@@ -1,5 +1,4 @@
-// What has happened so far, in numbers. Counted all over the engine, shown by
-// hooks/stats.go.
+// Statistics, counted throughout the engine and shown by hooks/stats.go.
 
 package notify
 
@@ -10,16 +9,15 @@ import (
 	"time"
 )
 
-// Stats are the numbers of a [Notifier]. Those that say "so far" count since the
-// process began.
+// Stats are the numbers of a [Notifier]. Those marked "so far" count since the process started.
 type Stats struct {
 	Connections   int `json:"connections"`   // open now, other code's included
-	Taken         int `json:"taken"`         // of these, written to without net/http
+	Taken         int `json:"taken"`         // open connections that are written to without net/http
 	Subscriptions int `json:"subscriptions"` // of connections to topics, now
 	Topics        int `json:"topics"`        // with subscribers, now
 	Users         int `json:"users"`         // connected, now
 
-	QueuedMessages int `json:"queuedMessages"` // wait to be written, now
+	QueuedMessages int `json:"queuedMessages"` // waiting to be written, now
 	QueuedBytes    int `json:"queuedBytes"`
 
 	Messages   int64 `json:"messages"`   // sent so far
@@ -28,8 +26,8 @@ type Stats struct {
 	Bytes      int64 `json:"bytes"`      // written to connections so far
 
 	Stored        int64 `json:"stored"`        // messages of topics with history, so far
-	StoreGroups   int64 `json:"storeGroups"`   // transactions that these took
-	StoreFailures int64 `json:"storeFailures"` // that failed
+	StoreGroups   int64 `json:"storeGroups"`   // transactions that stored them
+	StoreFailures int64 `json:"storeFailures"` // transactions that failed
 	StoreDamaged  int64 `json:"storeDamaged"`  // files of the history that were damaged and set aside, so far
 	Replayed      int64 `json:"replayed"`      // deliveries from history so far
 
@@ -41,11 +39,11 @@ type Stats struct {
 // Histogram counts durations.
 type Histogram struct {
 	Count   int64           `json:"count"`
-	Seconds float64         `json:"seconds"` // of all together
+	Seconds float64         `json:"seconds"` // the sum of all durations
 	Buckets []HistogramStep `json:"buckets"`
 }
 
-// HistogramStep tells how many durations were not longer than UpTo.
+// HistogramStep counts the durations of at most UpTo.
 type HistogramStep struct {
 	UpTo  float64 `json:"upTo"` // seconds
 	Count int64   `json:"count"`
@@ -87,7 +85,7 @@ func (s *stats) ended(reason string, undelivered int) {
 	s.disconnects[reason]++
 }
 
-// Stats returns the numbers as of now.
+// Stats returns the current numbers.
 func (n *Notifier) Stats() Stats {
 	s := &n.stats
 	stored := n.history.Counts()

@@ -1,6 +1,6 @@
-// The audience of a message in the history: written by history.go, read by recovery.go.
-// Everything in it is known by its id. A name may be another collection's tomorrow, and
-// what was sent to the members of the one would be shown to those of the other.
+// The audience of a message in the history: written by history.go, read by recovery.go. Everything
+// in it is identified by id. A name may belong to another collection tomorrow, and a message for
+// the members of the old one would be shown to the members of the new one.
 
 package notify
 
@@ -13,32 +13,32 @@ import (
 	"herald/notify/internal/sets"
 )
 
-// storedAudience is an audience as it is stored, as JSON. Users are
-// "COLLECTION_ID:RECORD_ID". Of the lists null narrows nothing, [] is nobody.
+// storedAudience is an audience as it is stored, in JSON. Users are "COLLECTION_ID:RECORD_ID". A
+// list that is null narrows nothing; [] matches nobody.
 type storedAudience struct {
-	// Version is 1; of the first versions, which had names, it was missing.
+	// Version is 1. The first versions, which stored names, had no such field.
 	Version     int      `json:"v"`
 	Auth        string   `json:"auth"`
 	Users       []string `json:"users"`
 	Collections []string `json:"collections"`
 	Clients     []string `json:"clients"`
-	// ClientUsers says whose connections Clients were: "COLLECTION_ID:RECORD_ID" by id. Of
-	// guests nothing is known.
+	// ClientUsers maps the ids in Clients to the users of those connections at that time, as
+	// "COLLECTION_ID:RECORD_ID". Nothing is stored about guests.
 	ClientUsers map[string]string `json:"clientUsers,omitzero"`
 
 	Filter string `json:"filter,omitzero"`
-	// FilterOn has the meaning of the filter for each auth collection that it applies to:
-	// see collectionFilter.
+	// FilterOn maps each auth collection that the filter applies to, by id, to the filter's
+	// meaning: see collectionFilter.
 	FilterOn map[string]string `json:"filterOn,omitzero"`
 
 	ExceptUsers   []string `json:"exceptUsers"`
 	ExceptClients []string `json:"exceptClients"`
 
-	// Unknown: for whom it was meant cannot be told any more.
+	// Unknown means that the audience of the message can no longer be determined.
 	Unknown bool `json:"unknown,omitzero"`
 
-	// To is for the first versions, should one of them be started again: nobody. They
-	// would not see anything else of this, and show the message to everybody.
+	// To matches nobody. It is for the first versions, in case one is started again: they ignore
+	// the other fields, and would show the message to everyone.
 	To struct {
 		Users []string `json:"users"`
 	} `json:"to"`
@@ -46,7 +46,7 @@ type storedAudience struct {
 
 const storedVersion = 1
 
-// stored returns a as it is stored; nil for everybody.
+// stored returns a as it is stored, or nil for everyone.
 func (a *audience) stored() ([]byte, error) {
 	if !a.narrows() {
 		return nil, nil
@@ -73,8 +73,8 @@ func (s storedAudience) encode() ([]byte, error) {
 	return encoded, nil
 }
 
-// readStored returns the audience that is stored, without its filter; nil where nobody can
-// tell any more for whom it was.
+// readStored returns the stored audience without its filter. a is nil if the audience can no longer
+// be determined.
 func readStored(encoded []byte) (s storedAudience, a *audience) {
 	if err := json.Unmarshal(encoded, &s); err != nil || s.Version != storedVersion || s.Unknown {
 		return s, nil
@@ -87,7 +87,7 @@ func readStored(encoded []byte) (s storedAudience, a *audience) {
 	return s, a
 }
 
-// listOf returns the members of a set in order; nil of nil.
+// listOf returns the members of a set in order, or nil for nil.
 func listOf[K comparable](s sets.Of[K]) []string {
 	if s == nil {
 		return nil
@@ -111,13 +111,13 @@ func toRefs(list []string) sets.Of[userRef] {
 	return refs
 }
 
-// refFrom reads what [userRef.String] returns.
+// refFrom parses what [userRef.String] returns.
 func refFrom(text string) userRef {
 	collectionID, id, _ := strings.Cut(text, ":")
 	return userRef{collectionID, id}
 }
 
-// nameOf returns ref with the present name of its collection; with its id where that is
+// nameOf returns ref with the current name of its collection, or with the collection's id if it is
 // gone.
 func (n *Notifier) nameOf(ref userRef) string {
 	if ref == (userRef{}) {

@@ -1,5 +1,5 @@
-// What the first versions of the history have stored by name, brought into the form of this
-// one. Called by the log when it is opened.
+// Migration of what the first versions of the history stored by name. Called by the log when it is
+// opened.
 
 package notify
 
@@ -19,9 +19,9 @@ type byNames struct {
 	Except Except   `json:"except"`
 }
 
-// identify returns what the first versions stored with a message that was sent at a time,
-// its audience and its sender, as it is stored now. A name is taken for the collection
-// that has it, unless that was made later.
+// identify converts the audience and the sender of a message, as the first versions stored them at
+// the time sent, to what is stored now. A name stands for the collection that has it, unless that
+// collection was created later.
 func (n *Notifier) identify(sent time.Time, encoded []byte, sender string) ([]byte, string) {
 	if sender != "" {
 		name, id, _ := strings.Cut(sender, ":")
@@ -37,7 +37,7 @@ func (n *Notifier) identify(sent time.Time, encoded []byte, sender string) ([]by
 		Version int `json:"v"`
 	}
 	if json.Unmarshal(encoded, &version) == nil && version.Version > 0 {
-		return encoded, sender // by an older version that was started in between
+		return encoded, sender // written before an older version was started in between
 	}
 	var names byNames
 	if err := json.Unmarshal(encoded, &names); err != nil {

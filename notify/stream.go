@@ -1,7 +1,6 @@
-// Writing to a connection that cannot be taken from net/http (HTTP/2, TLS, a
-// ResponseWriter that a middleware wraps), or of which OnRealtimeMessageSend
-// handlers are to see each message: from the goroutine of its request. Called by
-// hooks/connections.go.
+// Writing from the goroutine of the request. This is for connections that cannot be taken from
+// net/http (HTTP/2, TLS, a ResponseWriter that a middleware wraps), and for those whose messages
+// OnRealtimeMessageSend handlers must see. Called by hooks/connections.go.
 
 package notify
 
@@ -12,39 +11,37 @@ import (
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
 
-// Response is the response of a realtime request, as [Client.ServeStream] uses
-// it: one method at a time, except for Cut.
+// Response is the response of a realtime request as [Client.ServeStream] uses it. Its methods are
+// called one at a time, except for Cut.
 type Response interface {
-	// Hooked reports whether other code wants to see each message. These then
-	// go to Deliver, and else, joined, to Write.
+	// Hooked reports whether other code wants to see each message. If so, messages go to Deliver;
+	// otherwise they are joined and go to Write.
 	Hooked() bool
-	// Deliver lets other code see, change or stop the message, writes it, with
-	// id, and flushes it.
+	// Deliver lets other code see, change or stop the message, writes it with id, and flushes it.
 	Deliver(message subscriptions.Message) error
 	// Write writes whole events. It may block.
 	Write(events []byte) error
 	Flush() error
-	// Cut makes a Write that is under way fail. It is called at most once, at
-	// any time.
+	// Cut makes a Write in progress fail. It may be called at any time, at most once.
 	Cut()
 }
 
-// ServeStream writes PocketBase's connect event and then what is queued to
-// response, and returns when the connection has ended: because ctx did, a write
-// failed, or the client was closed. The error is one of response's methods.
+// ServeStream writes PocketBase's connect event and then what is queued to response. It returns
+// when the connection has ended because ctx ended, a write failed or the client was closed. The
+// error comes from one of response's methods.
 func (c *Client) ServeStream(ctx context.Context, response Response) error {
 	return c.serveStream(ctx, response, func() bool { return true })
 }
 
-// serveStream is ServeStream to a response that may be written to when ready returns, or has
-// ended where it returns false: then so will c.
+// serveStream is ServeStream for a response that may be written to only after ready returns true.
+// If ready returns false, the response has ended, and c is about to.
 func (c *Client) serveStream(ctx context.Context, response Response, ready func() bool) (err error) {
 	s := &stream{cut: response.Cut}
 	wake := make(chan struct{}, 1)
 	if !c.startServing(func() { c.stream, c.wake = s, wake }) {
 		return nil
 	}
-	reason := ReasonFailed // unless something else is noted below, this is a panic
+	reason := ReasonFailed // unless another reason is set below, this is a panic
 	defer func() { c.end(reason) }()
 
 	connect := c.ConnectMessage()
@@ -85,14 +82,14 @@ func (c *Client) serveStream(ctx context.Context, response Response, ready func(
 	}
 }
 
-// streamBuffers holds *[]byte in which frames are joined: an idle connection is
-// to need none.
+// streamBuffers holds *[]byte in which frames are joined, so that an idle connection needs no
+// buffer.
 var streamBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
-// writeBatch writes some of what waits; it reports whether there was anything.
+// writeBatch writes some of what waits. It reports whether there was anything to write.
 func (c *Client) writeBatch(response Response) (any bool, err error) {
 	c.mu.Lock()
-	c.inFlight = false // what was written is
+	c.inFlight = false // the previous write is finished
 	if response.Hooked() {
 		if c.writable() == 0 {
 			c.mu.Unlock()

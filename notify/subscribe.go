@@ -1,4 +1,4 @@
-// What a client is subscribed to, and how that changes without a gap.
+// A client's subscriptions, and how they change without a gap.
 
 package notify
 
@@ -18,7 +18,7 @@ func (c *Client) Subscribe(keys ...string) {
 	c.startReplays()
 }
 
-// Unsubscribe implements [subscriptions.Client]; no keys are all keys.
+// Unsubscribe implements [subscriptions.Client]; without keys it removes all.
 func (c *Client) Unsubscribe(keys ...string) {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
@@ -28,11 +28,11 @@ func (c *Client) Unsubscribe(keys ...string) {
 	}
 }
 
-// Resubscribe calls replace, which is to replace the client's subscriptions by
-// an Unsubscribe from all and a Subscribe to the admitted keys, as PocketBase does
-// whenever a client adds a topic. Up to that Subscribe the client still gets
-// messages by the keys it had: between the two calls it would miss them. What it
-// gets meanwhile is written when it is known that it may have it.
+// Resubscribe calls replace, which must replace the client's subscriptions by an Unsubscribe from
+// all and a Subscribe to the admitted keys, as PocketBase does whenever a client adds a topic.
+// Until that Subscribe, the client still gets messages by its old keys; otherwise it would miss
+// messages between the two calls. What it gets in the meantime is written only once it is known
+// that it may have it.
 func (c *Client) Resubscribe(a *Admission, replace func() error) error {
 	c.resubscribing.Lock()
 	defer c.resubscribing.Unlock()
@@ -41,11 +41,11 @@ func (c *Client) Resubscribe(a *Admission, replace func() error) error {
 
 	c.subsMu.Lock()
 	c.resubscribe = true
-	stale := c.version != a.version // what it had then, it may not have any more
+	stale := c.version != a.version // it may no longer have what it had then
 	c.version++
 	c.admitted = a.grants
-	// Whom replace signs in is to have no gap in what both, the one before and
-	// the one after, may have.
+	// If replace signs the client in, there must be no gap in what both identities may have, the
+	// one before and the one after.
 	meanwhile := map[string]grant{}
 	for key, granted := range a.grants {
 		meanwhile[key] = grant{byRule: granted.byRule}
@@ -54,7 +54,7 @@ func (c *Client) Resubscribe(a *Admission, replace func() error) error {
 	c.subsMu.Unlock()
 
 	finished := false
-	defer func() { // also when replace panics
+	defer func() { // also if replace panics
 		c.subsMu.Lock()
 		c.resubscribe = false
 		c.version++
@@ -73,9 +73,9 @@ func (c *Client) Resubscribe(a *Admission, replace func() error) error {
 	return err
 }
 
-// SignOut makes the client a guest's and calls next, which may subscribe as that.
-// What it had as a user it does not get from then on; what the guest may not have
-// of it ends afterwards.
+// SignOut makes the client a guest and calls next, which may subscribe as a guest. From then on the
+// client no longer gets what it had as a user. Subscriptions that a guest may not have end
+// afterwards.
 func (c *Client) SignOut(next func() error) error {
 	count := func(by int) {
 		c.subsMu.Lock()
@@ -91,8 +91,8 @@ func (c *Client) SignOut(next func() error) error {
 	return next()
 }
 
-// reindex makes the index say what the client is subscribed to, with grants where
-// these are given, and else those that it had. subsMu is held.
+// reindex brings the index up to date with the client's subscriptions. A key gets its grant from
+// grants, or keeps its previous one. subsMu is held.
 func (c *Client) reindex(grants map[string]grant) {
 	wanted := map[string][]subscriptionKey{}
 	known := c.knownKeys()

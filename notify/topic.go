@@ -1,5 +1,5 @@
-// Topics and subscription keys: which names are valid, which are reserved, and by
-// which keys a client is subscribed. Called by message.go and the fan-out.
+// Topics and subscription keys: which names are valid and which are reserved. Called by message.go
+// and the fan-out.
 
 package notify
 
@@ -12,14 +12,14 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 )
 
-// MaxTopicLength is the length of the longest topic in bytes.
+// MaxTopicLength is the maximum length of a topic in bytes.
 const MaxTopicLength = 255
 
 // checkTopic reports what makes topic unfit for a custom message.
 //
-// Line breaks are refused with the other control characters: in the event
-// field of an SSE frame one would start a frame of the sender's making
-// (WHATWG HTML, 9.2.6 "Interpreting an event stream").
+// It refuses line breaks along with the other control characters, because a line break in the event
+// field of an SSE frame would start a frame of the sender's making (WHATWG HTML, 9.2.6
+// "Interpreting an event stream").
 func (n *Notifier) checkTopic(topic string, system bool) *FieldError {
 	const field = "topic"
 	switch {
@@ -43,9 +43,9 @@ func (n *Notifier) checkTopic(topic string, system bool) *FieldError {
 	return nil
 }
 
-// reserved tells for what topic is reserved, or "" when anybody who may send
-// can use it. Reserved are the topics on which clients expect events of the
-// server itself: a custom message there would pass for one of them.
+// reserved returns what topic is reserved for, or "" if any permitted sender can use it. Reserved
+// are the topics on which clients expect events of the server itself: a custom message there would
+// pass for one of the server's events.
 func (n *Notifier) reserved(topic string) string {
 	if topic[0] == '@' {
 		return "for system messages"
@@ -67,9 +67,9 @@ func (n *Notifier) reserved(topic string) string {
 	return ""
 }
 
-// canBeRecordID reports whether a record of collection could have the id, now
-// or later: an application with a collection "chat" still has the topic
-// "chat/42" for its own, as no record id there is that short.
+// canBeRecordID reports whether a record of collection could have the id, now or later. An
+// application with a collection "chat" can still use the topic "chat/42", because no record id is
+// that short.
 func canBeRecordID(collection *core.Collection, id string) bool {
 	field, ok := collection.Fields.GetByName(core.FieldNameId).(*core.TextField)
 	if !ok {

@@ -4,5 +4,5 @@ package notify
 
 import "syscall"
 
-// setUserTimeout leaves it to the system when a peer is given up.
+// setUserTimeout leaves it to the system when to give up a peer.
 func setUserTimeout(syscall.RawConn) {}

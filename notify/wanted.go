@@ -1,16 +1,13 @@
-// What other packages ask before they prepare a message. Called by
-// hooks/trigger.go and hooks/triggers.go.
+// Checks that other packages make before they prepare a message. Called by hooks/internal/triggers.
 
 package notify
 
 import "strings"
 
-// CheckTopic reports what makes topic unfit for a custom message; nil where nothing
-// does.
+// CheckTopic reports what makes topic unfit for a custom message, or nil.
 func (n *Notifier) CheckTopic(topic string) *FieldError { return n.checkTopic(topic, false) }
 
-// CheckAudience reports what is wrong with an audience, as [Errors]; nil where
-// nothing is.
+// CheckAudience reports what is wrong with an audience, as [Errors], or nil.
 func (n *Notifier) CheckAudience(to Audience) error {
 	if _, errs := n.compile(to, Except{}); len(errs) > 0 {
 		return errs
@@ -18,8 +15,8 @@ func (n *Notifier) CheckAudience(to Audience) error {
 	return nil
 }
 
-// IsWanted reports whether a message on topic would reach anybody, now or later:
-// somebody listens, or the topic has history. It costs no query.
+// IsWanted reports whether a message on topic would reach anyone, now or later: the topic has
+// subscribers or history. It costs no query.
 func (n *Notifier) IsWanted(topic string) bool {
 	return n.index.hasSubscribers(topic) || n.historyOf(topic).Count > 0 || len(n.foreignClients()) > 0
 }

@@ -1,11 +1,11 @@
 // Clients that a handler of OnRealtimeConnectRequest has put around ours: "e.Client =
 // &mine{e.Client}". Made by hooks/connections.go.
 //
-// The wrapper sees each message in its Send, and passes it on. So there are two clients of
-// ours for such a connection. The one that was wrapped is in the index, has the rights,
-// the queue and the replays as any other; it "writes" by calling the wrapper's Send. What
-// comes out of that, and what PocketBase sends, goes to a second one, which writes it to the
-// connection and has nothing to do with topics.
+// The wrapper sees each message in its Send and passes it on. So there are two of our clients for
+// such a connection. The wrapped one is in the index and has the rights, the queue and the replays
+// like any other; it "writes" by calling the wrapper's Send. What comes out of that, and what
+// PocketBase sends, goes to a second one, which writes it to the connection and has nothing to do
+// with topics.
 
 package notify
 
@@ -34,7 +34,7 @@ type pair struct {
 	undelivered  int             // by the one below; set before its done is closed
 }
 
-// below returns the client that writes for c, nil where c does so itself.
+// below returns the client that writes for c, or nil if c writes for itself.
 func (c *Client) below() *Client {
 	if both := c.pair.Load(); both != nil && both.above == c {
 		return both.below
@@ -42,7 +42,7 @@ func (c *Client) below() *Client {
 	return nil
 }
 
-// above returns the client that c writes for, nil where it writes for itself.
+// above returns the client that c writes for, or nil if it writes for itself.
 func (c *Client) above() *Client {
 	if both := c.pair.Load(); both != nil && both.below == c {
 		return both.above
@@ -50,14 +50,13 @@ func (c *Client) above() *Client {
 	return nil
 }
 
-// Wrap tells c that messages for it have to go through wrapper, and returns the client that
-// writes to the connection in the place of c: by TakeConn or ServeStream, or, where
-// readsChannel is true, by a loop of other code that reads the wrapper's own Channel. It is
-// nil where wrapper passes nothing on to c. It has to be called before c is served, and after
-// SetTimeouts.
+// Wrap makes messages for c go through wrapper. It returns the client that writes to the connection
+// instead of c: by TakeConn or ServeStream or, if readsChannel is true, through a loop of other
+// code that reads the wrapper's own Channel. The client is nil if wrapper passes nothing on to c.
+// Call Wrap before c is served, and after SetTimeouts.
 //
-// c ends after such a loop, which may have a message still to write; looped is to be closed
-// when the loop has ended, and is not waited for longer than a second.
+// c ends after such a loop, which may still have a message to write. Close looped when the loop has
+// ended; c waits for it for at most a second.
 func (c *Client) Wrap(wrapper subscriptions.Client, looped <-chan struct{}) (writer *Client, readsChannel bool) {
 	if !c.isReachedBy(wrapper) {
 		return nil, false
@@ -77,6 +76,9 @@ func (c *Client) Wrap(wrapper subscriptions.Client, looped <-chan struct{}) (wri
 	}
 	channel := below.channel
 	c.mu.Unlock()
+	if isRead { // before the pump that there is finds below
+		below.stream, below.wake = &stream{cut: func() {}}, make(chan struct{}, 1)
+	}
 	c.pair.Store(both)
 	if wrapper.Channel() == channel && !isRead {
 		below.channel = nil
@@ -87,8 +89,8 @@ func (c *Client) Wrap(wrapper subscriptions.Client, looped <-chan struct{}) (wri
 			c.idle = min(c.idle, stockIdleTimeout)
 		}
 		below.startServing(func() {
-			below.stream, below.wake = &stream{cut: func() {}}, make(chan struct{}, 1)
 			if !isRead {
+				below.stream, below.wake = &stream{cut: func() {}}, make(chan struct{}, 1)
 				go below.pump()
 			}
 		})
@@ -137,7 +139,7 @@ type through struct {
 }
 
 func (through) Hooked() bool       { return true }
-func (through) Write([]byte) error { return nil } // a heartbeat, which is the connection's matter
+func (through) Write([]byte) error { return nil } // a heartbeat, which the connection handles itself
 func (through) Flush() error       { return nil }
 func (through) Cut()               {}
 
@@ -183,8 +185,8 @@ func (c *Client) isReady() bool {
 	return true
 }
 
-// passOn takes to the connection what has come through the wrapper, or from PocketBase.
-// Under a key that was denied meanwhile it takes nothing.
+// passOn takes what has come through the wrapper, or from PocketBase, to the connection. It drops
+// messages under a key that was denied in the meantime.
 func (c *Client) passOn(below *Client, m subscriptions.Message) outcome {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
@@ -217,8 +219,8 @@ func (c *Client) top() *Client {
 	return c
 }
 
-// endBelow ends what writes for c, when it has written what it has if c has ended so too,
-// and returns how many messages it did not write.
+// endBelow ends the client that writes for c. If c ended by finishing, that client writes what it
+// has first. It returns the number of messages that were not written.
 func (c *Client) endBelow(reason string) (undelivered int) {
 	below, both := c.below(), c.pair.Load()
 	if below == nil {
@@ -233,6 +235,9 @@ func (c *Client) endBelow(reason string) (undelivered int) {
 		below.end(reason)
 	}
 	<-below.done
+	below.mu.Lock()
+	isFinished = isFinished && below.drained // else the loop is stuck
+	below.mu.Unlock()
 	if both.looped != nil && isFinished {
 		select {
 		case <-both.looped:
@@ -243,7 +248,7 @@ func (c *Client) endBelow(reason string) (undelivered int) {
 	return both.undelivered
 }
 
-// Own returns the client of ours that client, of PocketBase's broker, is or is put around.
+// Own returns our client that client, from PocketBase's broker, is or wraps.
 func (n *Notifier) Own(client subscriptions.Client) (*Client, bool) {
 	own := n.own(client)
 	return own, own != nil

@@ -1,5 +1,5 @@
-// The writers: a few goroutines that write to the connections for which
-// something waits. Fed by the fan-out and by Client.Send.
+// The writers: a few goroutines that write to connections with waiting messages. The fan-out and
+// Client.Send feed them.
 
 package notify
 
@@ -8,18 +8,18 @@ import (
 	"sync"
 )
 
-// writers is the list of connections to write to. Its goroutines exist only
-// while it has some: there is nothing to start or stop.
+// writers is the list of connections to write to. Its goroutines exist only while there is work, so
+// there is nothing to start or stop.
 type writers struct {
 	max int // of goroutines
 
-	mu      sync.Mutex // guards what follows; a leaf
+	mu      sync.Mutex // guards the fields below; no lock is taken under it
 	waiting []*Client  // first come, first served; each at most once
-	head    int        // of waiting: those before it are done
+	head    int        // index into waiting; entries before it are done
 	running int
 }
 
-// writerShare is how many connections a writer takes off the list at a time.
+// writerShare is the maximum number of connections that a writer takes off the list at a time.
 const writerShare = 16
 
 func newWriters() *writers { return &writers{max: runtime.GOMAXPROCS(0)} }
@@ -27,7 +27,7 @@ func newWriters() *writers { return &writers{max: runtime.GOMAXPROCS(0)} }
 // add hands connections to the writers.
 func (w *writers) add(clients ...*Client) {
 	w.mu.Lock()
-	if w.head > 1024 && w.head > len(w.waiting)/2 { // it never got empty
+	if w.head > 1024 && w.head > len(w.waiting)/2 { // it never became empty
 		w.waiting = w.waiting[:copy(w.waiting, w.waiting[w.head:])]
 		w.head = 0
 	}
@@ -53,15 +53,15 @@ func (w *writers) run() {
 		for _, client := range share[:count] {
 			w.write(client, buffer)
 		}
-		runtime.Gosched() // the writes did not tell the scheduler of themselves
+		runtime.Gosched() // the scheduler does not notice these writes
 	}
 }
 
-// take fills share from the list; where there is nothing the writer is done.
+// take fills share from the list. If the list is empty, the writer counts as done.
 func (w *writers) take(share []*Client) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	// a writer leaves some for the others, and the last ones are taken singly
+	// a writer leaves some for the others, and the last ones are taken one by one
 	left := len(w.waiting) - w.head
 	count := copy(share[:min(len(share), (left+w.max-1)/w.max)], w.waiting[w.head:])
 	clear(w.waiting[w.head : w.head+count])

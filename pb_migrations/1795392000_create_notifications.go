@@ -1,6 +1,5 @@
-// Package pb_migrations holds the collections that Herald adds to an
-// application, as migrations that are compiled in. It is imported for its side
-// effect.
+// Package pb_migrations contains the collections that Herald adds to an application, as migrations
+// that are compiled in. It is imported for its side effect.
 package pb_migrations
 
 import (
@@ -12,8 +11,8 @@ import (
 	"github.com/pocketbase/pocketbase/tools/types"
 )
 
-// The inbox is recognised by its id: an application may well have a collection
-// of that name of its own.
+// The inbox is recognised by its id, because an application may have its own collection of that
+// name.
 const (
 	InboxCollectionID   = "herald_inbox_01"
 	InboxCollectionName = "notifications"
@@ -23,8 +22,8 @@ func init() {
 	m.Register(createInbox, dropInbox)
 }
 
-// createInbox adds the collection, unless the application has one of that name
-// or nobody to notify.
+// createInbox adds the collection, unless the application has one of that name or has no users to
+// notify.
 func createInbox(app core.App) error {
 	if _, err := app.FindCollectionByNameOrId(InboxCollectionName); err == nil {
 		app.Logger().Warn("No inbox added: the application has its own collection", slog.String("name", InboxCollectionName))
@@ -36,8 +35,8 @@ func createInbox(app core.App) error {
 		return nil
 	}
 
-	// ids are unique within a collection only, hence the check of the
-	// collection: a record of another auth collection may have the user's id
+	// ids are unique only within a collection. The rule checks the collection as well, because a
+	// record of another auth collection may have the user's id.
 	owner := fmt.Sprintf("user = @request.auth.id && @request.auth.collectionId = '%s'", users.Id)
 
 	inbox := core.NewBaseCollection(InboxCollectionName, InboxCollectionID)
@@ -62,7 +61,7 @@ func createInbox(app core.App) error {
 	return app.Save(inbox)
 }
 
-// dropInbox removes the collection if it is the one that createInbox made.
+// dropInbox removes the collection if createInbox created it.
 func dropInbox(app core.App) error {
 	inbox, err := app.FindCollectionByNameOrId(InboxCollectionID)
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/types"
 )
 
-// The channels too are recognised by their collection's id.
+// The channels are recognised by their collection's id as well.
 const (
 	ChannelsCollectionID   = "herald_chans_01"
 	ChannelsCollectionName = "notify_channels"
@@ -28,26 +28,26 @@ func createChannels(app core.App) error {
 	return app.Save(NewChannelsCollection())
 }
 
-// NewChannelsCollection returns the collection as it is made.
+// NewChannelsCollection returns the collection as the migration creates it.
 func NewChannelsCollection() *core.Collection {
-	const rule = `Empty: superusers only. *: everyone. Else a filter, with @request.auth.*, @collection.*, and {room} of the pattern as @request.query.room.`
+	const rule = `Empty means superusers only, * means everyone. Anything else is a filter with @request.auth.*, @collection.*, and the pattern's {room} as @request.query.room.`
 
 	channels := core.NewBaseCollection(ChannelsCollectionName, ChannelsCollectionID) // without API rules: superusers only
 	channels.Fields.Add(
 		&core.TextField{Name: "pattern", Required: true, Presentable: true, Max: 255,
 			Help: "The topics of the channel: news, chat/{room}, files/{path...}. The most specific pattern wins."},
-		&core.TextField{Name: "subscribeRule", Help: "Who may listen. " + rule},
-		&core.TextField{Name: "publishRule", Help: "Who may publish from a client. The server's own code always may. " + rule},
-		&core.TextField{Name: "presenceRule", Help: "Who may see who is there. Has no effect yet. " + rule},
+		&core.TextField{Name: "subscribeRule", Help: "Controls who may subscribe. " + rule},
+		&core.TextField{Name: "publishRule", Help: "Controls which clients may publish. The server's own code always may. " + rule},
+		&core.TextField{Name: "presenceRule", Help: "Controls who may see which users are present. Has no effect yet. " + rule},
 		&core.NumberField{Name: "history", OnlyInt: true, Min: types.Pointer(0.0),
-			Help: "How many messages are kept for each topic, for those who come back; 0: none."},
+			Help: "How many messages per topic are kept for clients that reconnect; 0 keeps none."},
 		&core.NumberField{Name: "historyTTL", OnlyInt: true, Min: types.Pointer(0.0),
-			Help: "For how many seconds they are kept; 0: for any time."},
-		&core.BoolField{Name: "presence", Help: "Keep track of who is there. Has no effect yet."},
+			Help: "How many seconds they are kept; 0 keeps them indefinitely."},
+		&core.BoolField{Name: "presence", Help: "Tracks which users are present. Has no effect yet."},
 		&core.NumberField{Name: "rateLimit", Min: types.Pointer(0.0),
-			Help: "How many messages one user (or IP, for guests) may publish a second; 0: any number."},
+			Help: "How many messages per second one user (or IP, for guests) may publish; 0 means no limit."},
 		&core.NumberField{Name: "maxSize", OnlyInt: true, Min: types.Pointer(0.0),
-			Help: "The largest data of a published message, in bytes of JSON; 0: as large as the server takes."},
+			Help: "The maximum size of a published message's data, in bytes of JSON; 0 means the server's own limit."},
 		&core.AutodateField{Name: "created", OnCreate: true},
 		&core.AutodateField{Name: "updated", OnCreate: true, OnUpdate: true},
 	)
@@ -55,17 +55,17 @@ func NewChannelsCollection() *core.Collection {
 	return channels
 }
 
-// ChannelsParam is the id of the row of PocketBase's table _params in which the server
-// keeps a copy of the channels, for when their collection disappears.
+// ChannelsParam is the id of the row in PocketBase's table _params where the server keeps a copy of
+// the channels, in case their collection disappears.
 const ChannelsParam = "heraldChannels"
 
-// dropChannels removes the collection if it is the one that createChannels made.
+// dropChannels removes the collection if createChannels created it.
 func dropChannels(app core.App) error {
 	channels, err := app.FindCollectionByNameOrId(ChannelsCollectionID)
 	if err != nil {
 		return nil
 	}
-	// whoever goes down a migration does not want what the channels said
+	// reverting the migration drops the copy of the channels as well
 	if _, err := app.DB().Delete("_params", dbx.HashExp{"id": ChannelsParam}).Execute(); err != nil {
 		return err
 	}

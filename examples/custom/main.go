@@ -1,5 +1,5 @@
-// Command custom is a PocketBase application with code of its own, and Herald: what you have
-// already, and one line.
+// Command custom is a PocketBase application with its own code and Herald: your existing code plus
+// one line.
 package main
 
 import (
@@ -16,10 +16,10 @@ func main() {
 	app := pocketbase.New()
 	hooks.MustRegister(app, app.RootCmd, hooks.Config{})
 
-	// tell everyone who listens that a user has signed up
+	// tell all subscribers that a user has signed up
 	app.OnRecordAfterCreateSuccess("users").BindFunc(func(e *core.RecordEvent) error {
 		if err := notify.Notify(e.App, "sign-ups", map[string]any{"name": e.Record.GetString("name")}); err != nil {
-			e.App.Logger().Warn("Failed to tell of a sign-up", "error", err.Error())
+			e.App.Logger().Warn("Failed to announce a sign-up", "error", err.Error())
 		}
 		return e.Next()
 	})

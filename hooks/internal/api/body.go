@@ -1,5 +1,5 @@
-// Package api has the bodies of requests and answers, and errors in PocketBase's form, for
-// all that talks to clients: the routes, $notify, triggers and the command line.
+// Package api contains the bodies of requests and answers, and errors in PocketBase's form, for
+// everything that talks to clients: the routes, $notify, triggers and the command line.
 package api
 
 import (
@@ -22,12 +22,12 @@ import (
 
 const SendFailed = "Failed to send the message."
 
-// ReadBody returns the body of a request; others, such as handlers that call
-// RequestInfo, may read it again.
+// ReadBody returns the body of a request. Other code, such as handlers that call RequestInfo, may
+// read it again.
 func ReadBody(e *core.RequestEvent) ([]byte, error) {
 	body, err := io.ReadAll(e.Request.Body)
 	if err != nil {
-		// too large for PocketBase's body limit, or broken off
+		// larger than PocketBase's body limit, or interrupted
 		return nil, router.ToApiError(err)
 	}
 	if sound := SoundJSON(body); !bytes.Equal(sound, body) {
@@ -40,8 +40,8 @@ func ReadBody(e *core.RequestEvent) ([]byte, error) {
 	return body, nil
 }
 
-// SoundJSON returns raw as [notify.NormalizeJSON] does; what is no JSON even then is for
-// Decode to refuse.
+// SoundJSON returns raw normalized by [notify.NormalizeJSON]. If raw is not JSON even then,
+// SoundJSON returns it unchanged, and Decode refuses it.
 func SoundJSON(raw []byte) []byte {
 	if jsontext.Value(raw).IsValid() {
 		return raw
@@ -52,9 +52,9 @@ func SoundJSON(raw []byte) []byte {
 	return raw
 }
 
-// Decode reads JSON into dst. A member that dst does not have is an error: were
-// `{"to": {"user": […]}}` taken for "no restriction" because of the missing s,
-// a message meant for one would go to all.
+// Decode decodes JSON into dst. A member that dst does not have is an error: if `{"to": {"user":
+// […]}}` were taken for "no restriction" because of the missing s, a message meant for one user
+// would go to everyone.
 func Decode(data []byte, dst any) error {
 	err := json.Unmarshal(data, dst, json.RejectUnknownMembers(true))
 	if err == nil {
@@ -77,17 +77,17 @@ func Decode(data []byte, dst any) error {
 	return router.NewBadRequestError(SendFailed, Nest(validation.Errors{}, fieldErr, slices.Collect(semantic.JSONPointer.Tokens())))
 }
 
-// ErrEmptyAudience is for an audience, or a part of it, that is there and says nothing.
+// ErrEmptyAudience is for an audience, or a part of one, that is present but empty.
 var ErrEmptyAudience = validation.NewError("validation_invalid_audience",
-	"must not be empty: leave it out to narrow nothing; [] is nobody")
+	"must not be empty: leave it out to narrow nothing; [] matches nobody")
 
-// CheckNarrows refuses an audience that is there and says nothing: null, an empty object or
-// text. It comes from a variable that is not set, and what is meant for one would go to all.
-// (An empty list is nobody.) raw is the JSON of an object that has the fields.
+// CheckNarrows refuses an audience that is present but empty: null, an empty object or an empty
+// text. Such a value comes from an unset variable, and a message meant for one user would go to
+// everyone. (An empty list matches nobody.) raw is the JSON of an object that has the fields.
 func CheckNarrows(raw []byte, fields ...string) error {
 	var object map[string]jsontext.Value
 	if json.Unmarshal(raw, &object) != nil {
-		return nil // Decode says so
+		return nil // Decode reports it
 	}
 	errs := validation.Errors{}
 	for _, field := range fields {
@@ -101,7 +101,7 @@ func CheckNarrows(raw []byte, fields ...string) error {
 		}
 		var parts map[string]jsontext.Value
 		if json.Unmarshal(value, &parts) != nil {
-			continue // no object: a list of users is one way to say whom
+			continue // not an object: a list of users is a valid audience, too
 		}
 		for name, part := range parts {
 			if IsEmptyValue(part) {
@@ -115,7 +115,7 @@ func CheckNarrows(raw []byte, fields ...string) error {
 	return router.NewBadRequestError(SendFailed, errs)
 }
 
-// IsEmptyValue reports whether value is null, {} or a text of spaces.
+// IsEmptyValue reports whether value is null, {} or a blank text.
 func IsEmptyValue(value jsontext.Value) bool {
 	switch value.Kind() {
 	case jsontext.KindNull:
@@ -138,8 +138,8 @@ func DecodeMessage(raw []byte, dst any) error {
 	return Decode(raw, dst)
 }
 
-// FieldsError turns notify.Errors into PocketBase's form, with the fields at
-// fault in data; any other error is the server's.
+// FieldsError turns notify.Errors into PocketBase's form, with the invalid fields in data. Any
+// other error is a server error.
 func FieldsError(message string, err error) *router.ApiError {
 	if errors.Is(err, notify.ErrShutdown) {
 		return router.NewApiError(http.StatusServiceUnavailable, message+" The server is shutting down.", nil)
@@ -162,7 +162,7 @@ func FieldsError(message string, err error) *router.ApiError {
 	return router.NewApiError(status, message, data)
 }
 
-// InField moves the fields of an answer below path: "topic" to "messages.3.topic".
+// InField moves the fields of an answer below path: "topic" becomes "messages.3.topic".
 func InField(err error, path ...string) *router.ApiError {
 	apiErr := router.ToApiError(err)
 	if len(apiErr.Data) == 0 {

@@ -8,8 +8,8 @@ import (
 	"herald/notify"
 )
 
-// Message is a message as it comes over HTTP. Its data stays the JSON text
-// that it is: decoding it would lose the precision of large numbers.
+// Message is a message as received over HTTP. Its data stays JSON text, because decoding it would
+// lose the precision of large numbers.
 type Message struct {
 	Topic  string          `json:"topic"`
 	Data   jsontext.Value  `json:"data"`
@@ -18,7 +18,7 @@ type Message struct {
 	ID     string          `json:"id"`
 }
 
-// Notify returns b as the engine takes it.
+// Notify returns b in the engine's form.
 func (b *Message) Notify() notify.Message {
 	return notify.Message{Topic: b.Topic, Data: b.Data, To: b.To, Except: b.Except, ID: b.ID}
 }
@@ -27,7 +27,7 @@ func (b *Message) Notify() notify.Message {
 type Client struct {
 	ID            string          `json:"id"`
 	Auth          *string         `json:"auth"` // "users:ID"; null for a guest
-	Name          string          `json:"name"` // the auth record's name, or else its email
+	Name          string          `json:"name"` // the auth record's name, or its email if it has none
 	IP            string          `json:"ip"`
 	Connected     *types.DateTime `json:"connected"`
 	Subscriptions []string        `json:"subscriptions"`
@@ -50,7 +50,7 @@ func newClient(c notify.Connection) Client {
 	return view
 }
 
-// Clients returns connections as they are shown.
+// Clients returns connections in the form of the API.
 func Clients(connections []notify.Connection) []Client {
 	views := make([]Client, len(connections))
 	for i, connection := range connections {

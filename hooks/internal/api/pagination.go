@@ -1,4 +1,4 @@
-// Lists in the form of PocketBase's. Called by routes.go.
+// Lists in the form of PocketBase's lists. Called by routes.go.
 
 package api
 
@@ -11,8 +11,8 @@ import (
 	"github.com/pocketbase/pocketbase/tools/search"
 )
 
-// RespondPage answers with the part of items that the query parameters page and
-// perPage ask for, with PocketBase's own limits and in the form of its lists.
+// RespondPage answers with the items that the query parameters page and perPage select, with
+// PocketBase's own limits and in the form of its lists.
 func RespondPage[T any](e *core.RequestEvent, items []T) error {
 	errs := validation.Errors{}
 	page := IntParam(e, search.PageQueryParam, 1, errs)
@@ -37,8 +37,8 @@ func RespondPage[T any](e *core.RequestEvent, items []T) error {
 	})
 }
 
-// IntParam returns the query parameter name; missing, 0 and less are fallback,
-// as in PocketBase's lists.
+// IntParam returns the query parameter name. It returns fallback if the parameter is missing, 0 or
+// less, as in PocketBase's lists.
 func IntParam(e *core.RequestEvent, name string, fallback int, errs validation.Errors) int {
 	raw := e.Request.URL.Query().Get(name)
 	if raw == "" {

@@ -22,7 +22,7 @@ import (
 	"github.com/tmaxmax/go-sse"
 )
 
-// benchPatience is how long the last deliveries are waited for.
+// benchPatience is how long to wait for the last deliveries.
 const benchPatience = 10 * time.Second
 
 func (c *client) benchCommand() *cobra.Command {
@@ -30,14 +30,14 @@ func (c *client) benchCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "bench",
 		Short: "Measure a running server",
-		Long: `Measure a running server: connect clients to a topic of the benchmark's own, and send messages to all of them.
+		Long: `Measure a running server: connect clients to the benchmark's own topic, and send messages to all of them.
 First one at a time, for the latency; then as fast as the server answers, for the rate.
 
-Clients and server share the machine if they are on the same one. Each client takes a file descriptor here, and one there.`,
+If the server runs on the same machine, both share its CPUs. Each client takes one file descriptor here and one on the server.`,
 		Args: cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
 			if b.Clients < 1 || b.Messages < 1 || b.size < 1 || b.Senders < 1 {
-				return exitWith(exitUsage, "clients, messages, size and senders must be 1 at least")
+				return exitWith(exitUsage, "clients, messages, size and senders must be at least 1")
 			}
 			ctx, stop := signal.NotifyContext(command.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
@@ -53,10 +53,10 @@ Clients and server share the machine if they are on the same one. Each client ta
 	}
 	flags := command.Flags()
 	flags.IntVar(&b.Clients, "clients", 100, "how many clients to connect")
-	flags.IntVar(&b.Messages, "messages", 200, "how many messages to send in each of the two parts")
+	flags.IntVar(&b.Messages, "messages", 200, "how many messages to send in each of the two phases")
 	flags.IntVar(&b.size, "size", 100, "bytes of data in a message")
-	flags.IntVar(&b.Senders, "senders", 8, "how many send at the same time, for the rate")
-	flags.StringVar(&b.prefix, "topic", "bench", "the topic, to which a random part is added; give that of a channel with history to measure it")
+	flags.IntVar(&b.Senders, "senders", 8, "how many senders to use at the same time, for the rate")
+	flags.StringVar(&b.prefix, "topic", "bench", "the topic, to which a random part is added; to measure history, use a topic of a channel with history")
 	flags.BoolVar(&b.asJSON, "json", false, "print JSON")
 	return command
 }
@@ -73,7 +73,7 @@ type benchmark struct {
 	Senders  int `json:"senders"`
 
 	ConnectSeconds float64 `json:"connectSeconds"`
-	P50            float64 `json:"p50"` // of a delivery's latency
+	P50            float64 `json:"p50"` // latency of a delivery
 	P95            float64 `json:"p95"`
 	P99            float64 `json:"p99"`
 	MessagesRate   float64 `json:"messagesPerSecond"`
@@ -96,7 +96,7 @@ func (b *benchmark) run(ctx context.Context) error {
 	defer clients.Wait()
 	defer cancel()
 	subscribed := make(chan error, b.Clients)
-	slots := make(chan struct{}, 32) // who connects at the same time
+	slots := make(chan struct{}, 32) // limits concurrent connection attempts
 	for range b.Clients {
 		clients.Go(func() {
 			slots <- struct{}{}
@@ -181,7 +181,7 @@ func (b *benchmark) send(ctx context.Context) error {
 	return err
 }
 
-// await waits until as many deliveries have come; not for ever, since some may be
+// await waits until the wanted number of deliveries has arrived, but not forever, since some may be
 // lost.
 func (b *benchmark) await(ctx context.Context, want int64) {
 	last, since := int64(-1), time.Now()
@@ -252,7 +252,7 @@ func (b *benchmark) report(out io.Writer) error {
 	} else {
 		fmt.Fprintf(out, "%d clients connected in %.2f s\n", b.Clients, b.ConnectSeconds)
 		fmt.Fprintf(out, "one message at a time: latency p50 %.2f ms, p95 %.2f ms, p99 %.2f ms\n", b.P50, b.P95, b.P99)
-		fmt.Fprintf(out, "%d senders at once: %.0f messages a second, %.0f deliveries a second\n", b.Senders, b.MessagesRate, b.DeliveriesRate)
+		fmt.Fprintf(out, "%d senders at once: %.0f messages per second, %.0f deliveries per second\n", b.Senders, b.MessagesRate, b.DeliveriesRate)
 		fmt.Fprintf(out, "lost: %d of %d\n", b.Lost, 2*b.Messages*b.Clients)
 	}
 	if b.Lost > 0 {
@@ -261,12 +261,12 @@ func (b *benchmark) report(out io.Writer) error {
 	return nil
 }
 
-// progress is a bar on stderr, where that is a terminal.
+// progress is a progress bar on stderr, if that is a terminal.
 type progress struct {
 	name    string
 	total   int
 	shows   bool
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	count   int
 	printed time.Time
 }

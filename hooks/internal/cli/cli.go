@@ -1,5 +1,4 @@
-// Package cli is the command line: "herald notify …", which talks to the running server over
-// HTTP.
+// Package cli is the command line, "herald notify …", which talks to the running server over HTTP.
 package cli
 
 import (
@@ -32,7 +31,7 @@ import (
 
 // The exit codes of the commands.
 const (
-	exitRefused     = 1 // the server refused, or has no such thing
+	exitRefused     = 1 // the server refused, or did not find what was requested
 	exitUsage       = 2 // wrong arguments
 	exitUnreachable = 3 // no server answers
 )
@@ -55,13 +54,13 @@ func exitWith(code int, format string, args ...any) error {
 // Bind adds the command "notify" to root, and cobra's "completion".
 func Bind(app core.App, root *cobra.Command) {
 	c := &client{app: app}
-	// Execute opens the databases of any command, and makes the data directory first;
-	// ours open them when they need a token from there (see makeToken)
+	// Execute opens the databases for every command, and first creates the data directory. Our
+	// commands open them only if they need a token from there (see makeToken).
 	app.OnBootstrap().Bind(&hook.Handler[*core.BootstrapEvent]{
 		Id: "heraldCommands",
 		Func: func(e *core.BootstrapEvent) error {
 			if found, _, err := root.Find(os.Args[1:]); err == nil && isBelow(found, "notify") && !c.opens {
-				slog.SetDefault(slog.New(slog.DiscardHandler)) // where PocketBase warns that nothing was opened
+				slog.SetDefault(slog.New(slog.DiscardHandler)) // hides PocketBase's warning that nothing was opened
 				return nil
 			}
 			return e.Next()
@@ -73,10 +72,10 @@ func Bind(app core.App, root *cobra.Command) {
 		Short: "Send and watch realtime messages of a running server",
 		Long: `Send and watch realtime messages of a running server, and see who is connected.
 
-On the machine of the server, with access to its data directory, no sign-in is needed. Elsewhere give
---url, and a superuser's token by --token or HERALD_TOKEN.
+On the server's machine, with access to its data directory, you need not sign in. Elsewhere, give
+--url and a superuser's token, with --token or HERALD_TOKEN.
 
-Exit codes: 0 done, 1 refused by the server, 2 wrong arguments, 3 no server answers.`,
+Exit codes: 0 success, 1 refused by the server, 2 wrong arguments, 3 no server answers.`,
 		SilenceUsage: true,
 	}
 	flags := command.PersistentFlags()
@@ -99,8 +98,9 @@ Exit codes: 0 done, 1 refused by the server, 2 wrong arguments, 3 no server answ
 	root.CompletionOptions.DisableDefaultCmd = false
 }
 
-// noEmptyFlags refuses a flag that is given without a value: that comes from a variable
-// that is not set, and --filter "$NOT_SET" is not everybody, --token "$NOT_SET" nobody else.
+// noEmptyFlags refuses a flag whose value is empty. Such a value comes from an unset variable:
+// --filter "$NOT_SET" must not select everyone, and --token "$NOT_SET" must not select another
+// identity.
 func noEmptyFlags(command *cobra.Command) (err error) {
 	command.Flags().Visit(func(flag *pflag.Flag) {
 		values := []string{flag.Value.String()}
@@ -116,7 +116,7 @@ func noEmptyFlags(command *cobra.Command) (err error) {
 	return err
 }
 
-// hideServerFlags keeps what only "serve" looks at out of the help of command.
+// hideServerFlags hides the flags that only "serve" uses from the help of command.
 func hideServerFlags(root, command *cobra.Command) {
 	help := command.HelpFunc()
 	command.SetHelpFunc(func(command *cobra.Command, args []string) {
@@ -125,7 +125,7 @@ func hideServerFlags(root, command *cobra.Command) {
 	})
 }
 
-// isBelow reports whether command is the one of that name, or a command of it.
+// isBelow reports whether command has that name or is below a command with that name.
 func isBelow(command *cobra.Command, name string) bool {
 	for ; command != nil; command = command.Parent() {
 		if command.Name() == name {
@@ -135,56 +135,55 @@ func isBelow(command *cobra.Command, name string) bool {
 	return false
 }
 
-// client is what the commands share.
+// client is the state that the commands share.
 type client struct {
 	app   core.App
 	url   string
 	token string
 	made  made
-	opens bool // the databases, now
+	opens bool // whether the command is opening the databases
 }
 
-// httpClient keeps more connections for later requests than the default one, which
-// would open one for nearly each message of "bench".
+// httpClient keeps more idle connections than the default client, which would open one for nearly
+// each message of "bench".
 var httpClient = func() *http.Client {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost = 64
 	return &http.Client{Transport: transport}
 }()
 
-// tokenLasts is for how long a token is good that is made for a request. Only tests
-// change it.
+// tokenLasts is how long a token made for a request is valid. Only tests change it.
 var tokenLasts = 2 * time.Minute
 
-// made is a token from the database, which is used for half of its time: to look for a
-// superuser at each request would be measured by "bench".
+// made is a token made from the database. It is used for half of its lifetime, because "bench"
+// would otherwise measure the lookup of a superuser for each request.
 type made struct {
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	token string
 	at    time.Time
 }
 
-// authorization returns the token to send: the one given, or for a server on this
-// machine one that is made from its database.
+// authorization returns the token to send: the given one or, for a server on this machine, one made
+// from its database.
 func (c *client) authorization() (string, error) {
 	if token := c.givenToken(); token != "" {
 		return token, nil
 	}
 	address, err := url.Parse(c.url)
 	if err != nil || address.Host == "" {
-		return "", exitWith(exitUsage, "--url %q is no address such as http://127.0.0.1:8090", c.url)
+		return "", exitWith(exitUsage, "--url %q is not an address such as http://127.0.0.1:8090", c.url)
 	}
-	// a token is worth what a password is: it goes to no other machine
+	// a token is as valuable as a password: never send it to another machine
 	if ip := net.ParseIP(address.Hostname()); address.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return "", exitWith(exitUsage, "for a server on another machine give --token or HERALD_TOKEN")
+		return "", exitWith(exitUsage, "for a server on another machine, give --token or HERALD_TOKEN")
 	}
 	return c.makeToken()
 }
 
-// givenToken returns the token of the command line, empty where there is none.
+// givenToken returns the token from the command line or the environment, or "".
 func (c *client) givenToken() string { return cmp.Or(c.token, os.Getenv("HERALD_TOKEN")) }
 
-// makeToken returns a token made from the database, which is opened for it.
+// makeToken returns a token made from the database. It opens the database if necessary.
 func (c *client) makeToken() (string, error) {
 	c.made.mu.Lock()
 	defer c.made.mu.Unlock()
@@ -192,7 +191,7 @@ func (c *client) makeToken() (string, error) {
 		return c.made.token, nil
 	}
 	noSuperuser := func(err error) error {
-		return exitWith(exitRefused, "there is no superuser in %s: make one with \"superuser create\", or give --token (%w)", c.app.DataDir(), err)
+		return exitWith(exitRefused, "there is no superuser in %s: create one with \"superuser create\", or give --token (%w)", c.app.DataDir(), err)
 	}
 	if !c.app.IsBootstrapped() {
 		if _, err := os.Stat(c.app.DataDir()); err != nil {
@@ -214,15 +213,14 @@ func (c *client) makeToken() (string, error) {
 	return token, err
 }
 
-// answersWithin is for how long an answer is waited for.
+// answersWithin is how long to wait for an answer.
 const answersWithin = 30 * time.Second
 
-// errNotNow marks an answer of a server, or of what stands before it, that may be another
-// one soon.
+// errNotNow marks an answer, of a server or of a proxy before it, that may soon be different.
 var errNotNow = errors.New("try again")
 
-// request sends a request and returns the answer's body. An answer that is an error
-// comes as one, with the fields at fault.
+// request sends a request and returns the body of the answer. If the answer is an error, it returns
+// an error that names the invalid fields.
 func (c *client) request(ctx context.Context, method, path string, body any) ([]byte, error) {
 	token, err := c.authorization()
 	if err != nil {
@@ -251,19 +249,19 @@ func (c *client) request(ctx context.Context, method, path string, body any) ([]
 	defer response.Body.Close()
 	content, err := io.ReadAll(response.Body)
 	if err != nil {
-		return nil, exitWith(exitUnreachable, "the answer broke off: %w", err)
+		return nil, exitWith(exitUnreachable, "the answer was interrupted: %w", err)
 	}
 	if response.StatusCode >= http.StatusBadRequest {
 		return nil, refusal(response.StatusCode, content)
 	}
 	if len(content) > 0 && !jsontext.Value(content).IsValid() {
-		return nil, exitWith(exitUnreachable, "what answers is no Herald: %d, but no JSON", response.StatusCode)
+		return nil, exitWith(exitUnreachable, "the server that answers is not Herald: %d, but not JSON", response.StatusCode)
 	}
 	return content, nil
 }
 
-// refusal turns an error in PocketBase's form into one line. One in any other form is not
-// the server's, but of a proxy before it.
+// refusal turns an error in PocketBase's form into one line. An error in any other form comes from
+// a proxy before the server.
 func refusal(status int, content []byte) error {
 	var answer struct {
 		Status  int    `json:"status"`
@@ -296,12 +294,12 @@ func list[T any](ctx context.Context, c *client, path string, query url.Values) 
 			TotalPages int              `json:"totalPages"`
 		}
 		if err := json.Unmarshal(content, &answer); err != nil {
-			return nil, nil, exitWith(exitRefused, "the answer is no list: %w", err)
+			return nil, nil, exitWith(exitRefused, "the answer is not a list: %w", err)
 		}
 		for _, text := range answer.Items {
 			var item T
 			if err := json.Unmarshal(text, &item); err != nil {
-				return nil, nil, exitWith(exitRefused, "the answer is not understood: %w", err)
+				return nil, nil, exitWith(exitRefused, "the answer cannot be understood: %w", err)
 			}
 			items, raw = append(items, item), append(raw, text)
 		}

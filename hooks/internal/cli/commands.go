@@ -1,4 +1,4 @@
-// The commands that ask once: send, topics, clients, kick.
+// The commands that send a single request: send, topics, clients, kick.
 
 package cli
 
@@ -25,7 +25,7 @@ func (c *client) sendCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "send TOPIC [JSON | @FILE | -]",
 		Short: "Send a message and print the report",
-		Long:  "Send a message and print the report. Without data, or with -, the data is what comes on stdin.",
+		Long:  "Send a message and print the report. Without data, or with -, the data is read from stdin.",
 		Example: `  herald notify send example '{"text": "Hello"}'
   herald notify send orders-changed @order.json --user users:RECORD_ID
   date +%s | herald notify send clock`,
@@ -39,7 +39,7 @@ func (c *client) sendCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			// only what is given: an empty list of users would be nobody
+			// only the given parts: an empty list of users would match nobody
 			message := map[string]any{"topic": args[0], "data": data}
 			to := map[string]any{}
 			narrow := func(flag, part string, value any) {
@@ -70,14 +70,14 @@ func (c *client) sendCommand() *cobra.Command {
 	flags := command.Flags()
 	flags.StringArrayVar(&users, "user", nil, "only to this user, users:RECORD_ID (may be repeated)")
 	flags.StringVar(&auth, "auth", "", "only to any, guest, user or superuser")
-	flags.StringVar(&filter, "filter", "", "only to users that fit a PocketBase filter")
+	flags.StringVar(&filter, "filter", "", "only to users that match a PocketBase filter")
 	flags.StringArrayVar(&exceptUsers, "except", nil, "not to this user, users:RECORD_ID (may be repeated)")
-	flags.StringVar(&id, "id", "", "makes a retry safe: the same id within 5 minutes is sent once")
+	flags.StringVar(&id, "id", "", "makes a retry safe: a message with the same id is sent only once within 5 minutes")
 	_ = command.RegisterFlagCompletionFunc("auth", cobra.FixedCompletions([]string{notify.AuthAny, notify.AuthGuest, notify.AuthUser, notify.AuthSuperuser}, cobra.ShellCompDirectiveNoFileComp))
 	return command
 }
 
-// readData returns the data of a message: source itself, @FILE, or - for in.
+// readData returns the data of a message: source itself, the content of @FILE, or in for "-".
 func readData(in io.Reader, source string) (jsontext.Value, error) {
 	data, name := []byte(source), "the data"
 	var err error
@@ -94,7 +94,7 @@ func readData(in io.Reader, source string) (jsontext.Value, error) {
 	}
 	value := jsontext.Value(data)
 	if !value.IsValid() {
-		return nil, exitWith(exitUsage, `%s is not JSON; a text needs quotes of its own, as in '"text"'`, name)
+		return nil, exitWith(exitUsage, `%s is not JSON; a text needs its own quotes, as in '"text"'`, name)
 	}
 	return value, nil
 }
@@ -103,7 +103,7 @@ func (c *client) topicsCommand() *cobra.Command {
 	var asJSON bool
 	command := &cobra.Command{
 		Use:   "topics",
-		Short: "List what is subscribed",
+		Short: "List topics with subscribers",
 		Args:  cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
 			topics, raw, err := list[notify.TopicInfo](command.Context(), c, "/api/notify/topics", url.Values{})
@@ -124,7 +124,7 @@ func (c *client) clientsCommand() *cobra.Command {
 	var topic, user string
 	command := &cobra.Command{
 		Use:   "clients",
-		Short: "List who is connected",
+		Short: "List connected clients",
 		Args:  cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
 			query := url.Values{}
@@ -153,8 +153,8 @@ func (c *client) clientsCommand() *cobra.Command {
 	}
 	flags := command.Flags()
 	flags.BoolVar(&asJSON, "json", false, "print JSON")
-	flags.StringVar(&topic, "topic", "", "only those who are subscribed to this topic")
-	flags.StringVar(&user, "user", "", "only those of this user, users:RECORD_ID")
+	flags.StringVar(&topic, "topic", "", "only clients subscribed to this topic")
+	flags.StringVar(&user, "user", "", "only clients of this user, users:RECORD_ID")
 	return command
 }
 
@@ -162,7 +162,7 @@ func (c *client) kickCommand() *cobra.Command {
 	var user string
 	command := &cobra.Command{
 		Use:   "kick [CLIENT_ID]",
-		Short: "Disconnect a client, or all of a user",
+		Short: "Disconnect a client, or all clients of a user",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(command *cobra.Command, args []string) error {
 			if len(args) == 1 == (user != "") {
@@ -178,7 +178,7 @@ func (c *client) kickCommand() *cobra.Command {
 			}
 			count := struct {
 				Disconnected int `json:"disconnected"`
-			}{1} // of one client the answer is empty
+			}{1} // the answer for a single client is empty
 			if len(answer) > 0 {
 				if err := json.Unmarshal(answer, &count); err != nil {
 					return err
@@ -208,7 +208,7 @@ func printJSON(command *cobra.Command, items []jsontext.Value, err error) error 
 	return err
 }
 
-// printTable prints a header and rows, in columns.
+// printTable prints a header and rows in columns.
 func printTable(command *cobra.Command, header string, rows int, row func(i int) []any) error {
 	table := tabwriter.NewWriter(command.OutOrStdout(), 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, header)
@@ -224,7 +224,7 @@ func printTable(command *cobra.Command, header string, rows int, row func(i int)
 	return table.Flush()
 }
 
-// printable replaces what could steer a terminal: others chose the text.
+// printable replaces characters that could control a terminal, because others chose the text.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r >= 0x7f && r < 0xa0 {

@@ -31,10 +31,10 @@ func (c *client) tailCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "tail TOPIC…",
 		Short: "Print messages as they come",
-		Long: `Print messages as they come, one JSON a line: {"id", "topic", "epoch", "seq", "time", "from", "data"}.
+		Long: `Print messages as they come, as one line of JSON per message: {"id", "topic", "epoch", "seq", "time", "from", "data"}.
 
-It connects again by itself. Where the topic's channel has history, what was sent meanwhile is printed then;
-elsewhere it is missing.`,
+It reconnects by itself. If the topic's channel has history, messages sent in the meantime are printed then;
+otherwise they are missing.`,
 		Example: `  herald notify tail chat/42 | jq .data
   herald notify tail orders --rewind 20 --pretty`,
 		Args: cobra.MinimumNArgs(1),
@@ -50,8 +50,8 @@ elsewhere it is missing.`,
 	}
 	flags := command.Flags()
 	flags.StringVar(&t.since, "since", "", "begin after this position, EPOCH:SEQ")
-	flags.StringVar(&t.rewind, "rewind", "", "begin with the last messages: how many, or how old, such as 2m")
-	flags.BoolVar(&t.pretty, "pretty", false, "print for people, with colours on a terminal")
+	flags.StringVar(&t.rewind, "rewind", "", "begin with the last messages: a number, or a maximum age such as 2m")
+	flags.BoolVar(&t.pretty, "pretty", false, "print in readable form, with colours on a terminal")
 	return command
 }
 
@@ -67,11 +67,11 @@ type tail struct {
 	silent    int               // connections in a row on which no beat came
 }
 
-// errOutput says that nobody reads the output any more.
+// errOutput says that the output no longer has a reader.
 var errOutput = errors.New("the output is closed")
 
-// run watches until ctx is done. A server that does not answer at first is an error,
-// later it is waited for.
+// run watches until ctx is done. If the server does not answer at first, that is an error; later
+// run waits for it.
 func (t *tail) run(ctx context.Context) error {
 	wait := time.Duration(0)
 	for connected := false; ; {
@@ -87,12 +87,12 @@ func (t *tail) run(ctx context.Context) error {
 			return err
 		}
 		if errors.Is(err, errNoBeats) {
-			t.silent = min(t.silent+1, 8) // until one comes: a client that the application has wrapped gets none
+			t.silent = min(t.silent+1, 8) // until a beat comes: a client that the application has wrapped gets none
 		}
 		if wait = min(2*wait+200*time.Millisecond, 5*time.Second); time.Since(began) > 10*time.Second {
 			wait = 0
 		}
-		fmt.Fprintf(os.Stderr, "herald: disconnected (%v), connecting again\n", err)
+		fmt.Fprintf(os.Stderr, "herald: disconnected (%v), reconnecting\n", err)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -101,13 +101,13 @@ func (t *tail) run(ctx context.Context) error {
 	}
 }
 
-// firstBeatWithin is how long after the start of a connection its first beat comes at the
-// latest. A connection without beats is dead, although nobody has closed it.
+// firstBeatWithin is the maximum time from the start of a connection to its first beat. A
+// connection without beats is dead, although nobody has closed it.
 const firstBeatWithin = 15 * time.Second
 
-var errNoBeats = errors.New("nothing comes any more")
+var errNoBeats = errors.New("nothing arrives any more")
 
-// beatsWithin returns how long after a beat the next one comes at the latest, 0 for never.
+// beatsWithin returns the maximum time from one beat to the next; 0 means never.
 func beatsWithin(data string) time.Duration {
 	var beat struct {
 		Every float64 `json:"every"`
@@ -118,7 +118,7 @@ func beatsWithin(data string) time.Duration {
 	return time.Duration(2.5 * beat.Every * float64(time.Second))
 }
 
-// watch prints what comes on one connection. It returns when that ends.
+// watch prints what arrives on one connection. It returns when the connection ends.
 func (t *tail) watch(ctx context.Context, connected func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -182,11 +182,11 @@ func (t *tail) watch(ctx context.Context, connected func()) error {
 	return exitWith(exitUnreachable, "the server closed the connection")
 }
 
-// stayIn subscribes again until ctx is done, before the token ends with which it was done
-// last: the server would close the connection then, and what is sent until there is another
-// is lost where there is no history. A failure is one of the connection, or shows there.
+// stayIn renews the subscriptions until ctx is done, each time before the last token expires.
+// Otherwise the server would close the connection, and messages sent before the next one would be
+// lost without history. Errors are ignored, because they also show on the connection.
 func stayIn(ctx context.Context, subscribe func() error) {
-	ticker := time.NewTicker(tokenLasts / 3) // a token is used for half of its time
+	ticker := time.NewTicker(tokenLasts / 3) // a token is used for half of its lifetime
 	defer ticker.Stop()
 	for {
 		select {
@@ -198,8 +198,9 @@ func stayIn(ctx context.Context, subscribe func() error) {
 	}
 }
 
-// findPosition notes where a topic with history is, unless that is known or it begins
-// elsewhere: so that nothing is missed that comes before the first message.
+// findPosition records the current position of a topic with history, so that nothing before the
+// first message is missed. It does nothing if the position is known or the subscription begins
+// elsewhere.
 func (t *tail) findPosition(ctx context.Context, topic string) error {
 	if t.positions[topic] != "" || t.since != "" || t.rewind != "" || strings.HasPrefix(topic, "@") {
 		return nil
@@ -214,7 +215,7 @@ func (t *tail) findPosition(ctx context.Context, topic string) error {
 	}
 	var page notify.HistoryPage
 	if err := json.Unmarshal(content, &page); err != nil || page.Items == nil {
-		return exitWith(exitUnreachable, "what answers is no Herald: no page of the history")
+		return exitWith(exitUnreachable, "the server that answers is not Herald: the answer is not a page of the history")
 	}
 	if page.Epoch != "" {
 		t.positions[topic] = notify.Position{Epoch: page.Epoch, Seq: page.Head}.String()
@@ -222,7 +223,7 @@ func (t *tail) findPosition(ctx context.Context, topic string) error {
 	return nil
 }
 
-// key returns the subscription key of topic: from where it was left, where that is
+// key returns the subscription key of topic. It continues after the last position, if that is
 // known.
 func (t *tail) key(topic string) string {
 	query := map[string]string{"envelope": "true"}
@@ -241,7 +242,7 @@ func (t *tail) key(topic string) string {
 	return topic + "?options=" + url.QueryEscape(string(options))
 }
 
-// tailMessage is what is printed of an envelope.
+// tailMessage is the printed part of an envelope.
 type tailMessage struct {
 	Topic string         `json:"topic"`
 	Epoch string         `json:"epoch"`
@@ -252,7 +253,7 @@ type tailMessage struct {
 	Gap   bool           `json:"gap"`
 }
 
-// print prints a message and notes its position.
+// print prints a message and records its position.
 func (t *tail) print(topic, text string) error {
 	var message tailMessage
 	if err := json.Unmarshal([]byte(text), &message); err != nil {
@@ -276,7 +277,7 @@ func (t *tail) print(topic, text string) error {
 		line.WriteString(color.HiBlackString(" #%d", message.Seq))
 	}
 	if message.Gap {
-		line.WriteString(color.RedString(" (some before it are missing)"))
+		line.WriteString(color.RedString(" (earlier messages are missing)"))
 	}
 	if message.From != "" {
 		line.WriteString(" " + color.YellowString("%s", printable(message.From)))

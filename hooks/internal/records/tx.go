@@ -1,5 +1,5 @@
-// Package records has what is asked of records, collections and transactions in more than
-// one place.
+// Package records contains helpers for records, collections and transactions that several packages
+// need.
 package records
 
 import (
@@ -9,16 +9,17 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 )
 
-// PerTx holds a value of the transaction that writes. There is one at a time; one that
-// panicked never tells of its end, and its value goes when the next one comes.
+// PerTx holds a value for the transaction that writes. There is one such transaction at a time. A
+// transaction that panicked never reports its end; its value is dropped when the next transaction
+// comes.
 type PerTx[T any] struct {
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	tx    *core.TxAppInfo
 	value T
 }
 
-// With calls use with the value of tx, which is a zero one at first. When tx is over the
-// value is forgotten, and over is called with it.
+// With calls use with the value of tx, which is zero at first. When tx is over, the value is
+// dropped and over is called with it.
 func (p *PerTx[T]) With(tx *core.TxAppInfo, over func(value T, committed bool), use func(value *T)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -33,7 +34,7 @@ func (p *PerTx[T]) With(tx *core.TxAppInfo, over func(value T, committed bool), 
 	use(&p.value)
 }
 
-// forget returns the value of tx, which has one no longer.
+// forget removes and returns the value of tx.
 func (p *PerTx[T]) forget(tx *core.TxAppInfo) (value T) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -44,8 +45,8 @@ func (p *PerTx[T]) forget(tx *core.TxAppInfo) (value T) {
 	return value
 }
 
-// Missing tells why there is no collection of Herald's own with the id, or "" when
-// there is; name is what the migration called it.
+// Missing returns why Herald's own collection with the id does not exist, or "" if it does; name is
+// its name in the migration.
 func Missing(app core.App, id, name string) string {
 	if _, err := app.FindCachedCollectionByNameOrId(id); err == nil {
 		return ""
@@ -56,9 +57,9 @@ func Missing(app core.App, id, name string) string {
 	return fmt.Sprintf("their collection %q was removed", name)
 }
 
-// Stored returns the record as the database has it before the change. Its Original
-// is what it was when it was loaded: empty for one that the same code has created,
-// and old for one that it has saved since.
+// Stored returns the record as it is in the database before the change. The record's Original is
+// what was loaded: it is empty if the same code has created the record, and outdated if that code
+// has saved it since.
 func Stored(app core.App, record *core.Record) *core.Record {
 	before, err := app.FindRecordById(record.Collection(), fmt.Sprint(record.LastSavedPK()))
 	if err != nil {

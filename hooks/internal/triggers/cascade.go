@@ -1,6 +1,6 @@
-// What triggers need of records that a cascade deletes. PocketBase deletes a record first
-// and then those that lead to it: the filter, the topic and the fields of a trigger could
-// not look at the first one any more. So they are asked before, called by triggers.go.
+// Triggers for records that a cascade deletes. PocketBase deletes a record first and then the
+// records that refer to it, so their filters, topics and fields could no longer look at the first
+// one. So they are evaluated in advance, called by triggers.go.
 
 package triggers
 
@@ -16,13 +16,13 @@ import (
 	"herald/hooks/internal/records"
 )
 
-// recordRef is a record, wherever it was loaded.
+// recordRef identifies a record, wherever it was loaded.
 type recordRef struct{ collectionID, id string }
 
 func refOf(record *core.Record) recordRef { return recordRef{record.Collection().Id, record.Id} }
 
-// cascadesTo returns the ids of the collections from which a delete may get to a record of
-// which a trigger tells that it is deleted.
+// cascadesTo returns the ids of the collections from which a delete may cascade to a record whose
+// deletion a trigger reports.
 func cascadesTo(app core.App, byID map[string][]*trigger) map[string]bool {
 	cascades := map[string]bool{}
 	var add func(collection *core.Collection)
@@ -48,24 +48,24 @@ func cascadesTo(app core.App, byID map[string][]*trigger) map[string]bool {
 	return cascades
 }
 
-// foresights are what was asked before the first delete of a cascade.
+// foresights holds what was evaluated before the first delete of a cascade.
 type foresights map[recordRef]*foresight
 
-// foresight is a record as it was, and what fires for its delete.
+// foresight is a record as it was, and the firings for its delete.
 type foresight struct {
 	record  *core.Record
 	firings []*firing
 }
 
-// foresee notes what fires when the record of e is deleted, and with it those that lead to
-// it, until the transaction is over, of which the cascade is the last part.
+// foresee records the firings for the delete of e's record and of the records that refer to it.
+// They are kept until the transaction is over, whose last part is the cascade.
 func (t *Triggers) foresee(e *core.RecordEvent) {
 	if !e.App.IsTransactional() {
-		return // there is no cascade: PocketBase makes a transaction for it
+		return // there is no cascade: PocketBase would start a transaction for it
 	}
 	isNoted := false
 	t.withForesights(e.App, func(noted foresights) { isNoted = noted[refOf(e.Record)] != nil })
-	if !isNoted { // else by the delete of which this one is a part
+	if !isNoted { // otherwise the delete that includes this one has recorded it
 		t.foreseeDelete(e.App, records.Stored(e.App, e.Record), t.authorOf(e.Record))
 	}
 }
@@ -99,7 +99,7 @@ func (t *Triggers) foreseeDelete(app core.App, record, auth *core.Record) {
 	}
 	references, err := app.FindCachedCollectionReferences(record.Collection())
 	if err != nil {
-		app.Logger().Error("A trigger cannot find what a delete takes along", "error", err.Error())
+		app.Logger().Error("A trigger cannot find the records that a cascade deletes", "error", err.Error())
 		return
 	}
 	for collection, fields := range references {
@@ -113,7 +113,7 @@ func (t *Triggers) foreseeDelete(app core.App, record, auth *core.Record) {
 			}
 			others := []*core.Record{}
 			if err := app.RecordQuery(collection).AndWhere(leadsTo(collection, relation, record.Id)).All(&others); err != nil {
-				app.Logger().Error("A trigger cannot find what a delete takes along", "error", err.Error())
+				app.Logger().Error("A trigger cannot find the records that a cascade deletes", "error", err.Error())
 				continue
 			}
 			for _, other := range others {
@@ -123,7 +123,7 @@ func (t *Triggers) foreseeDelete(app core.App, record, auth *core.Record) {
 	}
 }
 
-// leadsTo is the condition for the records of which a relation has id.
+// leadsTo is the condition for the records whose relation contains id.
 func leadsTo(collection *core.Collection, relation *core.RelationField, id string) dbx.Expression {
 	column := fmt.Sprintf("[[%s.%s]]", collection.Name, relation.Name)
 	if !relation.IsMultiple() {
@@ -134,7 +134,7 @@ func leadsTo(collection *core.Collection, relation *core.RelationField, id strin
 		dbx.Params{"heraldID": id})
 }
 
-// composed returns what fires for the delete of record, with the messages.
+// composed returns the firings for the delete of record, with their messages.
 func (t *Triggers) composed(app core.App, record *core.Record, candidates []*trigger, auth *core.Record) []*firing {
 	firings := t.firings(app, "delete", record, candidates, auth)
 	for _, f := range firings {
@@ -143,7 +143,7 @@ func (t *Triggers) composed(app core.App, record *core.Record, candidates []*tri
 	return slices.DeleteFunc(firings, func(f *firing) bool { return f.message.Topic == "" })
 }
 
-// firingsOfDelete returns what fires for the delete of a record that is there still.
+// firingsOfDelete returns the firings for the delete of a record that still exists.
 func (t *Triggers) firingsOfDelete(e *core.RecordEvent, candidates []*trigger, auth *core.Record) []*firing {
 	record := records.Stored(e.App, e.Record)
 	var noted *foresight
@@ -160,8 +160,8 @@ func (t *Triggers) firingsOfDelete(e *core.RecordEvent, candidates []*trigger, a
 	return noted.firings
 }
 
-// isAsForeseen reports whether record has not been changed since, but for what a cascade
-// takes out of its relations before it deletes it.
+// isAsForeseen reports whether record is unchanged since, except for what a cascade removes from
+// its relations before it deletes it.
 func isAsForeseen(before, record *core.Record) bool {
 	for _, field := range record.Collection().Fields {
 		name := field.GetName()

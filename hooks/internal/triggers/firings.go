@@ -1,4 +1,4 @@
-// What has fired, on its way: after the commit, in the order of the commits.
+// Firings: sent after the commit, in the order of the commits.
 
 package triggers
 
@@ -13,11 +13,11 @@ import (
 	"herald/notify"
 )
 
-// maxUndecided is how long a firing may be neither committed nor rolled back while
-// later ones are: a transaction that panics never tells of its end.
+// maxUndecided is how long a firing may be neither committed nor rolled back while later ones are.
+// A transaction that panics never reports its end.
 const maxUndecided = 10 * time.Second
 
-// firing is a message of a trigger, on its way.
+// firing is a message of a trigger that waits to be sent.
 type firing struct {
 	trigger *trigger
 	action  string
@@ -25,7 +25,7 @@ type firing struct {
 	since   time.Time
 	state   firingState // guarded by triggers.mu
 
-	message notify.Message // made at once for what is deleted, else when it is sent; no topic: not yet
+	message notify.Message // composed at once for a delete, otherwise when it is sent; no topic: not composed yet
 }
 
 type firingState int
@@ -36,7 +36,7 @@ const (
 	dropped
 )
 
-// stand puts what fires in a transaction into the queue, until it is known how that ends.
+// stand puts the firings of a transaction into the queue; they wait there for its outcome.
 func (t *Triggers) stand(tx core.App, firings []*firing) {
 	if len(firings) == 0 {
 		return
@@ -50,7 +50,7 @@ func (t *Triggers) stand(tx core.App, firings []*firing) {
 	})
 }
 
-// decide says what became of a transaction.
+// decide records the outcome of a transaction.
 func (t *Triggers) decide(firings []*firing, isCommitted bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -65,7 +65,7 @@ func (t *Triggers) decide(firings []*firing, isCommitted bool) {
 	}
 }
 
-// send sends what is decided, in order, until nothing is.
+// send sends the decided firings in order, until none is left.
 func (t *Triggers) send() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -82,9 +82,8 @@ func (t *Triggers) send() {
 	}
 }
 
-// next takes the next committed firing off the queue; nil where there is none. mu is
-// held. That there is an undecided one before it is the matter of a moment: its
-// transaction is over, as a later one has begun.
+// next takes the next committed firing off the queue, or returns nil. mu is held. An undecided
+// firing stays first only for a moment: its transaction is over, because a later one has begun.
 func (t *Triggers) next() *firing {
 	for len(t.queue) > 0 {
 		f := t.queue[0]
@@ -105,7 +104,7 @@ func (t *Triggers) next() *firing {
 	return nil
 }
 
-// waitFor sees to it that the queue is looked at again when its head is overdue.
+// waitFor makes sure that the queue is checked again when its head is overdue.
 func (t *Triggers) waitFor(left time.Duration) *firing {
 	if slices.ContainsFunc(t.queue, func(f *firing) bool { return f.state == committed }) && !t.closed {
 		time.AfterFunc(left, func() { t.decide(nil, true) })
@@ -126,7 +125,7 @@ func (t *Triggers) fire(f *firing) {
 		if t.compose(t.app, f); f.message.Topic == "" {
 			return
 		}
-	case !t.notifier.IsWanted(f.message.Topic): // any more
+	case !t.notifier.IsWanted(f.message.Topic): // no longer
 		return
 	}
 	if _, err := t.notifier.Send(context.Background(), f.message); err != nil {
@@ -136,7 +135,7 @@ func (t *Triggers) fire(f *firing) {
 	t.sent.Add(1)
 }
 
-// compose makes the message of f, unless nobody could get it. A failure is noted.
+// compose composes the message of f, unless nobody could get it. A failure is recorded.
 func (t *Triggers) compose(app core.App, f *firing) {
 	trigger := f.trigger
 	topic, err := trigger.topic.of(app, f.record)
@@ -155,7 +154,7 @@ func (t *Triggers) compose(app core.App, f *firing) {
 	to := trigger.to
 	if trigger.toField != "" {
 		relation := f.record.Collection().Fields.GetByName(trigger.toField).(*core.RelationField)
-		to.Users = []string{} // nobody, not everybody
+		to.Users = []string{} // nobody instead of everyone
 		for _, id := range f.record.GetStringSlice(trigger.toField) {
 			to.Users = append(to.Users, relation.CollectionId+":"+id)
 		}
@@ -163,13 +162,13 @@ func (t *Triggers) compose(app core.App, f *firing) {
 	f.message = notify.Message{Topic: topic, Data: data, To: to}
 }
 
-// fail notes a failure, which never is one of the save.
+// fail records a failure. A failure never fails the save.
 func (t *Triggers) fail(trigger *trigger, err error) {
 	t.failed.Add(1)
 	t.app.Logger().Error("A trigger failed", slog.String("trigger", trigger.name), slog.String("error", err.Error()))
 }
 
-// close waits until what is committed is sent, or timeout is over.
+// close waits until all committed firings are sent, or until timeout is over.
 func (t *Triggers) close(timeout time.Duration) {
 	expired := time.AfterFunc(timeout, func() {
 		t.mu.Lock()

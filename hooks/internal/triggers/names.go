@@ -1,5 +1,5 @@
-// The names of collections in triggers, which follow when a collection is renamed. Called
-// by triggers.go.
+// Names of collections in triggers, which follow when a collection is renamed. Called by
+// triggers.go.
 
 package triggers
 
@@ -16,8 +16,8 @@ import (
 	"herald/pb_migrations"
 )
 
-// rename gives triggers the new name of a collection, in the transaction of its update.
-// By its old name they would watch, or send to, whatever gets that one next.
+// rename gives triggers the new name of a collection, in the transaction of its update. With the
+// old name they would watch, or send to, whichever collection gets that name next.
 func (t *Triggers) rename(e *core.CollectionEvent) error {
 	before, err := e.App.FindCollectionByNameOrId(e.Collection.Id)
 	if err := e.Next(); err != nil {
@@ -41,7 +41,7 @@ func (t *Triggers) rename(e *core.CollectionEvent) error {
 		if len(changed) == 0 {
 			continue
 		}
-		// past the hooks: the triggers are loaded after the commit
+		// bypass the hooks: the triggers are loaded after the commit
 		if _, err := e.App.DB().Update(record.Collection().Name, changed, dbx.HashExp{"id": record.Id}).Execute(); err != nil {
 			return err
 		}
@@ -51,15 +51,15 @@ func (t *Triggers) rename(e *core.CollectionEvent) error {
 	return nil
 }
 
-// renamedAudience returns the audience of a trigger with another name of a collection;
-// false where it has not got that.
+// renamedAudience returns the audience of a trigger with a collection renamed. It returns false if
+// the audience does not contain that name.
 func renamedAudience(text, from, to string) (string, bool) {
 	var parts map[string]jsontext.Value
 	if json.Unmarshal([]byte(text), &parts) != nil {
 		return "", false
 	}
 	isNamed := false
-	for part, end := range map[string]string{"users": ":", "collections": ""} { // of the name
+	for part, end := range map[string]string{"users": ":", "collections": ""} { // part to the end of the name
 		var list []string
 		if json.Unmarshal(parts[part], &list) != nil {
 			continue

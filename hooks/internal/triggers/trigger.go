@@ -1,5 +1,5 @@
-// A trigger: the record that describes it, checked and compiled. Made when one is
-// saved or loaded by triggers.go.
+// A trigger, checked and compiled from the record that describes it. triggers.go creates one when a
+// record is saved or loaded.
 
 package triggers
 
@@ -22,19 +22,18 @@ import (
 	"herald/pb_migrations"
 )
 
-// trigger sends a message for changes of a collection's records. It is not changed
-// after it was made.
+// trigger sends a message for changes of a collection's records. It never changes after creation.
 type trigger struct {
 	name       string
 	collection string // id
 	events     []string
-	changed    []string // fields; empty: any
+	changed    []string // fields; empty means any
 	filter     string
 	topic      template
 	fields     string
 	expands    []string
 	to         notify.Audience
-	toField    string // the relation field with the users; empty: to
+	toField    string // the relation field with the users; if empty, to applies
 }
 
 // template is a topic with {placeholders}.
@@ -42,11 +41,11 @@ type template []templatePart
 
 type templatePart struct {
 	text     string
-	field    string // a placeholder in the place of text
-	relation string // the single relation by which the record is reached that has field; empty: it is the record's own
+	field    string // a placeholder instead of text
+	relation string // the single relation that leads to the record with field; empty if the record itself has field
 }
 
-// newTrigger compiles record. The errors are by field, nil where there are none.
+// newTrigger compiles record. The errors are by field, or nil if there are none.
 func newTrigger(app core.App, notifier *notify.Notifier, record *core.Record) (*trigger, validation.Errors) {
 	errs := validation.Errors{}
 	fail := func(field, code, format string, args ...any) {
@@ -66,7 +65,7 @@ func newTrigger(app core.App, notifier *notify.Notifier, record *core.Record) (*
 		fail("collection", "validation_missing_collection", "there is no collection %q", record.GetString("collection"))
 		return nil, errs
 	case collection.IsView():
-		fail("collection", "validation_view_collection", "%q is a view, of whose changes no event tells", collection.Name)
+		fail("collection", "validation_view_collection", "%q is a view, and no event reports changes of a view", collection.Name)
 		return nil, errs
 	case collection.Id == pb_migrations.TriggersCollectionID:
 		fail("collection", "validation_invalid_collection", "a trigger cannot watch the triggers")
@@ -89,7 +88,7 @@ func newTrigger(app core.App, notifier *notify.Notifier, record *core.Record) (*
 	if t.topic, err = parseTemplate(app, collection, record.GetString("topic")); err != nil {
 		fail("topic", "validation_invalid_topic", "%s", err)
 	} else if err := notifier.CheckTopic(t.topic.example(collection)); err != nil {
-		fail("topic", err.Code(), "%s (here with examples in the place of the placeholders)", err.Detail)
+		fail("topic", err.Code(), "%s (here with examples in place of the placeholders)", err.Detail)
 	}
 	if t.expands, err = expandsOf(app, collection, t.fields); err != nil {
 		fail("fields", "validation_invalid_fields", "%s", err)
@@ -103,7 +102,7 @@ func newTrigger(app core.App, notifier *notify.Notifier, record *core.Record) (*
 	return t, nil
 }
 
-// compileAudience reads the field "to".
+// compileAudience parses the field "to".
 func (t *trigger) compileAudience(app core.App, notifier *notify.Notifier, collection *core.Collection, to string, fail func(field, code, format string, args ...any)) {
 	const code = "validation_invalid_audience"
 	if to == "" {
@@ -126,7 +125,7 @@ func (t *trigger) compileAudience(app core.App, notifier *notify.Notifier, colle
 		return
 	}
 	if api.CheckNarrows([]byte(`{"to":`+to+`}`), "to") != nil {
-		fail("to", code, `is empty, or has an empty part: leave it out to narrow nothing; [] is nobody`)
+		fail("to", code, `is empty or has an empty part: leave it out to narrow nothing; [] matches nobody`)
 		return
 	}
 	if err := notifier.CheckAudience(t.to); err != nil {
@@ -143,8 +142,8 @@ func splitList(text string) (items []string) {
 	return items
 }
 
-// parseTemplate reads a topic with placeholders: {field}, or {relation.field} by a
-// relation to one record.
+// parseTemplate parses a topic with placeholders: {field}, or {relation.field} for a relation to
+// one record.
 func parseTemplate(app core.App, collection *core.Collection, text string) (template, error) {
 	var parts template
 	for text != "" {
@@ -160,7 +159,7 @@ func parseTemplate(app core.App, collection *core.Collection, text string) (temp
 		}
 		path, after, closed := strings.Cut(rest, "}")
 		if !closed {
-			return nil, fmt.Errorf("%q without %q behind it", "{", "}")
+			return nil, fmt.Errorf("%q without %q after it", "{", "}")
 		}
 		part := templatePart{field: path}
 		of := collection
@@ -177,7 +176,7 @@ func parseTemplate(app core.App, collection *core.Collection, text string) (temp
 		case field.GetHidden():
 			return nil, fmt.Errorf("{%s}: the field is hidden", path)
 		case field.GetName() == core.FieldNameEmail && of.IsAuth():
-			return nil, fmt.Errorf("{%s}: an email address is not for topics", path)
+			return nil, fmt.Errorf("{%s}: an email address must not be part of a topic", path)
 		}
 		parts = append(parts, part)
 		text = after
@@ -196,7 +195,7 @@ func singleRelation(app core.App, collection *core.Collection, name string) (*co
 	return app.FindCachedCollectionByNameOrId(relation.CollectionId)
 }
 
-// example returns a topic that the template may make.
+// example returns a topic that the template may produce.
 func (t template) example(collection *core.Collection) string {
 	var topic strings.Builder
 	for _, part := range t {
@@ -204,7 +203,7 @@ func (t template) example(collection *core.Collection) string {
 		case part.field == "":
 			topic.WriteString(part.text)
 		case part.field == core.FieldNameId:
-			topic.WriteString("abcdefghijklmno") // as PocketBase makes them
+			topic.WriteString("abcdefghijklmno") // an id as PocketBase generates it
 		default:
 			topic.WriteString("x")
 		}
@@ -212,12 +211,12 @@ func (t template) example(collection *core.Collection) string {
 	return topic.String()
 }
 
-// hasRelations reports whether it takes a query to make a topic.
+// hasRelations reports whether producing a topic takes a query.
 func (t template) hasRelations() bool {
 	return slices.ContainsFunc(t, func(part templatePart) bool { return part.relation != "" })
 }
 
-// prefix returns what all topics of the template begin with.
+// prefix returns the common beginning of all topics of the template.
 func (t template) prefix() string {
 	if len(t) > 0 && t[0].field == "" {
 		return t[0].text
@@ -225,11 +224,11 @@ func (t template) prefix() string {
 	return ""
 }
 
-// inTopic escapes a value.
+// inTopic escapes a value for use in a topic.
 var inTopic = strings.NewReplacer("%", "%25", "/", "%2F", "?", "%3F")
 
-// of returns the topic for record; "" where a placeholder has no value. A "/" in a
-// value is escaped: who writes the record is not to choose another topic.
+// of returns the topic for record, or "" if a placeholder has no value. It escapes "/" in a value,
+// so that the author of the record cannot choose another topic.
 func (t template) of(app core.App, record *core.Record) (string, error) {
 	var topic strings.Builder
 	for _, part := range t {
@@ -258,11 +257,10 @@ func (t template) of(app core.App, record *core.Record) (string, error) {
 	return topic.String(), nil
 }
 
-// modifiers are those of fields: ":excerpt(200,true)".
+// modifiers matches the modifiers of fields, such as ":excerpt(200,true)".
 var modifiers = regexp.MustCompile(`:\w+\([^)]*\)`)
 
-// expandsOf returns the relations that fields asks for: of "id,expand.owner.name"
-// it is "owner".
+// expandsOf returns the relations that fields asks for: "id,expand.owner.name" yields "owner".
 func expandsOf(app core.App, collection *core.Collection, fields string) ([]string, error) {
 	expands := map[string]bool{}
 	for _, path := range splitList(modifiers.ReplaceAllString(fields, "")) {
@@ -291,15 +289,14 @@ func expandsOf(app core.App, collection *core.Collection, fields string) ([]stri
 	return slices.Sorted(maps.Keys(expands)), nil
 }
 
-// hasChanged reports whether a field changed that the trigger looks at.
+// hasChanged reports whether a field that the trigger watches has changed.
 func (t *trigger) hasChanged(before, after *core.Record) bool {
 	return len(t.changed) == 0 || slices.ContainsFunc(t.changed, func(name string) bool {
 		return !reflect.DeepEqual(before.GetRaw(name), after.GetRaw(name))
 	})
 }
 
-// passes asks the filter about a record, as the database has it now, and who made
-// the change.
+// passes evaluates the filter for a record as it is in the database now; auth made the change.
 func (t *trigger) passes(app core.App, record, auth *core.Record) (bool, error) {
 	if t.filter == "" {
 		return true, nil
@@ -320,17 +317,17 @@ func (t *trigger) passes(app core.App, record, auth *core.Record) (bool, error) 
 	return len(found) > 0, err
 }
 
-// payload is what subscribers get.
+// payload is the data that subscribers get.
 type payload struct {
 	Action     string `json:"action"`
 	Collection string `json:"collection"`
 	Record     any    `json:"record"`
 }
 
-// payloadOf returns what is sent of record: without hidden fields, and without the
-// email addresses of those who do not show them, whatever is asked for.
+// payloadOf returns the payload for record. It never contains hidden fields, nor email addresses
+// whose owners do not show them, no matter which fields are requested.
 func (t *trigger) payloadOf(app core.App, action string, record *core.Record) (*payload, error) {
-	record = record.Fresh() // what is expanded for one trigger is not for the next one
+	record = record.Fresh() // relations expanded for one trigger must not reach the next one
 	if len(t.expands) > 0 {
 		for path, err := range app.ExpandRecord(record, t.expands, nil) {
 			app.Logger().Debug("A trigger cannot expand", "trigger", t.name, "path", path, "error", err.Error())

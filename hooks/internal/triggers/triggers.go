@@ -1,10 +1,10 @@
-// Package triggers sends messages for changes of records: the records of "notify_triggers" say for which changes of which records
-// a message is sent, where to and to whom.
+// Package triggers sends messages for changes of records. The records of "notify_triggers" say for
+// which changes of which records a message is sent, on which topic and to whom.
 //
-// What fires is found out within the transaction of the change, where the filter
-// sees the record as it is just then, and takes a number there: SQLite has one writer
-// at a time, so that the numbers are in the order of the commits. It is sent after the
-// commit, on another goroutine, in that order; after a rollback it is dropped.
+// Within the transaction of the change, where the filter sees the record as it is at that moment,
+// the package determines what fires and gives it a place in the queue. SQLite has one writer at a
+// time, so the queue is in the order of the commits. Messages are sent after the commit, on another
+// goroutine, in that order; after a rollback they are dropped.
 package triggers
 
 import (
@@ -30,8 +30,8 @@ type Triggers struct {
 	app      core.App
 	notifier *notify.Notifier
 
-	loading sync.Mutex // held while they are loaded, so that the last to do so is the last
-	off     bool       // there are none, and the log says so; guarded by loading
+	loading sync.Mutex // held while the triggers are loaded, so that the last load wins
+	off     bool       // the collection is missing, and the log says so; guarded by loading
 	known   atomic.Pointer[knownTriggers]
 
 	authors  sync.Map // *core.Record that a request is changing, to its auth *core.Record
@@ -39,23 +39,23 @@ type Triggers struct {
 
 	sent, failed atomic.Int64
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	queue   []*firing  // in the order of the commits
-	sending bool       // a goroutine sends
+	sending bool       // a goroutine is sending
 	closed  bool
-	idle    *sync.Cond // told when sending ends
+	idle    *sync.Cond // signaled when sending ends
 }
 
 // knownTriggers are all triggers at one time.
 type knownTriggers struct {
 	byID map[string][]*trigger // by the id of their collection
-	// cascades are the ids of the collections of which a deleted record may take others
-	// along that a trigger watches.
+	// cascades holds the ids of the collections in which a delete may cascade to records that a
+	// trigger watches.
 	cascades map[string]bool
 }
 
-// Bind binds triggers to app; at its end they have flushTimeout to send what is committed. They
-// are bound to the collection by the id that the migration gave it.
+// Bind binds triggers to app. When app terminates, they have flushTimeout to send what is
+// committed. They are bound to the collection by the id from the migration.
 func Bind(app core.App, notifier *notify.Notifier, flushTimeout time.Duration) *Triggers {
 	t := &Triggers{app: app, notifier: notifier}
 	t.idle = sync.NewCond(&t.mu)
@@ -106,15 +106,15 @@ func Bind(app core.App, notifier *notify.Notifier, flushTimeout time.Duration) *
 		execute.Bind(&hook.Handler[*core.ModelEvent]{
 			Id:   "heraldTriggers",
 			Func: func(e *core.ModelEvent) error { return t.save(e, action) },
-			// The last of all: behind it there is nothing but PocketBase's statement.
-			// Code of the application may write with another app than the event's.
+			// The last handler of all: only PocketBase's statement follows. Code of the application
+			// may write with an app other than the event's.
 			Priority: math.MaxInt,
 		})
 	}
 	app.OnRecordDeleteExecute().Bind(&hook.Handler[*core.RecordEvent]{
 		Id:       "heraldTriggers",
 		Func:     t.delete,
-		Priority: 9998, // after the handlers of others, who may still change the record
+		Priority: 9998, // after other handlers, which may still change the record
 	})
 	author := func(e *core.RecordRequestEvent) error {
 		if known := t.known.Load(); e.Auth != nil && (len(t.of(e.Record.Collection())) > 0 || known.cascades[e.Record.Collection().Id]) {
@@ -131,10 +131,10 @@ func Bind(app core.App, notifier *notify.Notifier, flushTimeout time.Duration) *
 	return t
 }
 
-// Sent returns how many messages have been sent so far.
+// Sent returns the number of messages sent so far.
 func (t *Triggers) Sent() int64 { return t.sent.Load() }
 
-// Failed returns how often a trigger has failed so far.
+// Failed returns the number of failures so far.
 func (t *Triggers) Failed() int64 { return t.failed.Load() }
 
 // of returns the triggers of a collection.
@@ -142,8 +142,8 @@ func (t *Triggers) of(collection *core.Collection) []*trigger {
 	return t.known.Load().byID[collection.Id]
 }
 
-// load reads the triggers. One that is wrong, since a collection or a field was
-// renamed or removed, is switched off, with the reason in its record and in the log.
+// load loads the triggers. A trigger that is invalid, because a collection or a field was renamed
+// or removed, is switched off; the reason is in its record and in the log.
 func (t *Triggers) load() {
 	t.loading.Lock()
 	defer t.loading.Unlock()
@@ -158,7 +158,7 @@ func (t *Triggers) load() {
 	}
 	records := []*core.Record{}
 	if err := t.app.RecordQuery(pb_migrations.TriggersCollectionID).OrderBy("rowid").All(&records); err != nil {
-		t.app.Logger().Error("Failed to load the triggers; those known hold", slog.String("error", err.Error()))
+		t.app.Logger().Error("Failed to load the triggers; the known ones stay in force", slog.String("error", err.Error()))
 		return
 	}
 	for _, record := range records {
@@ -175,11 +175,11 @@ func (t *Triggers) load() {
 	t.known.Store(&knownTriggers{next, cascadesTo(t.app, next)})
 }
 
-// switchOff disables a trigger that does not compile any more.
+// switchOff disables a trigger that no longer compiles.
 func (t *Triggers) switchOff(record *core.Record, errs validation.Errors) {
 	status := "Switched off: " + errs.Error()
 	t.app.Logger().Error("A trigger was switched off", slog.String("trigger", record.GetString("name")), slog.String("error", errs.Error()))
-	// past the hooks: its record cannot be saved as it is, and load is under way
+	// bypass the hooks: the record cannot be saved as it is, and load is running
 	_, err := t.app.NonconcurrentDB().Update(record.Collection().Name,
 		map[string]any{"enabled": false, "status": status}, dbx.HashExp{"id": record.Id}).Execute()
 	if err != nil {
@@ -187,8 +187,8 @@ func (t *Triggers) switchOff(record *core.Record, errs validation.Errors) {
 	}
 }
 
-// check refuses the record of a trigger that is wrong, on its fields. One that is
-// disabled may be.
+// check refuses an invalid record of a trigger, with errors on its fields. A disabled trigger may
+// be invalid.
 func (t *Triggers) check(e *core.RecordEvent) error {
 	if e.Record.GetBool("enabled") {
 		e.Record.Set("status", "")
@@ -208,9 +208,9 @@ func (t *Triggers) check(e *core.RecordEvent) error {
 	return errs.Filter()
 }
 
-// save finds out which triggers fire for a record that is created or updated. Without a
-// transaction of the application's it makes one for the one statement that is left to do:
-// numbers that were taken after it would not be in the order of the commits.
+// save determines which triggers fire for a record that is created or updated. If the application
+// has no transaction, save starts one for the one remaining statement, because places in the queue
+// taken after it would not be in the order of the commits.
 func (t *Triggers) save(e *core.ModelEvent, action string) error {
 	record := recordOf(e.Model)
 	if record == nil {
@@ -232,13 +232,13 @@ func (t *Triggers) save(e *core.ModelEvent, action string) error {
 		if err := e.Next(); err != nil {
 			return err
 		}
-		// as it is now: the code that changes it may go on
+		// a copy of its current state: the code that changes it may continue
 		t.stand(tx, t.firings(tx, action, record.Fresh(), candidates, auth))
 		return nil
 	})
 }
 
-// recordOf returns the record that model is, nil where it is none.
+// recordOf returns the record that model is or wraps, or nil.
 func recordOf(model core.Model) *core.Record {
 	switch m := model.(type) {
 	case *core.Record:
@@ -249,8 +249,7 @@ func recordOf(model core.Model) *core.Record {
 	return nil
 }
 
-// delete finds out which triggers fire for a delete, of which PocketBase makes a
-// transaction.
+// delete determines which triggers fire for a delete. PocketBase runs deletes in a transaction.
 func (t *Triggers) delete(e *core.RecordEvent) error {
 	if t.known.Load().cascades[e.Record.Collection().Id] {
 		t.foresee(e)
@@ -267,8 +266,8 @@ func (t *Triggers) delete(e *core.RecordEvent) error {
 	return nil
 }
 
-// candidates returns the triggers of a record's collection for an action, whose message
-// anybody could get.
+// candidates returns the triggers of a record's collection for an action whose message anyone could
+// get.
 func (t *Triggers) candidates(record *core.Record, action string) (candidates []*trigger) {
 	for _, trigger := range t.of(record.Collection()) {
 		if slices.Contains(trigger.events, action) && t.isWanted(trigger, record) {
@@ -278,16 +277,15 @@ func (t *Triggers) candidates(record *core.Record, action string) (candidates []
 	return candidates
 }
 
-// authorOf returns who makes the request that changes record; nil for a guest, or where
-// there is no request.
+// authorOf returns the auth record of the request that changes record. It is nil for a guest or
+// without a request.
 func (t *Triggers) authorOf(record *core.Record) *core.Record {
 	author, _ := t.authors.Load(record)
 	auth, _ := author.(*core.Record)
 	return auth
 }
 
-// isWanted reports whether anybody could get the message, without a query where the
-// topic needs none.
+// isWanted reports whether anyone could get the message. It makes no query if the topic needs none.
 func (t *Triggers) isWanted(trigger *trigger, record *core.Record) bool {
 	if trigger.topic.hasRelations() {
 		return t.notifier.IsPrefixWanted(trigger.topic.prefix())
@@ -296,7 +294,7 @@ func (t *Triggers) isWanted(trigger *trigger, record *core.Record) bool {
 	return err != nil || topic != "" && t.notifier.IsWanted(topic)
 }
 
-// firings returns what fires for a record as the database has it now.
+// firings returns the firings for a record as it is in the database now.
 func (t *Triggers) firings(app core.App, action string, record *core.Record, candidates []*trigger, auth *core.Record) (firings []*firing) {
 	for _, trigger := range candidates {
 		passes, err := trigger.passes(app, record, auth)

@@ -11,18 +11,18 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// isDamaged reports whether err says that the file is no database, or not a whole one.
+// isDamaged reports whether err means that the file is not a database, or not a complete one.
 func isDamaged(err error) bool {
 	var failure *sqlite.Error
 	if !errors.As(err, &failure) {
 		return false
 	}
-	code := failure.Code() & 0xff // without what the extended code adds
+	code := failure.Code() & 0xff // the primary code, without the extended part
 	return code == sqlite3.SQLITE_CORRUPT || code == sqlite3.SQLITE_NOTADB
 }
 
-// setAside renames the damaged files of the database, for a person to look at. The history
-// begins anew, with another epoch. Only who leads may call it.
+// setAside renames the damaged files of the database, so that a person can inspect them. The
+// history starts over with another epoch. Only the leader may call it.
 func (h *Log) setAside(cause error) error {
 	aside := h.config.Path + ".broken-" + h.config.Now().UTC().Format("20060102T150405.000Z")
 	if err := os.Rename(h.config.Path, aside); err != nil {
@@ -34,18 +34,18 @@ func (h *Log) setAside(cause error) error {
 		}
 	}
 	h.damaged.Add(1)
-	h.config.Logger().Error("The history of topics was damaged: it begins anew, and what there was is kept beside it",
+	h.config.Logger().Error("The history of topics was damaged: it starts over, and the damaged files are kept beside it",
 		slog.String("path", h.config.Path), slog.String("kept", aside), slog.String("error", cause.Error()))
 	return nil
 }
 
-// reading is told of an error of a query on s, and returns it. A damaged file is set
-// aside.
+// reading handles an error of a query on s, and returns the error for the caller. It sets a damaged
+// file aside.
 func (h *Log) reading(s *store, err error) error {
 	if isDamaged(err) {
 		_ = h.exclusive(func(current *store) error {
 			if current != s {
-				return nil // it has been already
+				return nil // already set aside
 			}
 			return err
 		})

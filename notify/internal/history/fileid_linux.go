@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fileIdentity tells a file from a copy of it, also one that took its place: its
-// inode and when that was made (statx(2)). Empty where that is not known.
+// fileIdentity distinguishes a file from a copy, even one that took its place, by its inode and its
+// creation time (statx(2)). It is empty if these are unknown.
 func fileIdentity(path string) string {
 	var stat unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_INO|unix.STATX_BTIME, &stat); err != nil {

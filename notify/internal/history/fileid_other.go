@@ -2,6 +2,5 @@
 
 package history
 
-// fileIdentity is not known here: only backups made by PocketBase are recognised
-// as older copies.
+// fileIdentity is unknown here: only backups made by PocketBase are recognised as older copies.
 func fileIdentity(string) string { return "" }

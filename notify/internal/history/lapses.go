@@ -10,12 +10,12 @@ import (
 	"time"
 )
 
-// Lapses: topics that had no history for a while. What was sent meanwhile was not stored,
-// so that who has seen what came before it has missed something.
+// Lapses: topics that had no history for a while. Messages sent during that time were not stored,
+// so a client that has seen everything before the lapse has missed something.
 
-// lapses are those that are not noted in the log for all topics yet. It takes its time where
-// these are many, or the disk is slow, and nobody waits for it: until then who stores a
-// message on such a topic notes it first, and who reads goes by the list.
+// lapses holds the lapses that are not yet recorded in the log for all their topics. Recording
+// takes time if there are many topics or the disk is slow, and nobody waits for it. Until then,
+// storing a message on such a topic records the lapse first, and reading goes by this list.
 type lapses struct {
 	mu  sync.Mutex // orders changes of all
 	all atomic.Pointer[[]*Lapse]
@@ -103,7 +103,7 @@ func (h *Log) Lapsed(regained func(topic string) bool, isAgain bool) *Lapse {
 	return l
 }
 
-// NoteLater notes l in the log, on another goroutine.
+// NoteLater records l in the log, on another goroutine.
 func (h *Log) NoteLater(l *Lapse) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -117,7 +117,7 @@ func (h *Log) NoteLater(l *Lapse) {
 			if err == nil || errors.Is(err, ErrClosed) {
 				return
 			}
-			h.config.Logger().Error("Failed to note what topics have missed while they had no history", slog.String("error", err.Error()))
+			h.config.Logger().Error("Failed to record what topics missed while they had no history", slog.String("error", err.Error()))
 			select {
 			case <-time.After(reopenEvery):
 			case <-h.closing:
@@ -127,11 +127,11 @@ func (h *Log) NoteLater(l *Lapse) {
 	})
 }
 
-// lapseTopics is how many topics are looked at while nobody stores anything.
+// lapseTopics is how many topics are read at a time while recording a lapse.
 const lapseTopics = 200
 
-// noteLapse notes l in the log, topic by topic. That it is not done yet is in the log first:
-// who opens it then gives it a new epoch.
+// noteLapse records l in the log, topic by topic. First it marks the log as incomplete, so that a
+// process that opens the log after a crash gives it a new epoch.
 func (h *Log) noteLapse(l *Lapse) error {
 	err := h.exclusive(func(s *store) error {
 		if !l.isAgain {
@@ -149,7 +149,7 @@ func (h *Log) noteLapse(l *Lapse) error {
 		var topics []topicRow
 		s := h.store.Load()
 		if s == nil {
-			return fmt.Errorf("%w: it was closed meanwhile", ErrUnavailable)
+			return fmt.Errorf("%w: it was closed in the meantime", ErrUnavailable)
 		}
 		if topics, err = s.topicsAfter(id, lapseTopics); err != nil || len(topics) == 0 {
 			break
@@ -173,7 +173,7 @@ func (h *Log) noteLapse(l *Lapse) error {
 }
 
 func (h *Log) noteTopics(s *store, l *Lapse, topics []topicRow) error {
-	// one that got a message since it was read was noted then
+	// a topic that got a message since it was read is already recorded
 	topics = slices.DeleteFunc(topics, func(t topicRow) bool {
 		_, known := l.noted.Load(t.name)
 		return known
@@ -203,7 +203,7 @@ func (h *Log) noteTopics(s *store, l *Lapse, topics []topicRow) error {
 	return err
 }
 
-// topicNow returns a topic as the log has it, with its lapses.
+// topicNow returns a topic as it is in the log, with its lapses applied.
 func (h *Log) topicNow(s *store, name string) (topicRow, error) {
 	for {
 		before := h.lapses.stateOf(name)

@@ -10,25 +10,25 @@ import (
 )
 
 const (
-	// maxGroup is how many messages are stored in one transaction, and
-	// maxGroupBytes how many bytes of data, but for the last one.
+	// maxGroup is the maximum number of messages stored in one transaction. maxGroupBytes is the
+	// maximum number of bytes of data; only the last message may exceed it.
 	maxGroup      = 512
 	maxGroupBytes = 4 << 20
 )
 
-// turn is one who waits to write.
+// turn is a waiting place in the line to write.
 type turn struct {
 	entry   *Entry
-	deliver func()             // called when entry is stored, by whoever leads then
-	do      func(*store) error // in the place of entry
-	last    bool               // nothing comes after it
+	deliver func()             // called by the leader once entry is stored
+	do      func(*store) error // instead of entry
+	last    bool               // no turn comes after it
 
-	leads chan bool // receives true: lead; false: it is done
+	leads chan bool // receives true to lead, false when the turn is done
 	led   bool      // it has been told to lead; guarded by Log.mu
 	err   error
 }
 
-// exclusive calls do while nobody stores anything.
+// exclusive calls do while nothing is being stored.
 func (h *Log) exclusive(do func(*store) error) error {
 	return h.take(context.Background(), &turn{do: do})
 }
@@ -65,7 +65,7 @@ func (h *Log) take(ctx context.Context, t *turn) error {
 	return t.err
 }
 
-// withdraw takes t out of the line; false where it is no longer in it.
+// withdraw removes t from the line. It returns false if t is no longer in it.
 func (h *Log) withdraw(t *turn) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -77,10 +77,10 @@ func (h *Log) withdraw(t *turn) bool {
 	return true
 }
 
-// lead serves a group, of which the caller is the first.
+// lead serves a group whose first turn is the caller's.
 func (h *Log) lead() {
 	if h.crowded {
-		runtime.Gosched() // let those of the last group stand in line again
+		runtime.Gosched() // let the senders of the last group stand in line again
 	}
 	group := h.group()
 	h.crowded = len(group) > 1
@@ -89,7 +89,7 @@ func (h *Log) lead() {
 		if t.err = err; err == nil && t.entry != nil {
 			h.deliver(t)
 		}
-		if i > 0 { // the first is the caller
+		if i > 0 { // the first is the caller's
 			t.leads <- false
 		}
 	}
@@ -97,7 +97,7 @@ func (h *Log) lead() {
 }
 
 func (h *Log) deliver(t *turn) {
-	defer func() { // or those behind it would wait for good
+	defer func() { // otherwise the turns behind it would wait forever
 		if cause := recover(); cause != nil {
 			h.config.Logger().Error("Panic while delivering a message", slog.Any("cause", cause), slog.String("stack", string(debug.Stack())))
 		}
@@ -105,7 +105,7 @@ func (h *Log) deliver(t *turn) {
 	t.deliver()
 }
 
-// serve stores what the group wants stored.
+// serve executes the turns of group.
 func (h *Log) serve(group []*turn) (err error) {
 	var s *store
 	defer func() {
@@ -135,7 +135,7 @@ func (h *Log) serve(group []*turn) (err error) {
 	return err
 }
 
-// group takes from the line those who are served together.
+// group takes the turns that are served together off the line.
 func (h *Log) group() []*turn {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -156,7 +156,7 @@ func (h *Log) group() []*turn {
 	return group
 }
 
-// passOn makes the next in line lead.
+// passOn makes the next in line the leader.
 func (h *Log) passOn() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -1,10 +1,10 @@
-// Package history is the log of the topics with history: each message gets its topic's next
-// number, is stored, and then delivered, in the order stored. It knows neither who may have a
-// message nor who gets it.
+// Package history is the log of the topics with history. Each message gets its topic's next number,
+// is stored, and is then delivered in the order stored. The package does not know who may have a
+// message or who gets it.
 //
-// A message's way: log.go (Append) → line.go (whose turn it is to write) → store.go (the
-// database). Reading: page.go. What goes: sweep.go. What may be wrong: lapses.go (a topic had
-// no history for a while), times.go (the clock), damaged.go (the file).
+// Writing: log.go (Append) → line.go (whose turn it is to write) → store.go (the database).
+// Reading: page.go. Deletion: sweep.go. Special cases: lapses.go (a topic had no history for a
+// while), times.go (a wrong clock), damaged.go (a damaged file).
 package history
 
 import (
@@ -22,26 +22,25 @@ import (
 	"herald/notify/internal/waits"
 )
 
-// ErrUnavailable refuses a message, or a request for missed ones, because the history
-// cannot be written or read: the disk is full, for example. Such a message reached
-// nobody. A retry may succeed.
+// ErrUnavailable refuses a message, or a request for missed ones, because the history cannot be
+// written or read, for example because the disk is full. The refused message reached nobody. A
+// retry may succeed.
 var ErrUnavailable = errors.New("the history is not available")
 
-// ErrClosed refuses a message because the log is closed, as the server stops. A retry reaches
+// ErrClosed refuses a message because the log is closed, as the server is stopping. A retry reaches
 // its successor.
 var ErrClosed = errors.New("the server is shutting down")
 
 const (
-	// trimSlack is how many messages more than the channel says, as a part of that
-	// number, are left on the disk before they are deleted, many at a time. Nobody
-	// sees them.
+	// trimSlack: up to 1/trimSlack more messages than the channel keeps stay on the disk before
+	// they are deleted, many at a time. Nobody sees them. minTrimSlack is the smallest such number.
 	trimSlack    = 8
 	minTrimSlack = 16
-	// maxTrim is how many messages of a topic are deleted at a time, so that
+	// maxTrim is the maximum number of messages of a topic that are deleted at a time, so that
 	// nobody waits for it.
 	maxTrim = 256
 
-	// reopenEvery is how often a database that could not be opened is tried.
+	// reopenEvery is how often opening is retried after a failure.
 	reopenEvery = time.Second
 )
 
@@ -49,27 +48,27 @@ const (
 type Entry struct {
 	ID    string
 	Topic string
-	Key   string // the same for all attempts to send it; empty: there is one
+	Key   string // the same for all attempts to send it; empty if there is only one
 	Data  []byte
 
-	// Sender and Audience are for who reads the log; it does not look into them.
+	// Sender and Audience are for readers of the log; the log itself does not look into them.
 	Sender   string
-	Audience []byte // nil: everybody
+	Audience []byte // nil for everyone
 
 	// set by [Log.Append]
 	Epoch string
 	Seq   int64
-	Time  time.Time // also set before, where it is not stored
+	Time  time.Time // set earlier for a message that is not stored
 }
 
-// Retention is what is kept of a topic.
+// Retention is how much of a topic is kept.
 type Retention struct {
-	Count int64         // messages; 0: the topic has no history
-	TTL   time.Duration // 0: for any time
+	Count int64         // messages; 0 means that the topic has no history
+	TTL   time.Duration // 0 means indefinitely
 }
 
-// oldest returns when the oldest message that is kept may have been sent, in Unix
-// milliseconds.
+// oldest returns the earliest time at which a kept message may have been sent, in Unix
+// milliseconds; 0 means no limit.
 func (r Retention) oldest(now time.Time) int64 {
 	if r.TTL <= 0 {
 		return 0
@@ -77,38 +76,38 @@ func (r Retention) oldest(now time.Time) int64 {
 	return now.Add(-r.TTL).UnixMilli()
 }
 
-// Config is what a [Log] has to be told. All of it is needed but SweepEvery.
+// Config holds the options of a [Log]. All are required except SweepEvery.
 type Config struct {
-	Path   string // of the database, which is made when it is needed
+	Path   string // of the database, which is created when it is needed
 	Logger func() *slog.Logger
-	// IDWindow is how long the key of a message is kept at least.
+	// IDWindow is the minimum time for which the key of a message is kept.
 	IDWindow   time.Duration
-	SweepEvery time.Duration // 0: never
+	SweepEvery time.Duration // 0 means never
 	Keep       func(topic string) Retention
-	// Identify brings what the first versions stored, by name, into the form of this one.
+	// Identify converts what the first versions stored by name to the current format.
 	Identify func(sent time.Time, audience []byte, sender string) ([]byte, string)
 	Now      func() time.Time
-	Guard    func(what string) // deferred by goroutines: it recovers
+	Guard    func(what string) // deferred by goroutines; it recovers from panics
 }
 
 // Log stores the messages of topics with history. Its methods may be called concurrently.
 //
-// Who sends stands in line. The first leads: it stores all who wait in one
-// transaction (a group commit), delivers in that order, and passes the lead to who
-// came meanwhile. So there is one sync of the disk for all who send at that time, and
-// one who sends alone waits for no other goroutine. (To store the next group while one
-// is delivered was tried: groups are half as large then, and less goes through.)
+// Senders stand in line. The first one leads: it stores the messages of all waiting senders in one
+// transaction (a group commit), delivers them in that order, and passes the lead to a sender that
+// arrived in the meantime. So one disk sync serves all senders of that moment, and a single sender
+// waits for no other goroutine. (Storing the next group during the delivery of the current one was
+// tried: groups become half as large, and throughput drops.)
 type Log struct {
 	config Config
 
-	store atomic.Pointer[store] // nil until it is needed; written by who leads
+	store atomic.Pointer[store] // nil until it is needed; written by the leader
 
-	mu      sync.Mutex // guards what follows; not held over I/O
+	mu      sync.Mutex // guards the fields below; not held during I/O
 	waiting []*turn    // in the order in which they are stored
 	leading bool
 	closed  bool
 
-	// used by who leads only
+	// used only by the leader
 	crowded   bool // the last group had more than one
 	topics    map[string]*topicState
 	tried     time.Time // when opening failed
@@ -121,48 +120,48 @@ type Log struct {
 	lapses lapses
 
 	closing  chan struct{}  // closed when closed is set
-	sweeping sync.WaitGroup // goroutines that sweep, or note lapses
+	sweeping sync.WaitGroup // goroutines that sweep or record lapses
 	timer    *time.Timer    // guarded by mu; nil until the store is open
 
-	// used by the sweep only
-	swept   int64 // id of the topic that was looked at last
+	// used only by the sweep
+	swept   int64 // id of the topic that was checked last
 	empty   int   // topics without messages in this round
-	removes bool  // in this round they go
+	removes bool  // this round removes them
 }
 
-// topicState is what is known of a topic that is in use.
+// topicState is what is known about a topic in use.
 type topicState struct {
 	topicRow
 	used time.Time
 }
 
-// New returns a log that opens its database when it is needed first.
+// New returns a log that opens its database when it is first needed.
 func New(config Config) *Log {
 	return &Log{config: config, topics: map[string]*topicState{}, closing: make(chan struct{})}
 }
 
-// Counts are of what has happened so far.
+// Counts are totals since the start.
 type Counts struct {
-	Stored, Groups int64 // messages, and the transactions that these took
+	Stored, Groups int64 // messages, and the transactions that stored them
 	Failures       int64 // transactions that failed
 	Damaged        int64 // files that were set aside
 }
 
-// Counts returns the counts as of now.
+// Counts returns the current counts.
 func (h *Log) Counts() Counts {
 	return Counts{h.stored.Load(), h.groups.Load(), h.failures.Load(), h.damaged.Load()}
 }
 
-// Append stores entry, which gets its number, time and epoch, and calls deliver: on the
-// goroutine of whoever writes then, which may be another sender's, in the order of the
-// numbers, and before the next message of any topic is stored. It returns when deliver has. That
-// ctx is done is looked at while entry waits in line only.
+// Append stores entry, sets its number, time and epoch, and calls deliver. It calls deliver in the
+// order of the numbers, before the next message of any topic is stored, on the leader's goroutine,
+// which may be another sender's. Append returns after deliver has returned. ctx counts only while
+// entry waits in line.
 func (h *Log) Append(ctx context.Context, entry *Entry, deliver func()) error {
 	return h.take(ctx, &turn{entry: entry, deliver: deliver})
 }
 
-// Find returns the position of the message of topic that came with key: its number is 0
-// where there is none.
+// Find returns the position of the message of topic that came with key. Its number is 0 if there is
+// none.
 func (h *Log) Find(topic, key string) (Position, error) {
 	s, err := h.opened()
 	if err != nil {
@@ -175,7 +174,7 @@ func (h *Log) Find(topic, key string) (Position, error) {
 	return Position{s.epoch, seq}, nil
 }
 
-// opened returns the store, which it opens if it is not.
+// opened returns the store, and opens it if necessary.
 func (h *Log) opened() (*store, error) {
 	if s := h.store.Load(); s != nil {
 		return s, nil
@@ -188,7 +187,7 @@ func (h *Log) opened() (*store, error) {
 	return opened, err
 }
 
-// Settled returns the position of the topic's last message when all that is stored has been
+// Settled returns the position of the topic's last message once everything stored has been
 // delivered.
 func (h *Log) Settled(topic string) (head Position, err error) {
 	if h.config.Keep(topic).Count == 0 {
@@ -204,7 +203,7 @@ func (h *Log) Settled(topic string) (head Position, err error) {
 	return head, err
 }
 
-// Epoch returns that of the log, empty where none is open.
+// Epoch returns the epoch of the log, or "" if the log is not open.
 func (h *Log) Epoch() string {
 	if s := h.store.Load(); s != nil {
 		return s.epoch
@@ -256,7 +255,7 @@ func (h *Log) append(s *store, group []*turn) error {
 		return nil
 	}
 	if len(group) == 1 && group[0].entry.Key == "" && h.isSteady(group[0].entry.Topic, now.UnixMilli()) {
-		return all() // one statement, which is a transaction of its own at a third less
+		return all() // a single statement is its own transaction and costs a third less
 	}
 	if err := s.transaction(all); err != nil {
 		h.lapses.mark(lapsed, unnoted)
@@ -266,19 +265,20 @@ func (h *Log) append(s *store, group []*turn) error {
 	return nil
 }
 
-// isSteady reports whether a message on topic takes no more than its own row.
+// isSteady reports whether a message on topic needs no write except its own row.
 func (h *Log) isSteady(topic string, now int64) bool {
 	state := h.topics[topic]
 	return state != nil && state.id != 0 && !h.lapses.concerns(topic) && !state.isOver(h.config.Keep(topic), 1) && state.fall == fall{} && now >= state.lastTime-evenedOut
 }
 
-// isOver reports whether some messages are to be deleted, when there are as many more.
+// isOver reports whether some messages should be deleted once the given number of further messages
+// has been stored.
 func (t *topicState) isOver(keep Retention, more int64) bool {
 	excess := t.head + more - keep.Count - t.first + 1
 	return keep.Count > 0 && excess >= max(minTrimSlack, keep.Count/trimSlack)
 }
 
-// trimOnSend deletes some of the messages that are more than are kept.
+// trimOnSend deletes some of the messages in excess of those kept.
 func (h *Log) trimOnSend(s *store, state *topicState, keep Retention) error {
 	if !state.isOver(keep, 0) {
 		return nil
@@ -286,8 +286,8 @@ func (h *Log) trimOnSend(s *store, state *topicState, keep Retention) error {
 	return h.trim(s, &state.topicRow, state.head-keep.Count)
 }
 
-// trim deletes messages of t up to the number upTo, at most maxTrim of them, and
-// the ids of those that are gone.
+// trim deletes messages of t up to the number upTo, at most maxTrim of them, and ids of deleted
+// messages.
 func (h *Log) trim(s *store, t *topicRow, upTo int64) error {
 	upTo = max(t.first-1, min(upTo, t.first+maxTrim-1))
 	now := h.config.Now()
@@ -298,7 +298,7 @@ func (h *Log) trim(s *store, t *topicRow, upTo int64) error {
 	return nil
 }
 
-// state returns what is known of a topic. Only who leads may call it.
+// state returns what is known about a topic. Only the leader may call it.
 func (h *Log) state(s *store, topic string) (*topicState, error) {
 	if state := h.topics[topic]; state != nil {
 		return state, nil
@@ -312,8 +312,8 @@ func (h *Log) state(s *store, topic string) (*topicState, error) {
 	return state, nil
 }
 
-// Close ends it when those who are in line are served.
-// Where that takes longer than ctx they are left behind.
+// Close closes the log once everyone in line has been served. If that takes longer than ctx, it
+// returns without waiting further.
 func (h *Log) Close(ctx context.Context) {
 	h.mu.Lock()
 	again := h.closed
@@ -327,14 +327,14 @@ func (h *Log) Close(ctx context.Context) {
 	}
 	close(h.closing)
 	waits.For(ctx, h.sweeping.Wait)
-	waits.For(ctx, func() { // and where it is left behind it closes at last all the same
+	waits.For(ctx, func() { // even if Close stops waiting, this still closes the log in the end
 		if err := h.take(context.Background(), &turn{last: true}); err != nil {
 			h.config.Logger().Warn("Failed to close the history of topics", slog.String("error", err.Error()))
 		}
 	})
 }
 
-// Open opens the database where there is one.
+// Open opens the database if it exists.
 func (h *Log) Open() error {
 	if _, err := os.Stat(h.config.Path); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -343,12 +343,12 @@ func (h *Log) Open() error {
 	return err
 }
 
-// Snapshot writes a copy of the history's database for a backup, beside
-// it, while messages go on. It returns the paths of the database and of the copy,
-// which the caller removes; the latter is empty where there is no history.
+// Snapshot writes a copy of the history's database for a backup, beside the database, while
+// messages continue. It returns the paths of the database and of the copy, which the caller
+// removes. The copy's path is empty if there is no history.
 //
-// Where the copy is found alone it is taken for the database, with another epoch:
-// what was sent after it was made is not in it.
+// If the copy is found alone, it becomes the database, with another epoch, because it lacks what
+// was sent after it was made.
 func (h *Log) Snapshot(ctx context.Context) (path, snapshot string, err error) {
 	if h.store.Load() == nil {
 		if _, err := os.Stat(h.config.Path); errors.Is(err, fs.ErrNotExist) {

@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// formatVersion is that of what is stored, in SQLite's user_version.
+// formatVersion is the version of the storage format, kept in SQLite's user_version.
 const formatVersion = 1
 
-// migrate brings what an older version has stored into the form of this one.
+// migrate converts what an older version stored to the current format.
 func (s *store) migrate(ctx context.Context, identify func(sent time.Time, audience []byte, sender string) ([]byte, string)) (err error) {
 	var version int
 	if err := s.write.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil || version >= formatVersion {

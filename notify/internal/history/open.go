@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// failed is told of an error of the store. It returns the one for the sender.
+// failed handles an error of the store and returns the error for the sender.
 func (h *Log) failed(s *store, err error) error {
 	h.failures.Add(1)
-	clear(h.topics) // what was counted in memory did not happen
+	clear(h.topics) // the state in memory was not stored
 	if errors.Is(err, errBroken) || isDamaged(err) {
 		h.store.Store(nil)
 		_ = s.close()
@@ -22,7 +22,7 @@ func (h *Log) failed(s *store, err error) error {
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 
-// log tells of a failure, not more than once in a while.
+// log logs a failure, at most once per 10 seconds.
 func (h *Log) log(err error) {
 	if now := time.Now(); now.Sub(h.complain) > 10*time.Second {
 		h.complain = now
@@ -30,7 +30,7 @@ func (h *Log) log(err error) {
 	}
 }
 
-// open returns the store. Only who leads may call it.
+// open returns the store. Only the leader may call it.
 func (h *Log) open() (*store, error) {
 	if s := h.store.Load(); s != nil {
 		return s, nil

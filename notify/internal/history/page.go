@@ -3,20 +3,20 @@ package history
 // Page is a part of a topic's history.
 type Page struct {
 	Entries []*Entry
-	Epoch   string // empty: the topic has no history
+	Epoch   string // empty if the topic has no history
 	Head    int64  // the topic's last number
-	// Last is the number up to which the page reaches: that of its last item, or
-	// else where it began.
+	// Last is the number up to which the page reaches: the number of its last item, or where the
+	// page began if it has none.
 	Last int64
-	// Complete: what is kept reaches back to where the page was to begin.
+	// Complete says that the kept messages reach back to where the page should begin.
 	Complete bool
 }
 
 // Next returns the position at which the next page begins.
 func (p *Page) Next() Position { return Position{p.Epoch, p.Last} }
 
-// Read returns the page that begins at from, with at most limit messages and, but for the
-// last one, maxBytes of data. Without a history the page is empty.
+// Read returns the page that begins at from, with at most limit messages and maxBytes of data; only
+// the last message may exceed maxBytes. Without a history the page is empty.
 func (h *Log) Read(topic string, from Start, limit, maxBytes int) (*Page, error) {
 	keep := h.config.Keep(topic)
 	if keep.Count == 0 {
@@ -41,7 +41,7 @@ func (h *Log) readFrom(s *store, topic string, keep Retention, from Start, limit
 	now := h.config.Now()
 	page := &Page{Epoch: s.epoch, Head: t.head, Complete: true}
 
-	// what lies before begins is not kept, though it may not be deleted yet
+	// messages before begins are not kept, though they may not be deleted yet
 	begins := max(t.first, t.lost+1, t.head-keep.Count+1)
 	if oldest := keep.oldest(now); oldest > 0 {
 		t := t
@@ -52,7 +52,7 @@ func (h *Log) readFrom(s *store, topic string, keep Retention, from Start, limit
 	}
 
 	after := begins - 1
-	end := t.head // of what a rewind looks at
+	end := t.head // of the range that a rewind looks at
 	if from.end.Epoch == s.epoch {
 		end = min(end, from.end.Seq)
 		page.Complete = begins-1 <= end

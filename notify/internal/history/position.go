@@ -8,17 +8,17 @@ import (
 	"time"
 )
 
-// Position is that of a message: all up to it have been seen. As text it is
+// Position is the position of a message; every message up to it has been seen. As text it is
 // "EPOCH:SEQ".
 type Position struct {
-	// Epoch names the log that Seq belongs to. Numbers of another one tell nothing.
+	// Epoch names the log that Seq belongs to. Numbers of another epoch mean nothing.
 	Epoch string
 	Seq   int64
 }
 
 func (p Position) String() string { return p.Epoch + ":" + strconv.FormatInt(p.Seq, 10) }
 
-// ParsePosition reads "EPOCH:SEQ".
+// ParsePosition parses "EPOCH:SEQ".
 func ParsePosition(text string) (Position, error) {
 	epoch, number, ok := strings.Cut(text, ":")
 	seq, err := strconv.ParseInt(number, 10, 64)
@@ -28,26 +28,27 @@ func ParsePosition(text string) (Position, error) {
 	return Position{epoch, seq}, nil
 }
 
-// Start is where in a topic's history to begin: after a position, or with the last
-// messages. The zero value is the oldest message that is kept.
+// Start is where to begin in a topic's history: after a position, or with the last messages. The
+// zero value begins at the oldest kept message.
 type Start struct {
 	Since *Position
-	// Rewind: the last Count, or where Lasted is not 0 those that are no older.
+	// Rewind asks for the last Count messages or, if Lasted is not 0, for those no older than
+	// Lasted.
 	Rewind bool
 	Count  int64
 	Lasted time.Duration
 
-	end Position // count from here, and not from the topic's end; the zero value: do not
+	end Position // count back from here instead of the topic's end, unless zero
 }
 
-// Before returns s for a rewind that counts from end, and not from the topic's end.
+// Before returns s for a rewind that counts back from end instead of the topic's end.
 func (s Start) Before(end Position) Start {
 	s.end = end
 	return s
 }
 
-// ParseStart reads the options "since" and "rewind" of a subscription or a request,
-// of which one at least is empty: "EPOCH:SEQ"; "50" or "2m".
+// ParseStart parses the options "since" ("EPOCH:SEQ") and "rewind" ("50" or "2m") of a subscription
+// or a request. At least one must be empty.
 func ParseStart(since, rewind string) (Start, error) {
 	switch {
 	case since != "" && rewind != "":

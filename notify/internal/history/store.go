@@ -16,22 +16,20 @@ import (
 
 // store is the open database.
 //
-// Its commits are on the disk when they return (synchronous FULL, where
-// PocketBase has NORMAL): after a power cut too no number is given out twice. One
-// sync serves all who send at that moment.
+// A commit is on the disk when it returns (synchronous FULL, where PocketBase has NORMAL), so that
+// no number is given out twice even after a power cut. One sync serves all senders of that moment.
 type store struct {
-	// epoch names this log. It is another one when the log was lost, or is an
-	// older copy of itself: then numbers that clients have seen may be given out
-	// again, for other messages.
+	// epoch names this log. It changes when the log was lost or is an older copy of itself, because
+	// then numbers that clients have seen may be given out again for other messages.
 	epoch string
 
-	// floor is the last number of a topic that has no row yet: the rows of topics without
-	// messages go at some time, and their numbers are not to be given out again.
+	// floor is the last number of every topic that has no row yet. The rows of topics without
+	// messages are deleted at some point, and their numbers must not be given out again.
 	floor atomic.Int64
 
 	writeDB *sql.DB
-	write   *sql.Conn // used by whoever leads, see history.go
-	read    *sql.DB   // used by anybody
+	write   *sql.Conn // used by the leader, see line.go
+	read    *sql.DB   // used by anyone
 
 	insertTopic, insertMessage, insertID *sql.Stmt // on write
 	deleteTopic                          *sql.Stmt
@@ -41,17 +39,17 @@ type store struct {
 	begin, commit, rollback              *sql.Stmt
 	selectTopic, selectMessages          *sql.Stmt // on read
 	selectTime, selectBefore, selectID   *sql.Stmt
-	statements                           []*sql.Stmt // all of these
+	statements                           []*sql.Stmt // all of the above
 }
 
-// The tables. A topic's row stays when its messages are gone: its numbers go on. Where too
-// many are left like that, all of them go, see [store.floor].
+// The tables. A topic's row stays when its messages are gone, so that its numbers continue. When
+// too many such rows remain, all of them are deleted, see [store.floor].
 //
-// head is the number of the last message where its row may be gone. Up to lost
-// messages are not to be shown, and may have been sent without being stored: the
-// topic had no history for a while. Times fall where a clock was wrong: fell is the number
-// of the last message that was sent at an earlier time than the one before it, 0 where
-// there is none, dipped the first one, and peak the time before that. ids are those of messages that came with one.
+// head is at least the number of the last message whose row is gone. Messages up to lost must not
+// be shown, and some messages may have been sent without being stored, because the topic had no
+// history for a while. Times fall if a clock was wrong: fell is the number of the last message with
+// an earlier time than the message before it (0 if there is none), dipped is the first such
+// message, and peak is the time before dipped. ids holds the keys of messages that came with an id.
 const schema = `
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS topics (
@@ -85,23 +83,22 @@ CREATE INDEX IF NOT EXISTS ids_seq ON ids (topic, seq);
 
 const (
 	metaEpoch = "epoch"
-	metaFile  = "file" // which file that is, see fileIdentity
-	// metaPending is there while a lapse is not noted for all of its topics.
+	metaFile  = "file" // the identity of the file, see fileIdentity
+	// metaPending is set while a lapse is not yet recorded for all of its topics.
 	metaPending = "pending"
 	metaFloor   = "floor"
 )
 
-// snapshotSuffix is added to the name of the database for the copy that goes into
-// a backup.
+// snapshotSuffix is appended to the name of the database to name the copy for a backup.
 const snapshotSuffix = ".backup"
 
-// The write-ahead log is moved into the database every 16 MiB (wal_autocheckpoint), not
-// every 4: the page at the end of a topic is written many times until then.
+// The write-ahead log is moved into the database every 16 MiB (wal_autocheckpoint) instead of every
+// 4, because the page at the end of a topic is written many times in between.
 const pragmas = "?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=journal_size_limit(67108864)" +
 	"&_pragma=wal_autocheckpoint(4096)&_pragma=synchronous(FULL)&_pragma=temp_store(MEMORY)"
 
-// openStore opens the database at path, or makes it. identify is for what an older
-// version has stored by name.
+// openStore opens or creates the database at path. identify converts what an older version stored
+// by name.
 func openStore(path string, identify func(sent time.Time, audience []byte, sender string) ([]byte, string)) (_ *store, err error) {
 	if err := useSnapshot(path); err != nil {
 		return nil, err
@@ -168,11 +165,10 @@ func openStore(path string, identify func(sent time.Time, audience []byte, sende
 	return s, s.readEpoch(path)
 }
 
-// MaxReads is how many may read at a time; the others wait.
+// MaxReads is the maximum number of concurrent reads; others wait.
 const MaxReads = 4
 
-// useSnapshot puts the copy that a backup brought in the place of a database that
-// is not there.
+// useSnapshot makes the copy from a restored backup the database, if the database is missing.
 func useSnapshot(path string) error {
 	snapshot := path + snapshotSuffix
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
@@ -182,13 +178,13 @@ func useSnapshot(path string) error {
 		return nil
 	}
 	if err := os.Remove(snapshot); !errors.Is(err, fs.ErrNotExist) {
-		return err // of a backup that was broken off
+		return err // left over from an interrupted backup
 	}
 	return nil
 }
 
-// readEpoch sets the epoch, a new one where the database is new, comes from a
-// backup, is a copy, or does not say of all topics what they have missed.
+// readEpoch sets the epoch. It creates a new one if the database is new, comes from a backup, is a
+// copy, or does not record for all topics what they have missed.
 func (s *store) readEpoch(path string) error {
 	ctx := context.Background()
 	file := fileIdentity(path)
@@ -208,7 +204,7 @@ func (s *store) readEpoch(path string) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	floor, _ := strconv.ParseInt(known[metaFloor], 10, 64) // 0 where there is none
+	floor, _ := strconv.ParseInt(known[metaFloor], 10, 64) // 0 if there is none
 	s.floor.Store(floor)
 	if s.epoch = known[metaEpoch]; s.epoch != "" && known[metaFile] == file && known[metaPending] == "" {
 		return nil
@@ -219,8 +215,8 @@ func (s *store) readEpoch(path string) error {
 	return err
 }
 
-// setPending notes whether a lapse is not noted for all of its topics: positions from before
-// a crash then tell nothing.
+// setPending records whether a lapse is not yet recorded for all of its topics. After a crash,
+// positions from before it are then worthless.
 func (s *store) setPending(pending bool) error {
 	value := ""
 	if pending {
@@ -233,7 +229,7 @@ func (s *store) setPending(pending bool) error {
 func (s *store) close() error {
 	var errs []error
 	for _, statement := range s.statements {
-		// the connection would not be closed with one that is open
+		// an open statement would keep the connection open
 		errs = append(errs, statement.Close())
 	}
 	if s.read != nil {
@@ -248,8 +244,8 @@ func (s *store) close() error {
 	return errors.Join(errs...)
 }
 
-// snapshot writes a copy for a backup and returns where. Who opens it finds that
-// it has no epoch. It may be called while others write.
+// snapshot writes a copy for a backup and returns its path. The copy has no epoch, so opening it
+// creates a new one. It may be called while others write.
 func (s *store) snapshot(ctx context.Context, path string) (string, error) {
 	snapshot := path + snapshotSuffix
 	if err := os.Remove(snapshot); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -262,7 +258,7 @@ func (s *store) snapshot(ctx context.Context, path string) (string, error) {
 	return snapshot, execIn(ctx, snapshot, "DELETE FROM meta WHERE name <> '"+metaFloor+"'")
 }
 
-// execIn executes one statement in a database that is opened for it.
+// execIn executes one statement in a database that it opens and closes.
 func execIn(ctx context.Context, name, query string, args ...any) error {
 	db, err := sql.Open("sqlite", name)
 	if err != nil {
@@ -272,8 +268,8 @@ func execIn(ctx context.Context, name, query string, args ...any) error {
 	return errors.Join(err, db.Close())
 }
 
-// entries returns the messages of t that follow after, at most limit and, but for the last
-// one, no more than maxBytes of data.
+// entries returns the messages of t that follow after, at most limit, with at most maxBytes of
+// data; only the last message may exceed maxBytes.
 func (s *store) entries(t topicRow, after int64, limit, maxBytes int) ([]*Entry, error) {
 	rows, err := s.selectMessages.Query(t.id, t.name, after, limit)
 	if err != nil {
@@ -294,8 +290,7 @@ func (s *store) entries(t topicRow, after int64, limit, maxBytes int) ([]*Entry,
 	return entries, rows.Err()
 }
 
-// findID returns the number of the message of the topic that came with the key,
-// 0 where there is none.
+// findID returns the number of the message of the topic that came with the key, or 0.
 func (s *store) findID(topic, key string) (seq int64, err error) {
 	err = s.selectID.QueryRow(topic, key).Scan(&seq)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -304,8 +299,8 @@ func (s *store) findID(topic, key string) (seq int64, err error) {
 	return seq, err
 }
 
-// transaction calls f within a transaction, which is on the disk when it returns
-// without an error. Only who leads may call it.
+// transaction calls f within a transaction, which is on the disk when transaction returns without
+// an error. Only the leader may call it.
 func (s *store) transaction(f func() error) error {
 	_, err := s.begin.Exec()
 	if err == nil {
@@ -323,10 +318,10 @@ func (s *store) transaction(f func() error) error {
 	return err
 }
 
-// errBroken says that the connection cannot be used any more.
+// errBroken means that the connection can no longer be used.
 var errBroken = errors.New("the transaction could not be rolled back")
 
-// The rest is for use within a transaction.
+// The rest must be called within a transaction.
 
 func (s *store) addEntry(topicID int64, e *Entry) error {
 	sent := e.Time.UnixMilli()

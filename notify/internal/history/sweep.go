@@ -8,14 +8,14 @@ import (
 )
 
 const (
-	// sweepTopics is how many topics a sweep looks at for messages that are over their
-	// time, or have lost their channel.
+	// sweepTopics is how many topics a sweep checks for messages that have expired or have lost
+	// their channel.
 	sweepTopics = 200
-	// maxEmpty is how many topics without messages may be left, before the rows of all
-	// those are deleted that nobody uses. Who recovers on such a topic then may be told that
-	// something is missing where nothing is: so it is to be rare.
+	// maxEmpty is how many topics without messages may remain before the rows of all unused ones
+	// are deleted. A client that recovers on such a topic may then be told that something is
+	// missing although nothing is, so this should be rare.
 	maxEmpty = 10_000
-	// idleTopic is how long what is known of a topic stays in memory.
+	// idleTopic is how long an unused topic's state stays in memory.
 	idleTopic = time.Minute
 )
 
@@ -50,8 +50,8 @@ func (h *Log) sweepAndAgain() {
 	}
 }
 
-// sweep looks at some topics, deletes messages that are not kept any more, and
-// forgets topics that are not in use.
+// sweep checks some topics, deletes messages that are no longer kept, and drops the state of unused
+// topics from memory.
 func (h *Log) sweep() error {
 	s := h.store.Load()
 	if s == nil {
@@ -78,7 +78,7 @@ func (h *Log) sweep() error {
 			empty = append(empty, t)
 		}
 		if trim.upTo >= t.first+maxTrim {
-			break // some of it remains for the next time
+			break // the next sweep continues with this topic
 		}
 		if h.swept = t.id; i+1 == len(topics) && len(topics) < sweepTopics {
 			h.swept = 0 // that was the last one
@@ -117,11 +117,11 @@ func (h *Log) sweep() error {
 	})
 }
 
-// trimming is what is to be done with a topic.
+// trimming is what a sweep must do with a topic.
 type trimming struct {
 	topic topicRow
 	upTo  int64 // messages up to this number are not kept
-	lost  bool  // it has no history any more
+	lost  bool  // it no longer has history
 }
 
 func (h *Log) trimmingOf(s *store, t topicRow, now time.Time) (trimming, error) {
@@ -140,11 +140,11 @@ func (h *Log) trimmingOf(s *store, t topicRow, now time.Time) (trimming, error) 
 	return trimming{topic: t, upTo: upTo}, nil
 }
 
-// applyTrimming does it, within a transaction.
+// applyTrimming applies trim, within a transaction.
 func (h *Log) applyTrimming(s *store, trim trimming) error {
 	t := &trim.topic
 	if state := h.topics[t.name]; state != nil {
-		t = &state.topicRow // it may have got messages since
+		t = &state.topicRow // it may have received messages since
 	}
 	if trim.lost && h.config.Keep(t.name).Count == 0 {
 		if err := s.lose(t.id, t.head); err != nil {

@@ -5,16 +5,16 @@ import (
 	"errors"
 )
 
-// fall is where the times of a topic fall: see schema.
+// fall describes where the times of a topic fall: see schema.
 type fall struct{ fell, dipped, peak int64 }
 
-// evenedOut is by how much a clock may go back, in milliseconds, before the messages after
-// that are sent at an earlier time than those before.
+// evenedOut is how many milliseconds a clock may go back without a fall: up to that, later messages
+// get the time of the last one before.
 const evenedOut = 5000
 
 // stamp sets lastTime for the message head.
 func (t *topicState) stamp(s *store, now int64) error {
-	if t.fall != (fall{}) && !t.isUneven() { // what was before it is gone
+	if t.fall != (fall{}) && !t.isUneven() { // the messages before the fall are gone
 		t.fall = fall{}
 		if err := s.saveFall(t.id, t.fall); err != nil {
 			return err
@@ -37,13 +37,13 @@ func (t *topicState) stamp(s *store, now int64) error {
 	return nil
 }
 
-// saveFall saves where the times of a topic fall.
+// saveFall stores where the times of a topic fall.
 func (s *store) saveFall(topicID int64, f fall) error {
 	_, err := s.markFall.Exec(f.fell, f.dipped, f.peak, topicID)
 	return err
 }
 
-// even gives the messages from seq on a time, after which the topic's times do not fall.
+// even sets the time of the messages from seq on, so that the topic's times no longer fall.
 func (s *store) even(topicID, seq, time int64) error {
 	if _, err := s.saveTimes.Exec(time, topicID, seq); err != nil {
 		return err
@@ -51,10 +51,9 @@ func (s *store) even(topicID, seq, time int64) error {
 	return s.saveFall(topicID, fall{})
 }
 
-// notBefore returns the number of the first message of t that was sent at the
-// time or later (Unix milliseconds), t.head + 1 where there is none. Numbers have
-// no holes, and times do not fall unless a clock was wrong: so that it finds it like a
-// word in a dictionary.
+// notBefore returns the number of the first message of t that was sent at the time or later (Unix
+// milliseconds), or t.head + 1 if there is none. Numbers have no gaps, and times do not fall unless
+// a clock was wrong, so it uses a binary search.
 func (s *store) notBefore(t topicRow, time, now int64) (int64, error) {
 	if t.isUneven() {
 		return s.notBeforeUneven(t, time, now)
@@ -64,7 +63,7 @@ func (s *store) notBefore(t topicRow, time, now int64) (int64, error) {
 		middle := low + (high-low)/2
 		at, err := s.timeOf(t.id, middle)
 		switch {
-		case errors.Is(err, sql.ErrNoRows): // trimmed meanwhile
+		case errors.Is(err, sql.ErrNoRows): // trimmed in the meantime
 			low = middle + 1
 		case err != nil:
 			return 0, err
@@ -77,7 +76,7 @@ func (s *store) notBefore(t topicRow, time, now int64) (int64, error) {
 	return low, nil
 }
 
-// notBeforeUneven is notBefore for a topic whose times fall somewhere: what follows the
+// notBeforeUneven is notBefore for a topic whose times fall somewhere. It returns what follows the
 // last message from before the time.
 func (s *store) notBeforeUneven(t topicRow, time, now int64) (int64, error) {
 	upTo := t.head + 1
@@ -85,7 +84,7 @@ func (s *store) notBeforeUneven(t topicRow, time, now int64) (int64, error) {
 	case isDip && t.fall.peak < time:
 		return upTo, nil
 	case isDip:
-		upTo = t.fall.dipped // those from there on count as sent at the peak
+		upTo = t.fall.dipped // messages from there on count as sent at the peak
 	}
 	var last int64
 	err := s.selectBefore.QueryRow(t.id, upTo, time).Scan(&last)
@@ -95,15 +94,14 @@ func (s *store) notBeforeUneven(t topicRow, time, now int64) (int64, error) {
 	return max(last+1, t.first), err
 }
 
-// isUneven reports whether times fall among the messages that are stored.
+// isUneven reports whether times fall among the stored messages.
 func (t *topicRow) isUneven() bool { return t.fall.fell > t.first }
 
-// isDip tells what to make of the place where the times fall first. Either the clock had
-// been ahead before it, and is right since then; or it has been behind for a while (a
-// machine without a battery, until it has asked for the time). When the time before the
-// fall, the peak, comes again it is taken for the latter: most clocks that are wrong are
-// wrong by so much that it does not come again otherwise, and what was ahead by minutes
-// only is out by minutes only.
+// isDip interprets the place where the times first fall. Either the clock was ahead before it and
+// has been right since, or it has been behind for a while (a machine without a battery, until it
+// has queried the time). If the time before the fall, the peak, is reached again, the latter is
+// assumed: most wrong clocks are so far ahead that the peak is not reached again otherwise, and
+// after a clock that was only minutes ahead, the times are off by minutes only.
 func (t *topicRow) isDip(now int64) bool {
 	return t.isUneven() && now >= t.fall.peak && t.lastTime < t.fall.peak
 }

@@ -11,13 +11,12 @@ import (
 type topicRow struct {
 	id   int64
 	name string
-	// first to head are the numbers of the messages that are stored; first is
-	// head + 1 where there are none.
+	// first to head are the numbers of the stored messages; first is head + 1 if there are none.
 	first, head int64
 	lost        int64 // see schema
 	fall        fall
-	lastTime    int64 // of the message head, in Unix milliseconds
-	leftIDs     bool  // there are ids of messages that are gone
+	lastTime    int64 // time of the message head, in Unix milliseconds
+	leftIDs     bool  // ids of deleted messages remain
 }
 
 const selectTopics = `SELECT id, name,
@@ -40,8 +39,7 @@ func (t *topicRow) scan(row interface{ Scan(...any) error }) error {
 	return nil
 }
 
-// topic returns the topic with name; one with the id 0 where it has never had a
-// message.
+// topic returns the topic with name. Its id is 0 if it has never had a message.
 func (s *store) topic(name string) (topicRow, error) {
 	t := topicRow{}
 	err := t.scan(s.selectTopic.QueryRow(name))
@@ -51,14 +49,14 @@ func (s *store) topic(name string) (topicRow, error) {
 	return t, err
 }
 
-// newTopic returns a topic that has no row. Who has seen number floor of it has missed
-// nothing: it was the last one, or there never was one.
+// newTopic returns a topic that has no row. A client that has seen its number floor has missed
+// nothing: either that was the last message, or there never was one.
 func (s *store) newTopic(name string) topicRow {
 	floor := s.floor.Load()
 	return topicRow{name: name, first: floor + 1, head: floor, lost: floor - 1}
 }
 
-// topicsAfter returns some topics, by id.
+// topicsAfter returns up to limit topics whose ids are greater than id, ordered by id.
 func (s *store) topicsAfter(id int64, limit int) ([]topicRow, error) {
 	rows, err := s.read.Query(selectTopics+"WHERE id > ? ORDER BY id LIMIT ?", id, limit)
 	if err != nil {
@@ -76,7 +74,7 @@ func (s *store) topicsAfter(id int64, limit int) ([]topicRow, error) {
 	return topics, rows.Err()
 }
 
-// The rest is for use within a transaction.
+// The rest must be called within a transaction.
 
 // addTopic adds the row of a topic that has none, and sets its id.
 func (s *store) addTopic(t *topicRow) error {
@@ -116,9 +114,8 @@ func (s *store) removeTopics(topics []topicRow) error {
 	return nil
 }
 
-// trim deletes the messages of a topic up to the number upTo, and of their ids
-// those that are older than idsBefore (Unix milliseconds), or were given by a clock that
-// was ahead of now.
+// trim deletes the messages of a topic up to the number upTo. It deletes their ids if they are
+// older than idsBefore (Unix milliseconds), or newer than now because a clock was ahead.
 func (s *store) trim(topicID, upTo, idsBefore, now int64) error {
 	if _, err := s.saveHead.Exec(upTo, topicID); err != nil {
 		return err
@@ -130,8 +127,7 @@ func (s *store) trim(topicID, upTo, idsBefore, now int64) error {
 	return err
 }
 
-// lose notes that there may be messages after the number head that were not
-// stored.
+// lose records that messages after the number head may not have been stored.
 func (s *store) lose(topicID, head int64) error {
 	_, err := s.markLost.Exec(head, topicID)
 	return err

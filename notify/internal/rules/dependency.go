@@ -13,29 +13,28 @@ import (
 	"herald/notify/internal/sets"
 )
 
-// Dependency is how the answer of a rule depends on the records of one collection.
+// Dependency is how the result of a rule depends on the records of one collection.
 type Dependency struct {
-	// Fields are those that it looks at.
+	// Fields are the fields that the rule looks at.
 	Fields sets.Of[string]
-	// Uses are the roles in which a record appears in the rule: as a row that is
-	// joined. A zero one concerns whoever listens to a topic of the channel.
+	// Uses are the roles in which a record appears in the rule, as a joined row. A zero use
+	// concerns every subscriber of the channel's topics.
 	Uses []use
 }
 
-// use is what a rule asks of a record in each place where it looks at one, so
-// that no other record matters: of `@collection.members.user ?= @request.auth.id
-// && @collection.members.room ?= @request.query.room` those with the user's id
-// in "user" and the room's in "room".
+// use is what a rule requires of a record in each place where it looks at one, so that no other
+// record matters. For `@collection.members.user ?= @request.auth.id && @collection.members.room ?=
+// @request.query.room`, only records with the user's id in "user" and the room's in "room" matter.
 type use struct {
-	user      string            // a field with ids of users; empty: none
-	wildcards map[string]string // to the field that has to have its value
+	user      string            // a field with ids of users, or empty
+	wildcards map[string]string // wildcard name to the field that must have its value
 }
 
-// AnyField stands among fields for all of them.
+// AnyField, as a field name, stands for all fields.
 const AnyField = "*"
 
-// fieldBehind returns the field of a collection that name in a path stands for: a
-// back-relation such as "members_via_user" may be changed by any.
+// fieldBehind returns the field of a collection that name in a path stands for. A change of any
+// field may affect a back-relation such as "members_via_user".
 func fieldBehind(name string) string {
 	if strings.Contains(name, "_via_") {
 		return AnyField
@@ -56,11 +55,11 @@ func (r *Rule) dependency(app core.App, collection *core.Collection) *Dependency
 	return d
 }
 
-// words finds what may be the name of a table in SQL.
+// words finds possible table names in SQL.
 var words = regexp.MustCompile(`\w+`)
 
-// noteView notes the collections that a view takes its records from: no event
-// tells of a change of those.
+// noteView records the collections that a view takes its records from, because no event reports
+// changes of a view's records.
 func (r *Rule) noteView(app core.App, view *core.Collection) {
 	for _, word := range words.FindAllString(view.ViewQuery, -1) {
 		collection, err := app.FindCachedCollectionByNameOrId(word)
@@ -73,8 +72,8 @@ func (r *Rule) noteView(app core.App, view *core.Collection) {
 	}
 }
 
-// notePath notes the collections behind the relations of path, which begins with
-// a field of collection.
+// notePath records the collections behind the relations of path, which begins with a field of
+// collection.
 func (r *Rule) notePath(app core.App, collection *core.Collection, path []string) {
 	for i, name := range path[:len(path)-1] {
 		if from, via, isBack := strings.Cut(name, "_via_"); isBack {
@@ -98,12 +97,12 @@ func (r *Rule) notePath(app core.App, collection *core.Collection, path []string
 		}
 		d := r.dependency(app, collection)
 		d.Fields[fieldBehind(path[i+1])] = struct{}{}
-		d.Uses = append(d.Uses, use{}) // through other records: whom it concerns nobody can tell
+		d.Uses = append(d.Uses, use{}) // through other records: the affected clients are unknown
 	}
 }
 
-// noteAuthPath notes the collections behind the relations of path, which begins
-// with a field of the auth record, whichever auth collection that is of.
+// noteAuthPath records the collections behind the relations of path, which begins with a field of
+// the auth record, in any auth collection.
 func (r *Rule) noteAuthPath(app core.App, path []string) {
 	if len(path) < 2 {
 		return
@@ -117,7 +116,7 @@ func (r *Rule) noteAuthPath(app core.App, path []string) {
 	}
 }
 
-// noteUses notes the roles of joined records (@collection.…) in the parsed rule.
+// noteUses records the roles of joined records (@collection.…) in the parsed rule.
 func (r *Rule) noteUses(app core.App, groups []fexpr.ExprGroup) {
 	uses := map[string]*use{} // by the name of the join, "members" or "members:alias"
 	findUses(app, groups, nil, uses)
@@ -130,16 +129,15 @@ func (r *Rule) noteUses(app core.App, groups []fexpr.ExprGroup) {
 	}
 }
 
-// findUses adds to uses what groups ask of each join. given is what all of groups
-// are ANDed with.
+// findUses adds to uses what groups require of each join. given holds the conditions that all
+// groups are ANDed with.
 //
-// Conditions with "?=" on one join are about one row of it, so that of rows which
-// fail one of them none matters. "=" is about all rows (PocketBase's multi-match)
-// and restricts nothing.
+// Conditions with "?=" on one join apply to one row of it, so a row that fails one of them does not
+// matter. "=" applies to all rows (PocketBase's multi-match) and restricts nothing.
 func findUses(app core.App, groups []fexpr.ExprGroup, given []binding, uses map[string]*use) {
 	for start := 0; start < len(groups); {
 		end := start + 1
-		for end < len(groups) && groups[end].Join != fexpr.JoinOr { // AND binds stronger
+		for end < len(groups) && groups[end].Join != fexpr.JoinOr { // AND binds more tightly
 			end++
 		}
 		all := groups[start:end]
@@ -167,11 +165,10 @@ func findUses(app core.App, groups []fexpr.ExprGroup, given []binding, uses map[
 	}
 }
 
-// binding is a condition: the field of a join has the id of the user, or the
-// value of a wildcard.
+// binding is a condition: a field of a join equals the id of the user or the value of a wildcard.
 type binding struct {
 	join, field string
-	wildcard    string // empty: the user
+	wildcard    string // empty for the user
 }
 
 func appendBinding(app core.App, bindings []binding, of, to fexpr.Token) []binding {
@@ -196,8 +193,7 @@ func appendBinding(app core.App, bindings []binding, of, to fexpr.Token) []bindi
 	return append(bindings, b)
 }
 
-// hasTexts reports whether field is compared as text, so that equal means the
-// same text.
+// hasTexts reports whether field is compared as text, so that equal values are the same text.
 func hasTexts(field core.Field) bool {
 	switch field.(type) {
 	case *core.TextField, *core.RelationField, *core.SelectField:
@@ -224,7 +220,7 @@ func joinsIn(token fexpr.Token) []string {
 	return nil
 }
 
-// narrow leaves of the use of join what holds under bindings too.
+// narrow reduces the use of join to what also holds under bindings.
 func narrow(uses map[string]*use, join string, bindings []binding) {
 	here := &use{wildcards: map[string]string{}}
 	for _, b := range bindings {
@@ -247,8 +243,8 @@ func narrow(uses map[string]*use, join string, bindings []binding) {
 	maps.DeleteFunc(known.wildcards, func(name, field string) bool { return here.wildcards[name] != field })
 }
 
-// ChangedFields returns the fields in which two versions of a record differ; all
-// where one is nil, since it is new or deleted.
+// ChangedFields returns the fields in which two versions of a record differ, or all fields if one
+// version is nil, since the record is new or deleted.
 func ChangedFields(before, after *core.Record) sets.Of[string] {
 	changed := sets.Of[string]{}
 	if before == nil || after == nil {
@@ -263,7 +259,7 @@ func ChangedFields(before, after *core.Record) sets.Of[string] {
 	return changed
 }
 
-// Meets reports whether a changed field is one of those that are looked at.
+// Meets reports whether a changed field is among those that are looked at.
 func Meets(lookedAt, changed sets.Of[string]) bool {
 	if changed.Has(AnyField) || lookedAt.Has(AnyField) {
 		return len(lookedAt) > 0 && len(changed) > 0
@@ -276,19 +272,19 @@ func Meets(lookedAt, changed sets.Of[string]) bool {
 	return false
 }
 
-// Concern is whom a change of a record may concern. Of those who listen to topics of the
-// channel: all, or users, or who listens to topics.
+// Concern selects the subscribers of the channel's topics that a change of a record may affect: all
+// of them, certain users, or the subscribers of certain topics.
 type Concern struct {
 	All bool
-	// Users are ids of auth records, of whichever collection: a rule compares the id alone.
-	// "" is the guests.
+	// Users are ids of auth records in any collection, because a rule compares only the id. ""
+	// stands for guests.
 	Users  sets.Of[string]
 	Topics sets.Of[string]
 }
 
-// Concern returns whom a change of a record, from before (nil for a new one) to after (nil
-// for one that is deleted), may concern, by a rule of the channel with pattern p. changed are
-// its changed fields.
+// Concern returns whom a change of a record may affect through a rule of the channel with pattern
+// p. before is nil for a new record, after is nil for a deleted one, and changed are the changed
+// fields.
 func (d *Dependency) Concern(p *Pattern, before, after *core.Record, changed sets.Of[string]) Concern {
 	concern := Concern{Users: sets.Of[string]{}, Topics: sets.Of[string]{}}
 	for _, u := range d.Uses {
@@ -308,15 +304,15 @@ func (d *Dependency) Concern(p *Pattern, before, after *core.Record, changed set
 	return concern
 }
 
-// differing returns the values of a field, before and after. Where it is the only
-// one that changed and is looked at, those that it has in both are left out: for
-// them nothing has changed.
+// differing returns the values of a field, before and after. If it is the only field that is looked
+// at and has changed, values that are in both versions are left out, because nothing has changed
+// for them.
 func differing(field string, before, after *core.Record, lookedAt, changed sets.Of[string]) sets.Of[string] {
 	values := sets.Of[string]{}
 	both := 0
 	for _, record := range []*core.Record{before, after} {
 		if record == nil {
-			// without any row a rule compares with the empty row of an outer join
+			// without a row, a rule compares with the empty row of an outer join
 			values[""] = struct{}{}
 			continue
 		}
@@ -337,8 +333,8 @@ func differing(field string, before, after *core.Record, lookedAt, changed sets.
 	return values
 }
 
-// texts returns the values of a field that hasTexts. None is the same as an empty
-// one, as it is in a rule.
+// texts returns the values of a field that hasTexts. No value is the same as an empty one, as in a
+// rule.
 func texts(record *core.Record, field string) []string {
 	if _, ok := record.Collection().Fields.GetByName(field).(*core.TextField); ok {
 		return []string{record.GetString(field)}

@@ -10,19 +10,20 @@ import (
 	"herald/notify/internal/sets"
 )
 
-// Pattern is that of a channel, in the syntax of net/http's ServeMux: chat/{room}, files/{path...}.
+// Pattern is the pattern of a channel, in the syntax of net/http's ServeMux: chat/{room},
+// files/{path...}.
 type Pattern struct {
 	Text     string
 	segments []segment
 	Names    []string // of the wildcards, in order
-	// wildcards counts what stands for anything: names, and a trailing slash
+	// wildcards counts the variable parts: named wildcards and a trailing slash
 	wildcards int
 }
 
 type segment struct {
 	kind segmentKind
 	text string // of a literal
-	name string // of a wildcard; empty for what is behind a trailing slash
+	name string // of a wildcard; empty for a trailing slash
 }
 
 type segmentKind int
@@ -30,12 +31,12 @@ type segmentKind int
 const (
 	literal segmentKind = iota
 	single              // {name}: one segment that is not empty
-	rest                // {name...}, or a trailing slash: all that follows
-	end                 // {$}: nothing behind a trailing slash
+	rest                // {name...} or a trailing slash: everything that follows
+	end                 // {$}: nothing after a trailing slash
 )
 
-// ParsePattern reads text. What is a pattern, net/http says: text is the path of
-// one of its patterns, without the slash at the beginning.
+// ParsePattern parses text. net/http decides what is valid: text must be the path of one of its
+// patterns, without the leading slash.
 func ParsePattern(text string) (*Pattern, error) {
 	if strings.HasPrefix(text, "/") {
 		return nil, errors.New(`must not begin with "/"`)
@@ -70,14 +71,14 @@ func ParsePattern(text string) (*Pattern, error) {
 	return p, nil
 }
 
-// Conflicts reports whether there are topics that fit both p and other, neither
-// of which is the more specific one for all of them.
+// Conflicts reports whether some topics match both p and other although neither is the more
+// specific one.
 func (p *Pattern) Conflicts(other *Pattern) bool { return register(p.Text, other.Text) != nil }
 
-// Begin returns the first segment, where that is no wildcard.
+// Begin returns the text of the first segment; a wildcard is returned as it is written.
 func (p *Pattern) Begin() string { return p.segments[0].text }
 
-// Example returns a topic that fits p, with value in the place of each wildcard.
+// Example returns a topic that matches p, with value in place of each wildcard.
 func (p *Pattern) Example(value string) string {
 	parts := make([]string, len(p.segments))
 	for i, s := range p.segments {
@@ -88,8 +89,7 @@ func (p *Pattern) Example(value string) string {
 	return strings.Join(parts, "/")
 }
 
-// register returns what net/http says of patterns, in words for the author of
-// the last.
+// register returns net/http's objection to patterns, worded for the author of the last one.
 func register(patterns ...string) (err error) {
 	defer func() {
 		cause := recover()
@@ -100,23 +100,23 @@ func register(patterns ...string) (err error) {
 			err = errors.New(`must not have an empty segment, "." or ".."`)
 			return
 		}
-		err = fmt.Errorf("is no pattern: %v", cause)
+		err = fmt.Errorf("is not a valid pattern: %v", cause)
 		if parsing, ok := cause.(error); ok {
 			if inner := errors.Unwrap(parsing); inner != nil {
-				_, reason, _ := strings.Cut(inner.Error(), ": ") // behind "at offset 4"
-				err = fmt.Errorf("is no pattern: %s", reason)
+				_, reason, _ := strings.Cut(inner.Error(), ": ") // after "at offset 4"
+				err = fmt.Errorf("is not a valid pattern: %s", reason)
 			}
 		}
 	}()
 	mux := http.NewServeMux()
 	for _, text := range patterns {
-		// with a method: without one net/http takes paths that no request can have
+		// with a method: without one, net/http accepts paths that no request can have
 		mux.Handle("GET /"+text, http.NotFoundHandler())
 	}
 	return nil
 }
 
-// Matcher returns a function that reports whether a topic fits p.
+// Matcher returns a function that reports whether a topic matches p.
 func (p *Pattern) Matcher() func(topic string) bool {
 	var tree Tree[struct{}]
 	tree.Add(p, struct{}{})
@@ -126,8 +126,7 @@ func (p *Pattern) Matcher() func(topic string) bool {
 	}
 }
 
-// Topics returns the topics that p fits where each wildcard stands for one of its
-// values.
+// Topics returns the topics that match p when each wildcard stands for one of its values.
 func (p *Pattern) Topics(values func(name string) sets.Of[string]) []string {
 	topics := []string{""}
 	for i, s := range p.segments {
@@ -138,7 +137,7 @@ func (p *Pattern) Topics(values func(name string) sets.Of[string]) []string {
 		case s.kind == single, s.kind == rest && s.name != "":
 			options = values(s.name)
 			if s.kind == single {
-				delete(options, "") // which it never stands for
+				delete(options, "") // {name} never stands for an empty segment
 			}
 		}
 		var longer []string

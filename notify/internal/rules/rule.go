@@ -1,6 +1,6 @@
-// Package rules has the rules of channels and the patterns of their topics: which topics a
-// channel is for, who passes a rule, and on which records that depends. It knows neither
-// clients nor messages.
+// Package rules contains the rules of channels and the patterns of their topics: which topics a
+// channel covers, who passes a rule, and which records the result depends on. It knows nothing
+// about clients or messages.
 package rules
 
 import (
@@ -15,30 +15,30 @@ import (
 	"herald/notify/internal/sets"
 )
 
-// openRule is the rule that lets everyone pass; an empty one lets superusers.
+// openRule is the rule that lets everyone pass; an empty rule lets only superusers pass.
 const openRule = "*"
 
-// Rule is a compiled access rule, and what its answer depends on.
+// Rule is a compiled access rule and what its result depends on.
 type Rule struct {
-	// Filter is the rule as PocketBase's access check takes it: nil is
-	// superusers only, "" is everyone.
+	// Filter is the rule as PocketBase's access check takes it: nil means superusers only, "" means
+	// everyone.
 	Filter *string
 
 	LooksAtHeaders bool
-	// Wildcards are those of the pattern whose values it looks at.
+	// Wildcards are the pattern's wildcards whose values the rule looks at.
 	Wildcards sets.Of[string]
-	// AuthFields are the fields of the auth record that it looks at. Empty:
-	// every signed-in user and guest gets the same answer.
+	// AuthFields are the fields of the auth record that the rule looks at. If it is empty, every
+	// signed-in user and guest gets the same result.
 	AuthFields sets.Of[string]
-	// Collections are the others that it looks at, by id.
+	// Collections are the other collections that the rule looks at, by id.
 	Collections map[string]*Dependency
 }
 
-// LooksAtAuth reports whether the answer depends on who asks.
+// LooksAtAuth reports whether the result depends on the auth record.
 func (r *Rule) LooksAtAuth() bool { return len(r.AuthFields) > 0 }
 
-// Compile reads the rule of a channel, a record of collection, whose pattern has wildcards
-// with names.
+// Compile compiles a rule of a channel. collection is the collection of channels; names are the
+// wildcards of the channel's pattern.
 func Compile(app core.App, collection *core.Collection, text string, names []string) (*Rule, error) {
 	r := &Rule{Wildcards: sets.Of[string]{}, AuthFields: sets.Of[string]{}, Collections: map[string]*Dependency{}}
 	switch text = strings.TrimSpace(text); text {
@@ -59,8 +59,7 @@ func Compile(app core.App, collection *core.Collection, text string, names []str
 	return r, nil
 }
 
-// ruleResolver is PocketBase's resolver of the names in a rule that also notes
-// them.
+// ruleResolver is PocketBase's resolver of the names in a rule. It also records them.
 type ruleResolver struct {
 	*core.RecordFieldResolver
 	app        core.App
@@ -77,8 +76,8 @@ func (r *ruleResolver) Resolve(field string) (*search.ResolverResult, error) {
 	return r.RecordFieldResolver.Resolve(field)
 }
 
-// PathOf returns the parts of an identifier without their modifiers: of
-// "@collection.rooms:alias.name:lower" they are "@collection", "rooms" and "name".
+// PathOf returns the parts of an identifier without their modifiers:
+// "@collection.rooms:alias.name:lower" yields "@collection", "rooms" and "name".
 func PathOf(identifier string) []string {
 	parts := strings.Split(identifier, ".")
 	for i := range parts {
@@ -99,7 +98,7 @@ func (r *ruleResolver) note(field string) error {
 		case "headers":
 			r.rule.LooksAtHeaders = true
 		case "query":
-			// one that the pattern does not have would always be empty
+			// a wildcard that the pattern lacks would always be empty
 			if !slices.Contains(r.names, name) {
 				return fmt.Errorf("%s: the pattern has no {%s}", field, name)
 			}

@@ -2,22 +2,21 @@ package rules
 
 import "strings"
 
-// Tree finds of many patterns the most specific one that a topic fits, and what stands
-// there. The zero value is empty. It is not to be changed while it is read.
+// Tree holds many patterns and finds the most specific one that a topic matches, with its value.
+// The zero value is empty. A Tree must not be changed while it is read.
 type Tree[T any] struct{ root node[T] }
 
 // node is a place in the tree: what may follow the segments that lead to it.
 type node[T any] struct {
 	literals map[string]*node[T]
 	single   *node[T]
-	// what the patterns that end here stand for, nil without one
+	// the values of the patterns that end here, or nil
 	here *T // with the last segment
-	end  *T // with a slash behind it
+	end  *T // with a slash after it
 	rest *T // with whatever follows
 }
 
-// Add puts value in the place of p; it reports false where one is there already, which then
-// stays.
+// Add puts value in the place of p. It returns false, and changes nothing, if the place is taken.
 func (t *Tree[T]) Add(p *Pattern, value T) bool {
 	n := &t.root
 	place := &n.here
@@ -51,10 +50,9 @@ func (t *Tree[T]) Add(p *Pattern, value T) bool {
 	return true
 }
 
-// Match returns what stands in the place of the most specific pattern that topic fits, and
-// what the pattern's wildcards stand for. Unlike net/http, which redirects to a clean path
-// first, it takes "//" and ".." as they are: a topic with an empty segment fits no {name},
-// but {name...}.
+// Match returns the value of the most specific pattern that topic matches, and the values of the
+// pattern's wildcards. Unlike net/http, which first redirects to a clean path, it takes "//" and
+// ".." as they are. A topic with an empty segment does not match {name}, but does match {name...}.
 func (t *Tree[T]) Match(topic string) (value T, values []string, found bool) {
 	place, values := t.root.match("/"+topic, nil)
 	if place == nil {
@@ -63,7 +61,7 @@ func (t *Tree[T]) Match(topic string) (value T, values []string, found bool) {
 	return *place, values, true
 }
 
-// match looks for path, a topic behind a slash.
+// match looks up path, which is a topic after a slash.
 func (n *node[T]) match(path string, values []string) (*T, []string) {
 	switch path {
 	case "":

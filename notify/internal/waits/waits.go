@@ -1,9 +1,10 @@
-// Package waits has an end for what waits for others.
+// Package waits limits how long to wait.
 package waits
 
 import "context"
 
-// For calls wait, and returns when that does or ctx is done: then wait is left behind.
+// For calls wait and returns when wait returns or ctx is done. In the latter case wait continues on
+// its own.
 func For(ctx context.Context, wait func()) {
 	done := make(chan struct{})
 	go func() {
