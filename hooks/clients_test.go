@@ -5,6 +5,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -286,4 +287,60 @@ func TestGuestForgetsOwnIDs(t *testing.T) {
 	mustSend(t, w, "jobs", "last")
 	client.Expect(t, "jobs", "1")
 	client.Expect(t, "jobs", `"last"`)
+}
+
+// TestWrappedClient has a handler that puts a client of its own around ours.
+func TestWrappedClient(t *testing.T) {
+	w := newWorld(t)
+	var mu sync.Mutex
+	seen := 0
+	w.OnRealtimeConnectRequest().BindFunc(func(e *core.RealtimeConnectRequestEvent) error {
+		e.Client = &counting{Client: e.Client, count: func() { mu.Lock(); seen++; mu.Unlock() }}
+		return e.Next()
+	})
+	server := pbtest.Serve(t, w)
+	subscriber := server.Subscribe(t, nil, "example")
+	for i := range 10 {
+		if report := send(t, w, notify.Message{Topic: "example", Data: i}); report.Queued != 1 {
+			t.Fatalf("report %+v", report)
+		}
+	}
+	for i := range 10 {
+		subscriber.Expect(t, "example", fmt.Sprint(i))
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if seen != 10 {
+		t.Errorf("the wrapper saw %d messages", seen)
+	}
+}
+
+type counting struct {
+	subscriptions.Client
+	count func()
+}
+
+func (c *counting) Send(m subscriptions.Message) { c.count(); c.Client.Send(m) }
+
+// panickingWrapper is a client of the application's own that fails.
+type panickingWrapper struct{ subscriptions.Client }
+
+func (w panickingWrapper) Send(m subscriptions.Message) {
+	if string(m.Data) == "1" {
+		panic("test")
+	}
+	w.Client.Send(m)
+}
+
+// A panic of other code costs the message that it is about, and nothing after it.
+func TestPanicInAWrapper(t *testing.T) {
+	w := newWorld(t)
+	wrapClients(w, func(client subscriptions.Client) subscriptions.Client { return panickingWrapper{client} })
+	server := pbtest.Serve(t, w)
+	subscriber := server.Subscribe(t, nil, "example")
+	for i := range 3 {
+		mustSend(t, w, "example", i)
+	}
+	subscriber.Expect(t, "example", "0")
+	subscriber.Expect(t, "example", "2")
 }

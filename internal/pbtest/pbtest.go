@@ -8,7 +8,6 @@ import (
 	"database/sql"
 	"encoding/json/v2"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -153,30 +152,6 @@ func ServeHTTP2(t testing.TB, app core.App) *Server {
 func ServeTLS(t testing.TB, app core.App) *Server {
 	t.Helper()
 	return serveTLS(t, app, false)
-}
-
-// ServeConns is [Serve] with connections that wrap makes of the listener's.
-func ServeConns(t testing.TB, app core.App, wrap func(net.Conn) net.Conn) *Server {
-	t.Helper()
-	return serve(t, app, func(handler http.Handler) *httptest.Server {
-		server := httptest.NewUnstartedServer(handler)
-		server.Listener = listener{server.Listener, wrap}
-		server.Start()
-		return server
-	})
-}
-
-type listener struct {
-	net.Listener
-	wrap func(net.Conn) net.Conn
-}
-
-func (l listener) Accept() (net.Conn, error) {
-	conn, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return l.wrap(conn), nil
 }
 
 func serveTLS(t testing.TB, app core.App, http2 bool) *Server {

@@ -1,0 +1,224 @@
+package hooks_test
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pocketbase/pocketbase/core"
+
+	"herald/internal/pbtest"
+	"herald/notify"
+)
+
+// TestTimeouts checks that what a handler sets holds, and that what was sent
+// before the end arrives.
+func TestTimeouts(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
+		lifetime, idle := time.Hour, time.Hour
+		w.OnRealtimeConnectRequest().BindFunc(func(e *core.RealtimeConnectRequestEvent) error {
+			if d := e.MaxTimeout; d < 27*time.Minute || d > 33*time.Minute {
+				t.Errorf("the lifetime is %v, not about 30 minutes", d)
+			}
+			if e.IdleTimeout != e.MaxTimeout {
+				t.Errorf("ends when idle for %v", e.IdleTimeout)
+			}
+			e.MaxTimeout, e.IdleTimeout = lifetime, idle
+			return e.Next()
+		})
+		server := serve(t, w)
+
+		lifetime = time.Millisecond
+		subscriber := server.Subscribe(t, nil, "example")
+		if report := send(t, w, notify.Message{Topic: "example", Data: 1}); report.Queued == 1 {
+			subscriber.Expect(t, "example", "1")
+		}
+		subscriber.ExpectEnd(t)
+		awaitReason(t, w, notify.ReasonLifetime)
+
+		lifetime, idle = time.Hour, time.Millisecond
+		server.Connect(t).ExpectEnd(t)
+		awaitReason(t, w, notify.ReasonIdle)
+	})
+}
+
+func TestTokenExpiry(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
+		server := serve(t, w)
+		subscriber := server.Connect(t)
+		token, err := w.ann.NewStaticAuthToken(3 * time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		status, answer := server.Do(t, "POST", "/api/realtime", "Bearer "+token, map[string]any{"clientId": subscriber.ID, "subscriptions": []string{"example"}})
+		if status != http.StatusNoContent {
+			t.Fatalf("%d %v", status, answer)
+		}
+		message := notify.Message{Topic: "example", Data: 1, To: notify.Audience{Users: []string{pbtest.Ref(w.ann)}}}
+		if report := send(t, w, message); report.Queued != 1 {
+			t.Fatalf("report %+v", report)
+		}
+		subscriber.Expect(t, "example", "1")
+
+		pbtest.WaitFor(t, "the token expires", func() bool { return send(t, w, message).Matched == 0 })
+		for _, event := range subscriber.ExpectEnd(t) {
+			if event.Data != "1" {
+				t.Errorf("got %v", event)
+			}
+		}
+		awaitReason(t, w, notify.ReasonTokenExpired)
+	})
+}
+
+// fill sends msg to a client that does not read until some of it waits in the
+// queue, for good.
+func fill(t *testing.T, app core.App, client *notify.Client, msg notify.Message) {
+	t.Helper()
+	for range 1000 {
+		if report := send(t, app, msg); report.Queued != 1 {
+			t.Fatalf("report %+v", report)
+		}
+		patience := time.Now().Add(300 * time.Millisecond)
+		for client.Queued() > 0 && time.Now().Before(patience) {
+			time.Sleep(time.Millisecond)
+		}
+		if client.Queued() > 1 {
+			return
+		}
+	}
+	t.Fatal("the client takes everything")
+}
+
+// TestRevoked lets a user's messages wait for a connection that does not read
+// when the user is signed out: these must not be written any more.
+func TestRevoked(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	for name, revoke := range map[string]func(w *world) error{
+		"new password": func(w *world) error { w.ann.SetPassword("0987654321"); return w.Save(w.ann) },
+		"deleted":      func(w *world) error { return w.Delete(w.ann) },
+		"new secret": func(w *world) error {
+			users, err := w.FindCollectionByNameOrId("users")
+			if err != nil {
+				return err
+			}
+			users.AuthToken.Secret = strings.Repeat("x", 50)
+			return w.Save(users)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
+				server := serve(t, w)
+				id := stall(t, server, w.ann, "private")
+				client, err := w.SubscriptionsBroker().ClientById(id)
+				if err != nil {
+					t.Fatal(err)
+				}
+				message := notify.Message{Topic: "private", Data: strings.Repeat("x", 200<<10), To: notify.Audience{Users: []string{pbtest.Ref(w.ann)}}}
+				own, _ := engine(w).Own(client)
+				fill(t, w, own, message)
+				if err := revoke(w); err != nil {
+					t.Fatal(err)
+				}
+				<-own.Done()
+				awaitReason(t, w, notify.ReasonAuthEnded)
+			})
+		})
+	}
+}
+
+// TestLateHandler binds a handler when connections have been taken already: it
+// must not be passed by.
+func TestLateHandler(t *testing.T) {
+	w := newWorld(t)
+	server := pbtest.Serve(t, w)
+	subscriber := server.Subscribe(t, nil, "example")
+	send(t, w, notify.Message{Topic: "example", Data: 1})
+	w.OnRealtimeMessageSend().BindFunc(func(e *core.RealtimeMessageEvent) error {
+		if e.Message.Name == "example" {
+			return nil // stops it
+		}
+		return e.Next()
+	})
+	if report := send(t, w, notify.Message{Topic: "example", Data: 2}); report.Matched != 0 {
+		t.Errorf("report %+v", report)
+	}
+	subscriber.Expect(t, "example", "1")
+	if rest := subscriber.ExpectEnd(t); len(rest) != 0 {
+		t.Errorf("passed by the handler: %v", rest)
+	}
+	again := server.Subscribe(t, nil, "example", "fence")
+	send(t, w, notify.Message{Topic: "example", Data: 3})
+	send(t, w, notify.Message{Topic: "fence", Data: 4})
+	again.Expect(t, "fence", "4")
+}
+
+// TestShutdown sends until the server stops: what it accepted has to arrive.
+func TestShutdown(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
+		server := serve(t, w)
+		token := pbtest.Token(t, w.root)
+		var subscribers []*pbtest.Subscriber
+		for range 20 {
+			subscribers = append(subscribers, server.Subscribe(t, nil, "example"))
+		}
+		started, accepted := make(chan struct{}), make(chan int)
+		go func() {
+			for i := 0; ; i++ {
+				status, answer := server.Do(t, "POST", "/api/notify", token, fmt.Sprintf(`{"topic":"example","data":%d}`, i))
+				if status == http.StatusServiceUnavailable {
+					accepted <- i
+					return
+				}
+				if status != http.StatusOK {
+					t.Errorf("%d %v", status, answer)
+				}
+				if i == 50 {
+					close(started)
+				}
+			}
+		}()
+		<-started
+		engine(w).Shutdown(5 * time.Second)
+		want := <-accepted
+		for _, subscriber := range subscribers {
+			if got := len(subscriber.ExpectEnd(t)); got != want {
+				t.Errorf("%d of %d messages arrived", got, want)
+			}
+		}
+		if _, err := engine(w).Send(t.Context(), notify.Message{Topic: "example"}); !errors.Is(err, notify.ErrShutdown) {
+			t.Errorf("error %v", err)
+		}
+		status, answer := server.Do(t, "GET", "/api/realtime", "", nil)
+		if status != http.StatusServiceUnavailable {
+			t.Errorf("%d %v", status, answer)
+		}
+		if count := w.SubscriptionsBroker().TotalClients(); count != 0 {
+			t.Errorf("%d clients are left", count)
+		}
+	})
+}
+
+// TestShutdownOfStalled is about clients that never take what is queued.
+func TestShutdownOfStalled(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
+		server := serve(t, w)
+		id := stall(t, server, nil, "flood")
+		client, err := w.SubscriptionsBroker().ClientById(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		own, _ := engine(w).Own(client)
+		fill(t, w, own, notify.Message{Topic: "flood", Data: strings.Repeat("x", 200<<10)})
+		engine(w).Shutdown(10 * time.Millisecond)
+		if w.SubscriptionsBroker().TotalClients() != 0 {
+			t.Error("the client is still there")
+		}
+	})
+}
