@@ -25,9 +25,11 @@
 //	Client.subsMu
 //	stripe.mu, changes.mu, foreign.mu
 //	socket.writing
-//	queue.mu, serving.mu, outboxes.mu, writers.mu, index.usersMu, recent.mu, stats.mu
+//	queue.mu (a wrapped client's before that of the client below it)
+//	serving.mu, outboxes.mu, writers.mu, index.usersMu, recent.mu, stats.mu
+//	foreign.rightsMu, lapses.mu of internal/history
 //
-// The locks of internal/history are never held together with these, in either order.
+// The other locks of internal/history are never held together with these, in either order.
 package notify
 
 import (
