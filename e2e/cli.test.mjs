@@ -66,6 +66,8 @@ test("herald notify", async (t) => {
     await fails(2, /no-such-file/, ["send", "example", "@no-such-file"]);
     await fails(2, /accepts between 1 and 2 arg/, ["send"]);
     await fails(2, /unknown flag/, ["send", "example", "1", "--nope"]);
+    await fails(2, /there is no command "sned"/, ["sned", "example", "1"]);
+    for (const topic of ["", "we?x"]) await fails(2, /a topic must not be empty/, ["tail", "example", topic]);
     await fails(1, /topic: .*reserved/, ["send", "@inbox", "1"]);
     await fails(1, /to\.filter: .*nope/, ["send", "example", "1", "--filter", "nope = 1"]);
     for (const flag of ["--filter", "--auth", "--user", "--except"]) await fails(2, new RegExp(`${flag} is empty`), ["send", "example", "1", flag, ""]); // a variable that is not set

@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -39,6 +40,9 @@ otherwise they are missing.`,
   herald notify tail orders --rewind 20 --pretty`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(command *cobra.Command, args []string) error {
+			if slices.ContainsFunc(args, func(topic string) bool { return strings.TrimSpace(topic) == "" || strings.Contains(topic, "?") }) {
+				return exitWith(exitUsage, "a topic must not be empty or contain \"?\"")
+			}
 			if _, err := notify.ParseStart(t.since, t.rewind); err != nil {
 				return &ExitError{exitUsage, err}
 			}
