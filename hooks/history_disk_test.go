@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -169,21 +168,12 @@ func TestHistoryBackup(t *testing.T) {
 	addLog(t, w, 1000)
 	server := pbtest.Serve(t, w)
 	mustSendAll(t, w, "log/a", "a", "b", "c")
-	stop := make(chan struct{})
-	var sending sync.WaitGroup
-	sending.Go(func() {
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-				mustSend(t, w, "log/b", 1)
-			}
-		}
+	stop := repeatedly(func() bool {
+		mustSend(t, w, "log/b", 1)
+		return true
 	})
 	err := w.CreateBackup(t.Context(), "with.zip")
-	close(stop)
-	sending.Wait()
+	stop()
 	if err != nil {
 		t.Fatal(err)
 	}

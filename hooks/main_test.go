@@ -1,6 +1,7 @@
 package hooks_test
 
 import (
+	"sync"
 	"testing"
 
 	"github.com/pocketbase/pocketbase/core"
@@ -11,6 +12,28 @@ import (
 )
 
 func TestMain(m *testing.M) { pbtest.Main(m) }
+
+// repeatedly calls f on another goroutine, until that returns false or stop is called.
+func repeatedly(f func() bool) (stop func()) {
+	stopped := make(chan struct{})
+	var calling sync.WaitGroup
+	calling.Go(func() {
+		for {
+			select {
+			case <-stopped:
+				return
+			default:
+			}
+			if !f() {
+				return
+			}
+		}
+	})
+	return func() {
+		close(stopped)
+		calling.Wait()
+	}
+}
 
 func register(app core.App) { hooks.MustRegister(app, nil, hooks.Config{}) }
 

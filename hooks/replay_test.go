@@ -306,25 +306,16 @@ func TestReplayThrownOut(t *testing.T) {
 	server := pbtest.Serve(t, w)
 	n := engine(w)
 	var head atomic.Int64
-	stop := make(chan struct{})
-	var sending sync.WaitGroup
-	sending.Go(func() {
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			report, err := n.Send(t.Context(), notify.Message{Topic: "chat/42", Data: 1})
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			head.Store(report.Seq)
+	stop := repeatedly(func() bool {
+		report, err := n.Send(t.Context(), notify.Message{Topic: "chat/42", Data: 1})
+		if err != nil {
+			t.Error(err)
+			return false
 		}
+		head.Store(report.Seq)
+		return true
 	})
-	defer sending.Wait()
-	defer close(stop)
+	defer stop()
 	key := withQuery("chat/42", "rewind", "50")
 	for round := range rounds {
 		member := addMember(t, w, "42", w.bob)

@@ -129,8 +129,11 @@ func EndAll(committed bool, changes ...*Change) {
 		n.outboxes.hold()
 		foreign++
 	}
-	if !committed {
+	if !committed || len(n.foreignClients()) == 0 { // whoever comes from now on is decided on by the rules as they are
 		n.outboxes.release(foreign)
+		foreign = 0
+	}
+	if !committed {
 		for client, holds := range held {
 			for range holds {
 				client.release()

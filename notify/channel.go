@@ -16,7 +16,7 @@ func (c *Client) Channel() chan subscriptions.Message {
 	if c.channel == nil {
 		c.channel = make(chan subscriptions.Message)
 		if c.socket == nil && c.stream == nil && !c.ended {
-			c.stream, c.wake = &stream{cut: func() {}}, make(chan struct{}, 1)
+			c.writesToChannel()
 			go c.pump()
 			c.wakeLocked()
 		} else { // somebody reads the messages already: two would have a half each
@@ -27,6 +27,11 @@ func (c *Client) Channel() chan subscriptions.Message {
 		}
 	}
 	return c.channel
+}
+
+// writesToChannel makes the channel the way in which c writes. mu is held, or nobody else knows c.
+func (c *Client) writesToChannel() {
+	c.stream, c.wake = &stream{cut: func() {}}, make(chan struct{}, 1)
 }
 
 // pump moves messages from the queue to the channel until the connection ends. Where c has

@@ -179,30 +179,25 @@ func (n *Notifier) activate(next *channels) {
 		n.channels.Store(next)
 		return
 	}
-	hadHistory := map[string]bool{}
+	leaving := map[string]bool{} // the channels of before, less those of next, and whether they had history
 	for _, c := range before.all {
-		hadHistory[c.pattern.Text] = c.history.Count > 0
+		leaving[c.pattern.Text] = c.history.Count > 0
 	}
 	regains := len(next.all) != len(before.all)
+	isAgain := false // some topics may have had history before
 	for _, c := range next.all {
-		had, known := hadHistory[c.pattern.Text]
+		had, known := leaving[c.pattern.Text]
+		delete(leaving, c.pattern.Text)
 		// another pattern may take a topic, or leave it to one with history
 		regains = regains || !known || c.history.Count > 0 && !had
+		isAgain = isAgain || c.history.Count > 0 && !had && n.hadHistory.Has(c.pattern.Text)
 	}
 	if !regains {
 		n.channels.Store(next)
 		return
 	}
-	// Whether some topics may have had history before: those of a channel that has it back, or
-	// of one without that goes away.
-	stays := map[string]bool{}
-	isAgain := false
-	for _, c := range next.all {
-		stays[c.pattern.Text] = true
-		isAgain = isAgain || c.history.Count > 0 && !hadHistory[c.pattern.Text] && n.hadHistory.Has(c.pattern.Text)
-	}
-	for _, c := range before.all {
-		isAgain = isAgain || c.history.Count == 0 && !stays[c.pattern.Text]
+	for _, had := range leaving {
+		isAgain = isAgain || !had // it may have kept its topics from one with history
 	}
 	n.sending.Lock() // what is sent without being stored is in the queues
 	lapse := n.history.Lapsed(func(topic string) bool {

@@ -61,9 +61,9 @@ type Client struct {
 	// When it last was written to, had a message and had a beat, by Notifier.clock.
 	lastWrite, lastMessage, lastBeat atomic.Int64
 
-	beat beatState // whether it wants beats, see serving.go
+	beat beatState // whether it wants beats, see beat.go
 
-	// serving and socket are set once, under queue.mu, when serving begins
+	// socket or stream is set once, under queue.mu, when serving begins
 	socket *socket
 	stream *stream
 
@@ -154,9 +154,6 @@ func (c *Client) setAuthLocked(auth *core.Record) {
 	}
 	if before != nil {
 		c.endIfPrivate()
-		if both := c.pair.Load(); both != nil && both.handed.Load() {
-			c.end(ReasonAuthEnded) // the wrapper may have something for that user still
-		}
 	}
 	c.subsMu.Lock()
 	unlisted := c.unlisted
@@ -221,16 +218,24 @@ func (c *Client) Send(m subscriptions.Message) {
 	if m.Name == "" || !safeKey(m.Name) {
 		return
 	}
-	send := func(m subscriptions.Message) outcome { return c.put(newFrame(m, true)) }
+	var result outcome
 	if below := c.below(); below != nil {
-		send = func(m subscriptions.Message) outcome { return c.passOn(below, m) }
-	} else if c.notifier.hooked() && c.isTaken() {
-		c.Finish(ReasonHandlers)
-		return
+		result = c.passOn(below, m)
+	} else {
+		result = c.putMessage(m)
 	}
-	if send(m) >= queued {
+	if result >= queued {
 		c.lastMessage.Store(c.notifier.clock.Load())
 	}
+}
+
+// putMessage queues a message of other code, unless handlers want to see it and cannot any more.
+func (c *Client) putMessage(m subscriptions.Message) outcome {
+	if c.notifier.hooked() && c.isTaken() {
+		c.top().Finish(ReasonHandlers)
+		return gone
+	}
+	return c.put(newFrame(m, true))
 }
 
 // cleanup does what remains when the connection has ended. It has its own goroutine, since it takes

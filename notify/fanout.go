@@ -205,12 +205,8 @@ func (f *fanOut) handOver() {
 
 // enqueueForeign is enqueue for a client of other code.
 func (f *fanOut) enqueueForeign(client subscriptions.Client) {
-	defer func() {
-		if cause := recover(); cause != nil {
-			f.notifier.app.Logger().Error("Panic in a realtime client during a fan-out", slog.Any("cause", cause))
-		}
-	}()
 	n := f.notifier
+	defer n.guard("queueing a message for a realtime client of other code")
 	auth := n.foreignAuth(client)
 	holds := func(key string) bool { return n.foreign.rightsOf(client).grantOf(key).holds(auth) }
 	keys := slices.DeleteFunc(n.keysOf(client, f.pub.Topic), func(key string) bool { return !holds(key) })

@@ -46,7 +46,7 @@ func (r *foreignRights) grantOf(key string) grant {
 	return r.grants[key]
 }
 
-// stateOf returns the state of client, which it makes where there is none.
+// stateOf returns the state of a client of other code, which it makes where there is none.
 func (f *foreign) stateOf(client subscriptions.Client) *foreignState {
 	id := client.Id()
 	f.rightsMu.Lock()
@@ -54,9 +54,6 @@ func (f *foreign) stateOf(client subscriptions.Client) *foreignState {
 	state := f.rights[id]
 	if state == nil {
 		state = &foreignState{}
-		if f.rights == nil {
-			f.rights = map[string]*foreignState{}
-		}
 		f.rights[id] = state
 	}
 	return state
@@ -73,15 +70,11 @@ func (f *foreign) rightsOf(client subscriptions.Client) *foreignRights {
 	return nil
 }
 
-// replace makes a client have next where it has before still.
-func (f *foreign) replace(state *foreignState, before, next *foreignRights) bool {
+// change makes what next returns for the present rights the rights of state.
+func (f *foreign) change(state *foreignState, next func(now *foreignRights) *foreignRights) {
 	f.rightsMu.Lock()
 	defer f.rightsMu.Unlock()
-	if state.rights != before {
-		return false
-	}
-	state.rights = next
-	return true
+	state.rights = next(state.rights)
 }
 
 // forgetGone forgets the rights of clients that are not in the broker any more.
@@ -135,8 +128,7 @@ func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission,
 	n.outboxes.hold() // until it is known that a holds still
 	defer n.outboxes.release(1)
 
-	for done := false; !done; {
-		before := n.foreign.rightsOf(client)
+	n.foreign.change(state, func(before *foreignRights) *foreignRights {
 		both := maps.Clone(a.grants) // until it is replaced it has what it had, too
 		if before != nil {
 			for key, had := range before.grants {
@@ -145,14 +137,13 @@ func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission,
 				}
 			}
 		}
-		done = n.foreign.replace(state, before, &foreignRights{both, expires})
-	}
+		return &foreignRights{both, expires}
+	})
 	if err := replace(); err != nil {
 		return err
 	}
-	for done := false; !done; {
-		done = n.foreign.replace(state, n.foreign.rightsOf(client), &foreignRights{a.grants, expires})
-	}
+	n.foreign.change(state, func(*foreignRights) *foreignRights { return &foreignRights{a.grants, expires} })
+	n.foreignClients() // so that it is known, and its rights are forgotten when it goes
 	if !n.changes.quietSince(a.generation) {
 		n.recheckForeign(client, n.newMemo())
 	}
@@ -163,7 +154,6 @@ func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission,
 // by request, and ends what is denied now. Where that cannot be told the client has to go: it
 // comes back, and is decided on anew.
 func (n *Notifier) recheckForeign(client subscriptions.Client, memo *memo) (checked, ended int) {
-	state := n.foreign.stateOf(client)
 	for {
 		before := n.foreign.rightsOf(client)
 		if before == nil {
@@ -189,13 +179,21 @@ func (n *Notifier) recheckForeign(client subscriptions.Client, memo *memo) (chec
 				denied = append(denied, key)
 			}
 		}
-		switch {
-		case err != nil:
+		if err != nil {
 			n.outboxes.end(client, ReasonRuleFailed)
 			return len(before.grants), 0
-		case !n.foreign.replace(state, before, next):
+		}
+		isCurrent := false
+		n.foreign.change(n.foreign.stateOf(client), func(now *foreignRights) *foreignRights {
+			if isCurrent = now == before; isCurrent {
+				return next
+			}
+			return now
+		})
+		if !isCurrent {
 			continue // it has subscribed anew
-		case len(denied) > 0:
+		}
+		if len(denied) > 0 {
 			client.Unsubscribe(denied...)
 			n.outboxes.remove(client.Id(), sets.From(denied))
 		}

@@ -98,6 +98,7 @@ func New(app core.App, config Config) *Notifier {
 		n.serving = serving{tick: n.tick, clients: map[*Client]struct{}{}}
 		n.stats.disconnects = map[string]int64{}
 		n.outboxes = outboxes{limit: config.QueueSize, byClient: map[string]*outbox{}, evict: n.evict, guard: n.guard}
+		n.foreign.rights = map[string]*foreignState{}
 		n.outboxes.released = sync.NewCond(&n.outboxes.mu)
 		n.recent = recent{window: config.IDWindow, byID: map[string]*result{}, bySender: map[string][]*result{}}
 		n.channels.Store(unknownChannels)

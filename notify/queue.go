@@ -17,7 +17,7 @@ const maxBatch = 64 << 10
 
 // queue holds what waits to be written to one connection.
 type queue struct {
-	mu     sync.Mutex // guards the fields below; nothing else is locked under it
+	mu     sync.Mutex // guards the fields below; of a wrapped client the mu below it is locked under it, nothing else
 	frames []*frame   // first in, first out
 	inline [2]*frame  // backs frames while little waits
 	bytes  int        // of frames
@@ -298,14 +298,17 @@ func (c *Client) endIfDoneLocked() {
 func isPrivate(f *frame) bool { return f.private }
 
 // endIfPrivate ends the connection if something meant for its auth record waits in the queue or is
-// being written. The remainder that a slow socket has not taken counts as private.
+// being written, or its wrapper may still have it. The remainder that a slow socket has not taken
+// counts as private.
 func (c *Client) endIfPrivate() {
+	isHanded := false
 	if below := c.below(); below != nil {
 		below.endIfPrivate()
+		isHanded = c.pair.Load().handed.Load()
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.ended && (c.blocked || c.inFlight || slices.ContainsFunc(c.frames, isPrivate)) {
+	if !c.ended && (isHanded || c.blocked || c.inFlight || slices.ContainsFunc(c.frames, isPrivate)) {
 		c.endLocked(ReasonAuthEnded)
 	}
 }

@@ -68,18 +68,22 @@ func (n *Notifier) recheckAllForeign(holds int, memo *memo) {
 	defer n.outboxes.release(holds)
 	defer n.guard("checking the rights of realtime clients of other code")
 	for _, client := range n.foreignClients() {
-		func() {
-			defer n.guard("checking the rights of a realtime client of other code")
-			isChecked := false
-			defer func() {
-				if !isChecked {
-					n.outboxes.end(client, ReasonFailed)
-				}
-			}()
-			n.recheckForeign(client, memo)
-			isChecked = true
-		}()
+		n.recheckForeignOrEnd(client, memo)
 	}
+}
+
+// recheckForeignOrEnd is recheckForeign for a client that may panic: then it ends, as its rights
+// are not known.
+func (n *Notifier) recheckForeignOrEnd(client subscriptions.Client, memo *memo) {
+	defer n.guard("checking the rights of a realtime client of other code")
+	isChecked := false
+	defer func() {
+		if !isChecked {
+			n.outboxes.end(client, ReasonFailed)
+		}
+	}()
+	n.recheckForeign(client, memo)
+	isChecked = true
 }
 
 // admitted is called for a held client once its admission a is in the index. If the decision is

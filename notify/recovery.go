@@ -73,8 +73,7 @@ func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from 
 	}
 	see := n.newViewer(ctx, p.Auth, "", p.ClientIDs)
 	for _, entry := range page.Entries {
-		pub := storedPublication(entry)
-		verdict, err := see.sees(pub)
+		pub, verdict, err := see.read(entry)
 		if err != nil {
 			return nil, err
 		}
@@ -82,7 +81,6 @@ func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from 
 			answer.Complete = answer.Complete && verdict != forWhom
 			continue
 		}
-		pub.from = n.nameOf(pub.sender)
 		item, err := pub.envelope(false)
 		if err != nil {
 			return nil, err
@@ -122,11 +120,6 @@ func (n *Notifier) mayListen(p Publisher, topic string) (generation uint64, err 
 	return generation, nil
 }
 
-// storedPublication returns a message as it was stored; its audience is not decoded yet.
-func storedPublication(entry *history.Entry) *publication {
-	return &publication{Entry: *entry, sender: refFrom(entry.Sender)}
-}
-
 // viewer decides which stored messages are meant for one reader. It evaluates each filter once.
 type viewer struct {
 	n        *Notifier
@@ -150,6 +143,16 @@ const (
 
 func (n *Notifier) newViewer(ctx context.Context, auth *core.Record, clientID string, earlier []string) *viewer {
 	return &viewer{n: n, ctx: ctx, auth: auth, clientID: clientID, earlier: earlier, filters: map[viewedFilter]verdictOf{}}
+}
+
+// read returns a stored message, as a viewer for whom it is meant gets it.
+func (v *viewer) read(entry *history.Entry) (*publication, verdictOf, error) {
+	pub := &publication{Entry: *entry, sender: refFrom(entry.Sender)}
+	verdict, err := v.sees(pub)
+	if verdict == forViewer {
+		pub.from = v.n.nameOf(pub.sender)
+	}
+	return pub, verdict, err
 }
 
 // sees reports whether pub is meant for the viewer, according to the auth record as it is now. An

@@ -27,7 +27,8 @@ import (
 
 // replay is the state of a subscription key with since or rewind.
 type replay struct {
-	from Start
+	from    Start
+	earlier []string // ids of connections that the client has had before, as it says
 
 	// guarded by the lock of the topic's stripe
 	live bool // it gets messages as they are sent
@@ -153,12 +154,11 @@ const replayShare = 4
 // are missing; framesOf returns it as true if no frame could announce that.
 func (c *Client) framesOf(p pendingReplay, page *history.Page, auth *core.Record, gap bool) ([]*frame, bool) {
 	n := c.notifier
-	see := n.newViewer(context.Background(), auth, c.Id(), clientIDsOf(optionsOf(p.name)))
+	see := n.newViewer(context.Background(), auth, c.Id(), p.replay.earlier)
 	restricted := n.isRestricted(p.topic)
 	frames := make([]*frame, 0, len(page.Entries))
 	for _, entry := range page.Entries {
-		pub := storedPublication(entry)
-		verdict, err := see.sees(pub)
+		pub, verdict, err := see.read(entry)
 		if err != nil {
 			n.app.Logger().Error("Failed to replay a message", slog.String("topic", p.topic), slog.String("error", err.Error()))
 		}
@@ -166,7 +166,6 @@ func (c *Client) framesOf(p pendingReplay, page *history.Page, auth *core.Record
 			gap = gap || verdict == forWhom
 			continue
 		}
-		pub.from = n.nameOf(pub.sender)
 		data, err := pub.envelope(gap)
 		if err != nil {
 			gap = true

@@ -104,7 +104,7 @@ func (c *Client) reindex(grants map[string]grant) {
 				if !isKnown {
 					key = subscriptionKey{name: name, envelope: wantsEnvelope(options)}
 					if from, err := startOf(options); err == nil && from != (Start{}) {
-						key.replay = &replay{from: from}
+						key.replay = &replay{from: from, earlier: clientIDsOf(options)}
 						c.replays = append(c.replays, pendingReplay{topic, name, key.replay})
 					}
 				}

@@ -67,30 +67,28 @@ func (c *Client) Wrap(wrapper subscriptions.Client, looped <-chan struct{}) (wri
 	below.pair.Store(both)
 
 	// A wrapper may put a channel of its own before ours, once: then it keeps this one. Where
-	// it has done so already, it goes on with the one that it has.
+	// it has done so already, it goes on with the one that it has, and so does the pump.
 	c.mu.Lock()
-	below.channel = c.channel
-	isRead := c.channel != nil
-	if !isRead {
-		below.channel = make(chan subscriptions.Message)
-	}
-	channel := below.channel
+	channel := c.channel
 	c.mu.Unlock()
-	if isRead { // before the pump that there is finds below
-		below.stream, below.wake = &stream{cut: func() {}}, make(chan struct{}, 1)
+	isRead := channel != nil
+	if !isRead {
+		channel = make(chan subscriptions.Message)
 	}
+	below.channel = channel
+	below.writesToChannel()
 	c.pair.Store(both)
-	if wrapper.Channel() == channel && !isRead {
-		below.channel = nil
+	if readsChannel = wrapper.Channel() != channel || isRead; !readsChannel {
+		below.mu.Lock()
+		below.channel, below.stream, below.wake = nil, nil, nil
+		below.mu.Unlock()
 	} else {
-		readsChannel = true
 		both.looped = looped
 		if c.idle == c.lifetime { // there are no heartbeats on this way, to find those who have left
 			c.idle = min(c.idle, stockIdleTimeout)
 		}
 		below.startServing(func() {
 			if !isRead {
-				below.stream, below.wake = &stream{cut: func() {}}, make(chan struct{}, 1)
 				go below.pump()
 			}
 		})
@@ -193,11 +191,7 @@ func (c *Client) passOn(below *Client, m subscriptions.Message) outcome {
 	if c.pair.Load().denied.Has(m.Name) {
 		return gone
 	}
-	if below.notifier.hooked() && below.isTaken() {
-		below.top().Finish(ReasonHandlers)
-		return gone
-	}
-	return below.put(newFrame(m, true))
+	return below.putMessage(m)
 }
 
 // mayGrow reports whether it is not the other side's fault that messages wait for c: that
@@ -208,7 +202,7 @@ func (c *Client) mayGrow() bool {
 	if c.socket != nil && c.socket.slow == nil {
 		return !c.blocked
 	}
-	return c.socket != nil && c.socket.isBehind() || c.stream != nil && c.stream.isBehind()
+	return c.isBehind()
 }
 
 // top returns the client that has the rights and the queue of a connection.

@@ -95,7 +95,7 @@ func CheckNarrows(raw []byte, fields ...string) error {
 		if !ok {
 			continue
 		}
-		if IsEmptyValue(value) {
+		if isEmptyValue(value) {
 			Nest(errs, ErrEmptyAudience, []string{field})
 			continue
 		}
@@ -104,7 +104,7 @@ func CheckNarrows(raw []byte, fields ...string) error {
 			continue // not an object: a list of users is a valid audience, too
 		}
 		for name, part := range parts {
-			if IsEmptyValue(part) {
+			if isEmptyValue(part) {
 				Nest(errs, ErrEmptyAudience, []string{field, name})
 			}
 		}
@@ -115,8 +115,8 @@ func CheckNarrows(raw []byte, fields ...string) error {
 	return router.NewBadRequestError(SendFailed, errs)
 }
 
-// IsEmptyValue reports whether value is null, {} or a blank text.
-func IsEmptyValue(value jsontext.Value) bool {
+// isEmptyValue reports whether value is null, {} or a blank text.
+func isEmptyValue(value jsontext.Value) bool {
 	switch value.Kind() {
 	case jsontext.KindNull:
 		return true

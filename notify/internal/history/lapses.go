@@ -37,17 +37,18 @@ const (
 	noted
 )
 
-// concerns reports whether topic has a lapse that is not in the log yet.
-func (l *lapses) concerns(topic string) bool { return l.stateOf(topic) != noted }
-
-// stateOf returns the state of the topic's lapses; noted where it has none.
-func (l *lapses) stateOf(topic string) noting {
-	all := l.all.Load()
-	if all == nil {
-		return noted
+// pending returns the lapses that are not in the log yet for all of their topics.
+func (l *lapses) pending() []*Lapse {
+	if all := l.all.Load(); all != nil {
+		return *all
 	}
+	return nil
+}
+
+// stateOf returns the state of the topic's lapses among all; noted where it has none.
+func stateOf(all []*Lapse, topic string) noting {
 	state := noted
-	for _, lapse := range *all {
+	for _, lapse := range all {
 		of, known := lapse.noted.Load(topic)
 		switch {
 		case !known && lapse.regained(topic):
@@ -59,37 +60,46 @@ func (l *lapses) stateOf(topic string) noting {
 	return state
 }
 
-// reachEmpty reports whether a topic that has no row may have one.
-func (l *lapses) reachEmpty() bool {
-	all := l.all.Load()
-	return all != nil && slices.ContainsFunc(*all, func(lapse *Lapse) bool { return lapse.isAgain })
-}
-
-// mark says for topics how far it is with all of their lapses.
-func (l *lapses) mark(topics []string, state noting) {
-	all := l.all.Load()
-	if all == nil {
-		return
-	}
-	for _, lapse := range *all {
-		for _, topic := range topics {
-			if state == unnoted {
-				lapse.noted.Delete(topic)
-			} else {
-				lapse.noted.Store(topic, state)
+// record calls transaction, which puts the lapses among all of topics into the log. Readers of
+// these topics wait meanwhile.
+func record(all []*Lapse, topics []string, transaction func() error) (err error) {
+	committed := false
+	mark := func(state noting) {
+		for _, lapse := range all {
+			for _, topic := range topics {
+				if was, known := lapse.noted.Load(topic); known && was == noted {
+					continue
+				}
+				if state == unnoted {
+					lapse.noted.Delete(topic)
+				} else {
+					lapse.noted.Store(topic, state)
+				}
 			}
 		}
 	}
+	mark(beingDone)
+	defer func() { // also if it panics
+		if committed {
+			mark(noted)
+		} else {
+			mark(unnoted)
+		}
+	}()
+	err = transaction()
+	committed = err == nil
+	return err
+}
+
+// reachEmpty reports whether a topic that has no row may have one.
+func (l *lapses) reachEmpty() bool {
+	return slices.ContainsFunc(l.pending(), func(lapse *Lapse) bool { return lapse.isAgain })
 }
 
 func (l *lapses) change(f func(all []*Lapse) []*Lapse) (left int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var all []*Lapse
-	if before := l.all.Load(); before != nil {
-		all = slices.Clone(*before)
-	}
-	all = f(all)
+	all := f(slices.Clone(l.pending()))
 	l.all.Store(&all)
 	return len(all)
 }
@@ -181,34 +191,29 @@ func (h *Log) noteTopics(s *store, l *Lapse, topics []topicRow) error {
 	if len(topics) == 0 {
 		return nil
 	}
-	for _, t := range topics {
-		l.noted.Store(t.name, beingDone)
+	names := make([]string, len(topics))
+	for i, t := range topics {
+		names[i] = t.name
+		delete(h.topics, t.name) // it is read again when it is needed
 	}
-	err := s.transaction(func() error {
-		for _, t := range topics {
-			if err := s.lose(t.id, t.head); err != nil {
-				return err
+	return record([]*Lapse{l}, names, func() error {
+		return s.transaction(func() error {
+			for _, t := range topics {
+				if err := s.lose(t.id, t.head); err != nil {
+					return err
+				}
 			}
-		}
-		return nil
+			return nil
+		})
 	})
-	for _, t := range topics {
-		if err != nil {
-			l.noted.Delete(t.name)
-			continue
-		}
-		delete(h.topics, t.name)
-		l.noted.Store(t.name, noted)
-	}
-	return err
 }
 
 // topicNow returns a topic as it is in the log, with its lapses applied.
 func (h *Log) topicNow(s *store, name string) (topicRow, error) {
 	for {
-		before := h.lapses.stateOf(name)
+		before := stateOf(h.lapses.pending(), name)
 		t, err := s.topic(name)
-		after := h.lapses.stateOf(name)
+		after := stateOf(h.lapses.pending(), name)
 		switch {
 		case err != nil:
 			return t, err

@@ -3,7 +3,6 @@ package history
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -97,11 +96,7 @@ func (h *Log) lead() {
 }
 
 func (h *Log) deliver(t *turn) {
-	defer func() { // otherwise the turns behind it would wait forever
-		if cause := recover(); cause != nil {
-			h.config.Logger().Error("Panic while delivering a message", slog.Any("cause", cause), slog.String("stack", string(debug.Stack())))
-		}
-	}()
+	defer h.config.Guard("delivering a message") // otherwise the turns behind it would wait forever
 	t.deliver()
 }
 

@@ -214,24 +214,18 @@ func (h *Log) Epoch() string {
 // append stores the messages of group, each with the next number of its topic.
 func (h *Log) append(s *store, group []*turn) error {
 	now := h.config.Now()
-	var lapsed []string
+	lapses := h.lapses.pending()
+	lapsed := lapsedIn(group, lapses)
 	all := func() error {
+		for _, topic := range lapsed {
+			if err := h.loseHead(s, topic); err != nil {
+				return err
+			}
+		}
 		for _, t := range group {
 			state, err := h.state(s, t.entry.Topic)
 			if err != nil {
 				return err
-			}
-			if !slices.Contains(lapsed, state.name) && h.lapses.concerns(state.name) {
-				lapsed = append(lapsed, state.name)
-				h.lapses.mark([]string{state.name}, beingDone)
-				if state.id != 0 || h.lapses.reachEmpty() {
-					state.lost = state.head
-				}
-				if state.id != 0 {
-					if err := s.lose(state.id, state.head); err != nil {
-						return err
-					}
-				}
 			}
 			if state.id == 0 {
 				if err := s.addTopic(&state.topicRow); err != nil {
@@ -254,21 +248,44 @@ func (h *Log) append(s *store, group []*turn) error {
 		}
 		return nil
 	}
-	if len(group) == 1 && group[0].entry.Key == "" && h.isSteady(group[0].entry.Topic, now.UnixMilli()) {
+	if len(group) == 1 && len(lapsed) == 0 && group[0].entry.Key == "" && h.isSteady(group[0].entry.Topic, now.UnixMilli()) {
 		return all() // a single statement is its own transaction and costs a third less
 	}
-	if err := s.transaction(all); err != nil {
-		h.lapses.mark(lapsed, unnoted)
+	return record(lapses, lapsed, func() error { return s.transaction(all) })
+}
+
+// lapsedIn returns the topics of group that have one of lapses.
+func lapsedIn(group []*turn, lapses []*Lapse) (topics []string) {
+	if len(lapses) == 0 {
+		return nil // nearly always
+	}
+	for _, t := range group {
+		if topic := t.entry.Topic; !slices.Contains(topics, topic) && stateOf(lapses, topic) != noted {
+			topics = append(topics, topic)
+		}
+	}
+	return topics
+}
+
+// loseHead notes that messages of topic after its last one have not been stored.
+func (h *Log) loseHead(s *store, topic string) error {
+	state, err := h.state(s, topic)
+	if err != nil {
 		return err
 	}
-	h.lapses.mark(lapsed, noted)
-	return nil
+	if state.id != 0 || h.lapses.reachEmpty() {
+		state.lost = state.head
+	}
+	if state.id == 0 {
+		return nil // its row is to come
+	}
+	return s.lose(state.id, state.head)
 }
 
 // isSteady reports whether a message on topic needs no write except its own row.
 func (h *Log) isSteady(topic string, now int64) bool {
 	state := h.topics[topic]
-	return state != nil && state.id != 0 && !h.lapses.concerns(topic) && !state.isOver(h.config.Keep(topic), 1) && state.fall == fall{} && now >= state.lastTime-evenedOut
+	return state != nil && state.id != 0 && !state.isOver(h.config.Keep(topic), 1) && state.fall == fall{} && now >= state.lastTime-evenedOut
 }
 
 // isOver reports whether some messages should be deleted once the given number of further messages

@@ -222,7 +222,11 @@ func (s *store) setPending(pending bool) error {
 	if pending {
 		value = "lapse"
 	}
-	_, err := s.write.ExecContext(context.Background(), "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", metaPending, value)
+	return s.setMeta(metaPending, value)
+}
+
+func (s *store) setMeta(name, value string) error {
+	_, err := s.write.ExecContext(context.Background(), "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", name, value)
 	return err
 }
 

@@ -1,7 +1,6 @@
 package history
 
 import (
-	"context"
 	"database/sql"
 	"errors"
 	"strconv"
@@ -89,9 +88,7 @@ func (s *store) addTopic(t *topicRow) error {
 // raiseFloor makes floor the last number of topics that have no row.
 func (s *store) raiseFloor(floor int64) error {
 	s.floor.Store(floor)
-	_, err := s.write.ExecContext(context.Background(), "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)",
-		metaFloor, strconv.FormatInt(floor, 10))
-	return err
+	return s.setMeta(metaFloor, strconv.FormatInt(floor, 10))
 }
 
 // removeTopics deletes the rows of topics without messages.
