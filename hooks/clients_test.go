@@ -75,7 +75,7 @@ func TestWrapperSendsLate(t *testing.T) {
 			send(t, w, notify.Message{Topic: "example", Data: "for ann", To: notify.Audience{Users: []string{pbtest.Ref(w.ann)}}})
 			<-holding
 			end(t, w, client)
-			awaitReason(t, w, notify.ReasonAuthEnded)
+			awaitReason(t, w, notify.DisconnectAuthEnded)
 			close(release)
 			if got := client.ExpectEnd(t); len(got) > 0 {
 				t.Errorf("got %v", got)
@@ -122,9 +122,9 @@ func TestWrapperPanicsAtTheEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	own, _ := engine(w).Own(registered)
-	own.Close(notify.ReasonDisconnected)
+	own.Close(notify.DisconnectRequested)
 	client.ExpectEnd(t)
-	awaitReason(t, w, notify.ReasonDisconnected)
+	awaitReason(t, w, notify.DisconnectRequested)
 }
 
 // TestWrappedQueueIsBounded: a wrapped client that does not read has as much waiting as
@@ -142,7 +142,7 @@ func TestWrappedQueueIsBounded(t *testing.T) {
 	message := notify.Message{Topic: "flood", Data: "x"}
 	for range 100_000 {
 		if report := send(t, w, message); report.Queued == 0 {
-			awaitReason(t, w, notify.ReasonQueueFull)
+			awaitReason(t, w, notify.DisconnectQueueFull)
 			return
 		}
 		if waiting := own.Queued(); waiting > 2*notify.DefaultQueueSize {

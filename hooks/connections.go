@@ -88,7 +88,7 @@ func (c connections) connect(e *core.RealtimeConnectRequestEvent) error {
 
 	defer func() { // also if a handler panics
 		if !handedOver(e) {
-			client.Close(notify.ReasonRejected) // has no effect if it has already ended
+			client.Close(notify.DisconnectRejected) // has no effect if it has already ended
 			<-client.Done()
 		}
 	}()
@@ -115,7 +115,7 @@ func (c connections) serve(e *core.RealtimeConnectRequestEvent) error {
 		return c.serveWrapped(e)
 	}
 	client.SetTimeouts(e.MaxTimeout, e.IdleTimeout)
-	return c.write(e, client, client)
+	return c.write(e, client)
 }
 
 func (c connections) serveWrapped(e *core.RealtimeConnectRequestEvent) error {
@@ -126,27 +126,27 @@ func (c connections) serveWrapped(e *core.RealtimeConnectRequestEvent) error {
 	looped := make(chan struct{})
 	defer close(looped)
 	client.SetTimeouts(e.MaxTimeout, e.IdleTimeout)
-	writer, readsChannel := client.Wrap(e.Client, looped)
+	wraps, readsChannel := client.Wrap(e.Client, looped)
 	switch {
-	case writer == nil: // e.Client does not wrap ours
+	case !wraps:
 		client.Unlist()
 		return e.Next()
 	case readsChannel:
 		return c.loop(e, client)
 	}
-	return c.write(e, client, writer)
+	return c.write(e, client)
 }
 
-// write makes writer write client's messages: past net/http if the connection can be taken from it,
-// otherwise from this goroutine.
-func (c connections) write(e *core.RealtimeConnectRequestEvent, client, writer *notify.Client) error {
+// write writes client's messages: past net/http if the connection can be taken from it, otherwise
+// from this goroutine.
+func (c connections) write(e *core.RealtimeConnectRequestEvent, client *notify.Client) error {
 	client.Register(e.Client)
 	if c.canTake(e) {
-		return c.take(e, client, writer)
+		return c.take(e, client)
 	}
 	response := &response{event: e, control: http.NewResponseController(e.Response)}
 	defer response.release()
-	if err := writer.ServeStream(e.Request.Context(), response); err != nil {
+	if err := client.ServeStream(e.Request.Context(), response); err != nil {
 		e.App.Logger().Debug("Realtime connection closed (failed to deliver message)", "clientId", client.Id(), "error", err.Error())
 	}
 	<-client.Done() // client logs the reason
@@ -160,7 +160,7 @@ func (c connections) loop(e *core.RealtimeConnectRequestEvent, client *notify.Cl
 	left := e.Request.Context()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(left))
 	defer cancel()
-	defer context.AfterFunc(left, func() { client.Close(notify.ReasonLeft) })()
+	defer context.AfterFunc(left, func() { client.Close(notify.DisconnectLeft) })()
 	e.Request = e.Request.WithContext(ctx)
 	response := &response{event: e, control: http.NewResponseController(e.Response)}
 	defer response.release()
@@ -194,18 +194,18 @@ func (c connections) canTake(e *core.RealtimeConnectRequestEvent) bool {
 		e.Response.Header().Get("Content-Encoding") == ""
 }
 
-// take takes the connection from net/http and gives it to writer, which writes for client.
-func (c connections) take(e *core.RealtimeConnectRequestEvent, client, writer *notify.Client) error {
+// take takes the connection from net/http and gives it to client.
+func (c connections) take(e *core.RealtimeConnectRequestEvent, client *notify.Client) error {
 	conn, buffered, err := http.NewResponseController(e.Response).Hijack()
 	if err != nil {
 		return e.InternalServerError("Failed to initialize SSE connection.", err)
 	}
 	if buffered.Reader.Buffered() > 0 {
 		conn.Close()
-		client.Close(notify.ReasonUnexpected)
+		client.Close(notify.DisconnectUnexpected)
 		return nil
 	}
-	writer.TakeConn(conn, responseHead(e.RequestEvent))
+	client.TakeConn(conn, responseHead(e.RequestEvent))
 
 	if e.App.OnRealtimeConnectRequest().Length() > ownConnectHandlers {
 		<-client.Done() // code of handlers after e.Next must run when the client leaves
@@ -241,11 +241,11 @@ var _ notify.Response = (*response)(nil)
 func (r *response) Hooked() bool { return r.event.App.OnRealtimeMessageSend().Length() > 0 }
 
 // Deliver lets the handlers of OnRealtimeMessageSend see the message, as PocketBase's loop does.
-func (r *response) Deliver(message subscriptions.Message) error {
+func (r *response) Deliver(name string, data []byte) error {
 	event := new(core.RealtimeMessageEvent)
 	event.RequestEvent = r.event.RequestEvent
 	event.Client = r.event.Client
-	event.Message = &message
+	event.Message = &subscriptions.Message{Name: name, Data: data}
 	return r.event.App.OnRealtimeMessageSend().Trigger(event, func(e *core.RealtimeMessageEvent) error {
 		if _, err := e.Response.Write(notify.EncodeSSE(e.Client.Id(), e.Message.Name, e.Message.Data)); err != nil {
 			return err

@@ -96,9 +96,9 @@ func TestStalledSubscriber(t *testing.T) {
 		if received != sent {
 			t.Errorf("the healthy subscriber got %d of %d messages", received, sent)
 		}
-		awaitReason(t, w, notify.ReasonQueueFull)
+		awaitReason(t, w, notify.DisconnectQueueFull)
 		stats := engine(w).Stats()
-		if stats.Disconnects[notify.ReasonQueueFull] != 1 || stats.Dropped == 0 {
+		if stats.Disconnects[notify.DisconnectQueueFull.Reason] != 1 || stats.Dropped == 0 {
 			t.Errorf("stats %+v", stats)
 		}
 		// its end does not disturb the others, which HTTP/2 has on one connection

@@ -36,9 +36,9 @@ func send(t *testing.T, app core.App, msg notify.Message) notify.Report {
 }
 
 // awaitReason waits until a connection has ended for reason.
-func awaitReason(t *testing.T, app core.App, reason string) {
+func awaitReason(t *testing.T, app core.App, why notify.Disconnect) {
 	t.Helper()
-	pbtest.WaitFor(t, "a connection ends: "+reason, func() bool { return engine(app).Stats().Disconnects[reason] > 0 })
+	pbtest.WaitFor(t, "a connection ends: "+why.Reason, func() bool { return engine(app).Stats().Disconnects[why.Reason] > 0 })
 }
 
 // TestResponseHead compares what a client sees of a taken connection's response
@@ -162,7 +162,7 @@ func TestGarbage(t *testing.T) {
 			t.Errorf("%s: the connection stays open", name)
 		}
 	}
-	pbtest.WaitFor(t, "both are gone", func() bool { return engine(w).Stats().Disconnects[notify.ReasonUnexpected] == 2 })
+	pbtest.WaitFor(t, "both are gone", func() bool { return engine(w).Stats().Disconnects[notify.DisconnectUnexpected.Reason] == 2 })
 	if count := w.SubscriptionsBroker().TotalClients(); count != 0 {
 		t.Errorf("%d clients are left", count)
 	}
@@ -275,7 +275,7 @@ func TestPanickingHandler(t *testing.T) {
 		other.Expect(t, "example", fmt.Sprint(i))
 	}
 	victim.ExpectEnd(t)
-	awaitReason(t, w, notify.ReasonFailed)
+	awaitReason(t, w, notify.DisconnectFailed)
 	if count := w.SubscriptionsBroker().TotalClients(); count != 1 {
 		t.Errorf("%d clients are registered", count)
 	}

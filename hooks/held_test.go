@@ -83,7 +83,7 @@ func TestDatabaseFails(t *testing.T) {
 	if events := ann.ExpectEnd(t); len(events) > 0 {
 		t.Errorf("it got %v", events)
 	}
-	awaitReason(t, w, notify.ReasonRuleFailed)
+	awaitReason(t, w, notify.DisconnectRuleFailed)
 	if _, err := w.NonconcurrentDB().NewQuery("ALTER TABLE gone RENAME TO users").Execute(); err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +162,7 @@ func TestManyBytes(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		awaitReason(t, w, notify.ReasonQueueFull)
+		awaitReason(t, w, notify.DisconnectQueueFull)
 	})
 }
 

@@ -38,11 +38,11 @@ func TestTimeouts(t *testing.T) {
 			subscriber.Expect(t, "example", "1")
 		}
 		subscriber.ExpectEnd(t)
-		awaitReason(t, w, notify.ReasonLifetime)
+		awaitReason(t, w, notify.DisconnectLifetime)
 
 		lifetime, idle = time.Hour, time.Millisecond
 		server.Connect(t).ExpectEnd(t)
-		awaitReason(t, w, notify.ReasonIdle)
+		awaitReason(t, w, notify.DisconnectIdle)
 	})
 }
 
@@ -71,7 +71,7 @@ func TestTokenExpiry(t *testing.T) {
 				t.Errorf("got %v", event)
 			}
 		}
-		awaitReason(t, w, notify.ReasonTokenExpired)
+		awaitReason(t, w, notify.DisconnectTokenExpired)
 	})
 }
 
@@ -125,7 +125,7 @@ func TestRevoked(t *testing.T) {
 					t.Fatal(err)
 				}
 				<-own.Done()
-				awaitReason(t, w, notify.ReasonAuthEnded)
+				awaitReason(t, w, notify.DisconnectAuthEnded)
 			})
 		})
 	}

@@ -280,7 +280,7 @@ func cutWhenStuck(t *testing.T, _ way, w *world, server *pbtest.Server) {
 	own, _ := engine(w).Own(client)
 	fill(t, w, own, notify.Message{Topic: "flood", Data: strings.Repeat("x", 100<<10)})
 	<-own.Done()
-	awaitReason(t, w, notify.ReasonTooSlow)
+	awaitReason(t, w, notify.DisconnectTooSlow)
 	waitGone(t, w, id)
 }
 
@@ -304,7 +304,7 @@ func counted(t *testing.T, _ way, w *world, server *pbtest.Server) {
 		t.Errorf("connections %+v %v", connections, err)
 	}
 	client.Close(t)
-	awaitReason(t, w, notify.ReasonLeft)
+	awaitReason(t, w, notify.DisconnectLeft)
 	stats = engine(w).Stats()
 	if stats.Connections != 0 || stats.Subscriptions != 0 || stats.Users != 0 || len(stats.Disconnects) != 1 || stats.Bytes == 0 {
 		t.Errorf("stats %+v", stats)

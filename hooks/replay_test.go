@@ -182,7 +182,7 @@ func TestReplayWithSmallQueue(t *testing.T) {
 					client.Next(t)
 				}
 			}
-			if ends := engine(app).Stats().Disconnects; ends[notify.ReasonQueueFull] > 0 {
+			if ends := engine(app).Stats().Disconnects; ends[notify.DisconnectQueueFull.Reason] > 0 {
 				t.Errorf("disconnects: %v", ends)
 			}
 		})
@@ -273,7 +273,7 @@ func TestReplayToStalled(t *testing.T) {
 		healthy.Expect(t, "log/b", fmt.Sprint(i))
 	}
 	stats := n.Stats()
-	if stats.QueuedBytes > 700_000 || stats.Disconnects[notify.ReasonQueueFull] != 0 {
+	if stats.QueuedBytes > 700_000 || stats.Disconnects[notify.DisconnectQueueFull.Reason] != 0 {
 		t.Errorf("stats %+v", stats)
 	}
 	if _, err := w.SubscriptionsBroker().ClientById(stalled); err != nil {

@@ -23,7 +23,7 @@ func TestStats(t *testing.T) {
 	first.Expect(t, "a", "1")
 	second.Expect(t, "a", "1")
 	second.Close(t)
-	awaitReason(t, app, notify.ReasonLeft)
+	awaitReason(t, app, notify.DisconnectLeft)
 
 	status, answer := server.Do(t, "GET", "/api/notify/stats", pbtest.Token(t, root), nil)
 	if status != http.StatusOK {
@@ -38,7 +38,7 @@ func TestStats(t *testing.T) {
 			t.Errorf("%s is %v, want %v", name, stats[name], want)
 		}
 	}
-	if stats["bytes"].(float64) == 0 || stats["disconnects"].(map[string]any)[notify.ReasonLeft] != 1.0 ||
+	if stats["bytes"].(float64) == 0 || stats["disconnects"].(map[string]any)[notify.DisconnectLeft.Reason] != 1.0 ||
 		stats["fanOut"].(map[string]any)["count"] != 1.0 {
 		t.Errorf("stats %v", stats)
 	}

@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/pocketbase/pocketbase/tools/subscriptions"
+	"herald/notify/internal/conn"
 )
 
 // BeatTopic is a system topic. A client that subscribes to it gets a small event, {"every":
@@ -59,6 +59,6 @@ func (n *Notifier) sendBeat(c *Client, now int64) {
 	}
 	data := []byte(`{"every":` + strconv.FormatFloat(every.Seconds(), 'f', -1, 64) + `}`)
 	for _, name := range c.namesOf(s) {
-		c.put(newFrame(subscriptions.Message{Name: name, Data: data}, false))
+		c.conn.Put(conn.NewFrame(name, data, false))
 	}
 }

@@ -85,7 +85,7 @@ func (c *Change) add(client *Client) {
 	}
 	if _, ok := c.held[client]; !ok {
 		c.held[client] = struct{}{}
-		client.hold()
+		client.conn.Hold()
 	}
 }
 
@@ -124,7 +124,7 @@ func EndAll(committed bool, changes ...*Change) {
 	for _, c := range late {
 		for _, client := range c.find() {
 			held[client]++
-			client.hold()
+			client.conn.Hold()
 		}
 		n.outboxes.hold()
 		foreign++
@@ -136,7 +136,7 @@ func EndAll(committed bool, changes ...*Change) {
 	if !committed {
 		for client, holds := range held {
 			for range holds {
-				client.release()
+				client.conn.Release()
 			}
 		}
 		return

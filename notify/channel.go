@@ -2,82 +2,67 @@
 
 package notify
 
-import "github.com/pocketbase/pocketbase/tools/subscriptions"
+import (
+	"context"
+	"errors"
+
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
+
+	"herald/notify/internal/conn"
+)
 
 // Channel implements [subscriptions.Client], for a loop of other code that reads the messages and
 // writes them to the connection. The channel is closed when the connection ends. Herald's own ways
-// of writing do not use it.
+// of writing do not use it: once one of them serves the client, nothing more comes out.
 func (c *Client) Channel() chan subscriptions.Message {
-	if below := c.below(); below != nil {
-		return below.Channel()
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.channelMu.Lock()
+	defer c.channelMu.Unlock()
 	if c.channel == nil {
 		c.channel = make(chan subscriptions.Message)
-		if c.socket == nil && c.stream == nil && !c.ended {
-			c.writesToChannel()
-			go c.pump()
-			c.wakeLocked()
-		} else { // somebody reads the messages already: two would have a half each
+		if c.pair.Load() != nil || c.conn.IsServed() { // somebody reads the messages already: two would have a half each
 			go func() {
-				<-c.done
+				<-c.Done()
 				close(c.channel)
 			}()
+		} else {
+			c.writeToChannel(&c.conn, c.channel)
 		}
 	}
 	return c.channel
 }
 
-// writesToChannel makes the channel the way in which c writes. mu is held, or nobody else knows c.
-func (c *Client) writesToChannel() {
-	c.stream, c.wake = &stream{cut: func() {}}, make(chan struct{}, 1)
+// writeToChannel makes channel what output is written to. It is closed when that is over.
+func (c *Client) writeToChannel(output *conn.Conn, channel chan subscriptions.Message) {
+	run := output.BeginStream(toChannel{channel, make(chan struct{})})
+	go func() {
+		defer close(channel)
+		defer c.guard("passing a realtime connection's messages on")
+		if run == nil {
+			return
+		}
+		if err := run(context.Background(), nil); errors.Is(err, conn.ErrReplaced) {
+			<-c.Done()
+		}
+	}()
 }
 
-// pump moves messages from the queue to the channel until the connection ends. Where c has
-// been wrapped meanwhile it goes on with the client below it.
-func (c *Client) pump() {
-	c.mu.Lock()
-	channel := c.channel
-	c.mu.Unlock()
-	defer close(channel)
-	defer c.guard("passing a realtime connection's messages on")
-	for {
-		if below := c.below(); below != nil {
-			c = below
-		}
-		c.mu.Lock()
-		s, wake := c.stream, c.wake
-		if c.below() != nil {
-			c.mu.Unlock()
-			continue // wake may be that of the goroutine that serves c now
-		}
-		var next *frame
-		if c.inFlight = false; c.writable() > 0 {
-			next = c.frames[0]
-			c.inFlight = next.private
-			c.dropLocked(1)
-		}
-		if next == nil {
-			c.endIfDoneLocked()
-		}
-		ended := c.ended
-		c.mu.Unlock()
+// toChannel is the "response" of a client whose messages go through a channel.
+type toChannel struct {
+	channel chan<- subscriptions.Message
+	cut     chan struct{}
+}
 
-		switch {
-		case ended:
-			return
-		case next == nil:
-			<-wake // also at the end
-		case !next.comment:
-			_ = s.write(func() error {
-				select {
-				case channel <- next.message:
-					c.wrote(next.size)
-				case <-c.done: // the loop ends too
-				}
-				return nil
-			})
-		}
+var _ conn.Response = toChannel{}
+
+func (toChannel) Hooked() bool       { return true }
+func (toChannel) Write([]byte) error { return nil } // a heartbeat, for which there is no message
+func (toChannel) Flush() error       { return nil }
+func (t toChannel) Cut()             { close(t.cut) }
+
+func (t toChannel) Deliver(name string, data []byte) error {
+	select {
+	case t.channel <- subscriptions.Message{Name: name, Data: data}:
+	case <-t.cut: // the loop ends too
 	}
+	return nil
 }

@@ -1,12 +1,13 @@
 // The client of a realtime connection. hooks/connections.go creates one per connection; the fan-out
-// and PocketBase send to it. queue.go holds its queue; socket.go and stream.go are the two ways of
-// writing it out.
+// and PocketBase send to it. It has the rights and the subscriptions; its connection (internal/conn)
+// has the queue and writes it out.
 
 package notify
 
 import (
 	"context"
 	"log/slog"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,26 +15,8 @@ import (
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
-)
 
-// Why a connection ended, in logs and metrics.
-const (
-	ReasonLeft         = "left"             // the client closed it, or the network did
-	ReasonQueueFull    = "queue full"       // it did not read what was sent to it
-	ReasonTooSlow      = "too slow"         // it took nothing for WriteTimeout
-	ReasonWriteFailed  = "write failed"     // e.g. reset by the peer
-	ReasonUnexpected   = "unexpected data"  // it sent something, though a client has nothing to send
-	ReasonDisconnected = "disconnected"     // requested, see Notifier.Disconnect
-	ReasonUnregistered = "unregistered"     // other code removed it from PocketBase's broker
-	ReasonLifetime     = "lifetime over"    // RealtimeConnectRequestEvent.MaxTimeout
-	ReasonIdle         = "idle"             // RealtimeConnectRequestEvent.IdleTimeout
-	ReasonTokenExpired = "token expired"    // its SDK returns with its current token
-	ReasonAuthEnded    = "auth ended"       // what was queued for the user must not be written any more
-	ReasonHandlers     = "handlers changed" // an OnRealtimeMessageSend handler was bound after it connected
-	ReasonShutdown     = "shutdown"         // the server is stopping
-	ReasonFailed       = "internal error"   // a panic in its path
-	ReasonRejected     = "handler returned" // a handler of the connect request ended it
-	ReasonRuleFailed   = "rule failed"      // a channel's rule could not be evaluated
+	"herald/notify/internal/conn"
 )
 
 // Client is a realtime connection whose Send never blocks: it puts the message into a bounded
@@ -48,24 +31,16 @@ const (
 type Client struct {
 	subscriptions.Client
 
-	notifier  *Notifier
-	connected time.Time
-	onEnd     func()
-	done      chan struct{} // closed when the connection has ended and everything is cleaned up
+	notifier *Notifier
+	onEnd    func()
+	conn     conn.Conn
+	counted  counted // among Notifier.registered
 
-	queue // the messages that wait, and the state of the connection
+	lastBeat atomic.Int64 // by conn.Group.Now
+	beat     beatState    // whether it wants beats, see beat.go
 
-	// limits requested for the connection, set before it is served
-	lifetime, idle time.Duration
-
-	// When it last was written to, had a message and had a beat, by Notifier.clock.
-	lastWrite, lastMessage, lastBeat atomic.Int64
-
-	beat beatState // whether it wants beats, see beat.go
-
-	// socket or stream is set once, under queue.mu, when serving begins
-	socket *socket
-	stream *stream
+	channelMu sync.Mutex
+	channel   chan subscriptions.Message // see Channel
 
 	authMu  sync.Mutex // orders changes of auth with those of the index
 	auth    atomic.Pointer[core.Record]
@@ -94,8 +69,8 @@ var _ subscriptions.Client = (*Client)(nil)
 // called once when the connection has ended, for whatever reason. The connection must end at some
 // point: by [Client.Close], by [Client.Discard] or from its other side.
 func (n *Notifier) NewClient(base subscriptions.Client, onEnd func()) *Client {
-	c := &Client{Client: base, notifier: n, connected: time.Now(), onEnd: onEnd, done: make(chan struct{})}
-	c.frames = c.inline[:0]
+	c := &Client{Client: base, notifier: n, onEnd: onEnd}
+	n.conns.Start(&c.conn, owner{c}, base.Id())
 	return c
 }
 
@@ -153,7 +128,7 @@ func (c *Client) setAuthLocked(auth *core.Record) {
 		return
 	}
 	if before != nil {
-		c.endIfPrivate()
+		c.conn.EndIfPrivate(DisconnectAuthEnded)
 	}
 	c.subsMu.Lock()
 	unlisted := c.unlisted
@@ -177,10 +152,8 @@ func (c *Client) SetExpiry(at time.Time) {
 }
 
 // SetTimeouts limits how long the connection lasts, and how long it lasts without a message. Zero
-// means no limit. Call it before the connection is served.
-func (c *Client) SetTimeouts(lifetime, idle time.Duration) {
-	c.lifetime, c.idle = lifetime, idle
-}
+// means no limit.
+func (c *Client) SetTimeouts(lifetime, idle time.Duration) { c.conn.SetTimeouts(lifetime, idle) }
 
 // Register puts the client into PocketBase's broker, where its subscriptions can be set and other
 // code finds it. It leaves the broker when it ends.
@@ -189,7 +162,7 @@ func (c *Client) SetTimeouts(lifetime, idle time.Duration) {
 func (c *Client) Register(as subscriptions.Client) {
 	broker := c.notifier.app.SubscriptionsBroker()
 	broker.Register(as)
-	c.countRegistered()
+	c.counted.in(&c.notifier.registered)
 	if c.IsDiscarded() { // before it was there to be taken out
 		broker.Unregister(c.Id())
 	}
@@ -200,17 +173,70 @@ func (c *Client) Register(as subscriptions.Client) {
 func (c *Client) Unlist() { c.unlist() }
 
 // Connected returns when the connection began.
-func (c *Client) Connected() time.Time { return c.connected }
+func (c *Client) Connected() time.Time { return c.conn.Begun() }
 
 // Done is closed when the connection has ended and is fully cleaned up.
-func (c *Client) Done() <-chan struct{} { return c.done }
+func (c *Client) Done() <-chan struct{} { return c.conn.Done() }
+
+// Queued returns the number of messages that wait to be written.
+func (c *Client) Queued() int { return c.conn.Queued() }
 
 // Close ends the connection at once; what is queued is not written. The SDK on the other side will
-// reconnect. reason appears in logs and metrics.
-func (c *Client) Close(reason string) { c.end(reason) }
+// reconnect. why appears in logs and metrics.
+func (c *Client) Close(why Disconnect) { c.conn.End(why) }
+
+// Finish ends the connection once everything queued has been written, or after a minute. Nothing
+// more is queued from now on.
+func (c *Client) Finish(why Disconnect) { c.conn.Finish(why) }
 
 // Discard implements [subscriptions.Client]: it ends the connection.
-func (c *Client) Discard() { c.end(ReasonUnregistered) }
+func (c *Client) Discard() {
+	c.counted.out(&c.notifier.registered) // before the broker removes it, see Notifier.foreignClients
+	c.conn.End(DisconnectUnregistered)
+}
+
+// IsDiscarded implements [subscriptions.Client].
+func (c *Client) IsDiscarded() bool { return c.conn.HasEnded() }
+
+// TakeConn makes peer, whose request has been read, the client's connection. It writes head (the
+// response's head) and PocketBase's connect event, then what is queued. From now on the client owns
+// peer and closes it.
+func (c *Client) TakeConn(peer net.Conn, head []byte) {
+	m := c.ConnectMessage()
+	c.output().Take(peer, conn.NewEncodedFrame(m.Name, m.Data, append(head, EncodeSSE(c.Id(), m.Name, m.Data)...)))
+}
+
+// Response is the response of a realtime request as [Client.ServeStream] uses it.
+type Response = conn.Response
+
+// ServeStream writes PocketBase's connect event and then what is queued to response. It returns
+// when the connection has ended because ctx ended, a write failed or the client was closed. The
+// error comes from one of response's methods.
+func (c *Client) ServeStream(ctx context.Context, response Response) error {
+	m := c.ConnectMessage()
+	return c.output().Serve(ctx, response, conn.NewEncodedFrame(m.Name, m.Data, EncodeSSE(c.Id(), m.Name, m.Data)))
+}
+
+// output returns the connection that writes what is sent to c.
+func (c *Client) output() *conn.Conn {
+	if both := c.pair.Load(); both != nil {
+		return &both.below
+	}
+	return &c.conn
+}
+
+// connectName is the name of PocketBase's first event.
+const connectName = "PB_CONNECT"
+
+// ConnectMessage is PocketBase's first event on a connection; it gives the SDK its client id. Its
+// frame is the only one with an id field.
+func (c *Client) ConnectMessage() subscriptions.Message {
+	return subscriptions.Message{Name: connectName, Data: []byte(`{"clientId":"` + c.Id() + `"}`)}
+}
+
+// EncodeSSE returns an SSE event in the form that PocketBase writes, with an id field unless id is
+// empty. Line breaks in data become further data fields; name must have none.
+func EncodeSSE(id, name string, data []byte) []byte { return conn.EncodeSSE(id, name, data) }
 
 // Send queues m. It does not block. PocketBase sends record events this way, and has checked them
 // against the client's auth record.
@@ -218,69 +244,102 @@ func (c *Client) Send(m subscriptions.Message) {
 	if m.Name == "" || !safeKey(m.Name) {
 		return
 	}
-	var result outcome
-	if below := c.below(); below != nil {
-		result = c.passOn(below, m)
+	var result conn.Outcome
+	if both := c.pair.Load(); both != nil {
+		result = c.passOn(both, m)
 	} else {
-		result = c.putMessage(m)
+		result = c.putMessage(&c.conn, m)
 	}
-	if result >= queued {
-		c.lastMessage.Store(c.notifier.clock.Load())
+	if result >= conn.Queued {
+		c.conn.NoteMessage(c.notifier.conns.Now())
 	}
 }
 
-// putMessage queues a message of other code, unless handlers want to see it and cannot any more.
-func (c *Client) putMessage(m subscriptions.Message) outcome {
-	if c.notifier.hooked() && c.isTaken() {
-		c.top().Finish(ReasonHandlers)
-		return gone
+// putMessage queues a message of other code on output, which is c's, unless handlers want to see it
+// and cannot any more.
+func (c *Client) putMessage(output *conn.Conn, m subscriptions.Message) conn.Outcome {
+	if c.endIfUnseen(output) {
+		return conn.Gone
 	}
-	return c.put(newFrame(m, true))
+	return output.Put(conn.NewFrame(m.Name, m.Data, true))
 }
 
-// cleanup does what remains when the connection has ended. It has its own goroutine, since it takes
-// locks that the caller that ends the connection may hold.
-func (c *Client) cleanup(reason string, undelivered int) {
-	defer close(c.done)
-	defer c.guard("ending a realtime connection")
-	if c.socket != nil {
-		c.socket.close()
+// endIfUnseen ends the connection if handlers want to see what is written to output and cannot:
+// it was taken before they wanted to.
+func (c *Client) endIfUnseen(output *conn.Conn) bool {
+	if !c.notifier.hooked() || !output.IsTaken() {
+		return false
 	}
-	if c.stream != nil {
-		c.stream.cut()
+	c.conn.Finish(DisconnectHandlers)
+	return true
+}
+
+// owner is what a client's connection reports to. It has its own type so that its methods are not
+// the client's.
+type owner struct{ client *Client }
+
+var _ conn.Owner = owner{}
+
+// Tick implements [conn.Owner].
+func (o owner) Tick(wall time.Time, now int64) {
+	c := o.client
+	if c.beat.load() != beatNone {
+		c.notifier.sendBeat(c, now)
 	}
-	n := c.notifier
-	n.serving.remove(c)
-	if above := c.above(); above != nil {
-		c.pair.Load().undelivered = undelivered
-		above.end(reason)
-		return
+	if c.auth.Load() != nil && c.expired(wall) {
+		c.Close(DisconnectTokenExpired)
+		c.Unset(apis.RealtimeClientAuthKey)
 	}
+	c.endIfUnseen(&c.conn)
+}
+
+// Ended implements [conn.Owner].
+func (o owner) Ended(why Disconnect, undelivered int) {
+	c, n := o.client, o.client.notifier
 	c.unlist()
 	defer func() { // also if other code panics
 		if c.onEnd != nil {
 			c.onEnd()
 		}
-		n.stats.ended(reason, undelivered)
-		c.logEnd(reason, undelivered)
+		n.stats.ended(why.Reason, undelivered)
+		c.logEnd(why, undelivered)
 	}()
 	isRegistered := false
 	if registered, err := n.app.SubscriptionsBroker().ClientById(c.Id()); err == nil {
 		isRegistered = n.own(registered) == c
 	}
-	undelivered += c.endBelow(reason)
+	undelivered += c.endBelow(why)
+	c.counted.out(&n.registered)
 	c.Client.Discard()
 	if isRegistered { // last: a wrapper's Discard may do anything
 		n.app.SubscriptionsBroker().Unregister(c.Id())
 	}
 }
 
-func (c *Client) logEnd(reason string, undelivered int) {
+func (c *Client) logEnd(why Disconnect, undelivered int) {
 	level := slog.LevelDebug
-	switch reason {
-	case ReasonQueueFull, ReasonTooSlow, ReasonUnexpected, ReasonFailed, ReasonHandlers:
+	switch why {
+	case DisconnectQueueFull, DisconnectTooSlow, DisconnectUnexpected, DisconnectFailed, DisconnectHandlers:
 		level = slog.LevelWarn
 	}
 	c.notifier.app.Logger().Log(context.Background(), level, "Realtime connection closed",
-		slog.String("clientId", c.Id()), slog.String("reason", reason), slog.Int("undelivered", undelivered))
+		slog.String("clientId", c.Id()), slog.Int("code", why.Code), slog.String("reason", why.Reason),
+		slog.Int("undelivered", undelivered))
+}
+
+// counted says whether a client is counted as one in PocketBase's broker: not yet, now or no more.
+type counted struct{ state atomic.Int32 }
+
+// in counts the client in total, unless it was counted before.
+func (c *counted) in(total *atomic.Int64) {
+	if c.state.CompareAndSwap(0, 1) {
+		total.Add(1)
+	}
+}
+
+// out takes the client out of total for good.
+func (c *counted) out(total *atomic.Int64) {
+	if c.state.Swap(2) == 1 {
+		total.Add(-1)
+	}
 }

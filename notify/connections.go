@@ -139,7 +139,7 @@ func (n *Notifier) DisconnectUser(user string) (int, error) {
 
 func (n *Notifier) disconnect(client subscriptions.Client) {
 	if own := n.own(client); own != nil {
-		own.Close(ReasonDisconnected)
+		own.Close(DisconnectRequested)
 	}
 	// at once, not when the connection's handler returns: nothing sent from here on is for this
 	// client

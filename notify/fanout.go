@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
+
+	"herald/notify/internal/conn"
 )
 
 // fanOut puts pub into the queue of every recipient, and counts it.
@@ -20,7 +22,7 @@ func (n *Notifier) fanOut(pub *publication) Report {
 }
 
 func (n *Notifier) fanOutAt(now time.Time, pub *publication) Report {
-	f := fanOut{notifier: n, pub: pub, now: now, clock: n.clock.Load(), hooked: n.hooked()}
+	f := fanOut{notifier: n, pub: pub, now: now, clock: n.conns.Now(), hooked: n.hooked()}
 	f.report = Report{ID: pub.ID, Topic: pub.Topic, Epoch: pub.Epoch, Seq: pub.Seq}
 	f.private = pub.to.looksAtAuth || n.isRestricted(pub.Topic)
 	named, isNamed := n.namedSubscriptions(pub)
@@ -44,8 +46,8 @@ func (n *Notifier) fanOutAt(now time.Time, pub *publication) Report {
 	if f.readyCount <= writeSelf {
 		// cheaper than waking a writer
 		for _, client := range f.ready[:f.readyCount] {
-			if client.flush() {
-				n.writers.add(client)
+			if client.Flush() {
+				n.conns.Write(client)
 			}
 		}
 	} else {
@@ -99,46 +101,46 @@ type fanOut struct {
 	private  bool // not for everyone who can connect
 	report   Report
 
-	plain     *frame            // under the topic itself, as most clients subscribe
-	frames    map[string]*frame // under other keys
-	enveloped []byte            // nil until a subscriber wants it
+	plain     *conn.Frame            // under the topic itself, as most clients subscribe
+	frames    map[string]*conn.Frame // under other keys
+	enveloped []byte                 // nil until a subscriber wants it
 
-	ready      [64]*Client // have something to write
+	ready      [64]*conn.Conn // have something to write
 	readyCount int
 }
 
 // frame returns the message as it is written under the key name. It is encoded once per key.
-func (f *fanOut) frame(name string, envelope bool) *frame {
+func (f *fanOut) frame(name string, envelope bool) *conn.Frame {
 	if name == f.pub.Topic {
 		if f.plain == nil {
-			f.plain = newFrame(f.message(name, envelope), f.private)
+			f.plain = conn.NewFrame(name, f.data(envelope), f.private)
 		}
 		return f.plain
 	}
 	made := f.frames[name]
 	if made == nil {
 		if f.frames == nil {
-			f.frames = map[string]*frame{}
+			f.frames = map[string]*conn.Frame{}
 		}
-		made = newFrame(f.message(name, envelope), f.private)
+		made = conn.NewFrame(name, f.data(envelope), f.private)
 		f.frames[name] = made
 	}
 	return made
 }
 
 // frameAfterGap is frame for the first message of a subscriber that has missed earlier ones.
-func (f *fanOut) frameAfterGap(name string) *frame {
+func (f *fanOut) frameAfterGap(name string) *conn.Frame {
 	enveloped, err := f.pub.envelope(true)
 	if err != nil {
 		return f.frame(name, true)
 	}
-	return newFrame(subscriptions.Message{Name: name, Data: enveloped}, f.private)
+	return conn.NewFrame(name, enveloped, f.private)
 }
 
-// message returns the message under a key.
-func (f *fanOut) message(name string, envelope bool) subscriptions.Message {
+// data returns what a subscriber gets.
+func (f *fanOut) data(envelope bool) []byte {
 	if !envelope {
-		return subscriptions.Message{Name: name, Data: f.pub.Data}
+		return f.pub.Data
 	}
 	if f.enveloped == nil {
 		enveloped, err := f.pub.envelope(false)
@@ -147,7 +149,7 @@ func (f *fanOut) message(name string, envelope bool) subscriptions.Message {
 		}
 		f.enveloped = enveloped
 	}
-	return subscriptions.Message{Name: name, Data: f.enveloped}
+	return f.enveloped
 }
 
 // enqueue queues the message under each of the keys of s.
@@ -156,50 +158,49 @@ func (f *fanOut) enqueue(s *subscription) {
 	if !f.pub.to.matchClient(client, f.now) {
 		return
 	}
-	if f.hooked && client.isTaken() {
-		client.Finish(ReasonHandlers)
+	if f.hooked && client.endIfUnseen(&client.conn) {
 		return
 	}
-	outcome := gone
+	outcome := conn.Gone
 	for i := range s.keys {
 		key := &s.keys[i]
 		if key.grant.forUser && !key.grant.holds(client.authAt(f.now)) {
 			continue
 		}
-		var made *frame
+		var made *conn.Frame
 		switch key.replay.takes(f.pub) {
 		case replayed:
-			outcome = queued // the history delivers it, or already has
+			outcome = conn.Queued // the history delivers it, or already has
 			continue
 		case afterGap:
 			made = f.frameAfterGap(key.name)
 		default:
 			made = f.frame(key.name, key.envelope)
 		}
-		if outcome = client.enqueue(made); outcome == ready {
+		if outcome = client.conn.Enqueue(made); outcome == conn.Ready {
 			if f.readyCount == len(f.ready) {
 				f.handOver()
 			}
-			f.ready[f.readyCount] = client
+			f.ready[f.readyCount] = &client.conn
 			f.readyCount++
 		}
-		if outcome < queued {
+		if outcome < conn.Queued {
 			break
 		}
 	}
 	switch outcome {
-	case gone:
+	case conn.Gone:
 		return
-	case queued, ready:
+	case conn.Queued, conn.Ready:
 		f.report.Queued++
-		client.lastMessage.Store(f.clock)
+		client.conn.NoteMessage(f.clock)
 	}
 	f.report.Matched++
 }
 
 // handOver gives the ready clients to the writers.
 func (f *fanOut) handOver() {
-	f.notifier.writers.add(f.ready[:f.readyCount]...)
+	f.notifier.conns.Write(f.ready[:f.readyCount]...)
 	f.readyCount = 0
 }
 
@@ -215,9 +216,9 @@ func (f *fanOut) enqueueForeign(client subscriptions.Client) {
 	}
 	all := true
 	for _, key := range keys {
-		message := f.message(key, strings.Contains(key, "?") && wantsEnvelope(optionsOf(key)))
+		data := f.data(strings.Contains(key, "?") && wantsEnvelope(optionsOf(key)))
 		// again, in the queue: what was denied meanwhile is not removed from there twice
-		all = n.outboxes.enqueue(client, message, func() bool { return holds(key) }) && all
+		all = n.outboxes.enqueue(client, subscriptions.Message{Name: key, Data: data}, func() bool { return holds(key) }) && all
 	}
 	f.report.Matched++
 	if all {

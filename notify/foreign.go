@@ -105,7 +105,7 @@ func (n *Notifier) foreignClients() []subscriptions.Client {
 	f.known = nil
 	for _, client := range broker.Clients() {
 		if own := n.own(client); own != nil {
-			own.countRegistered()
+			own.counted.in(&n.registered)
 		} else if !isGone(client) {
 			f.known = append(f.known, client)
 		}
@@ -180,7 +180,7 @@ func (n *Notifier) recheckForeign(client subscriptions.Client, memo *memo) (chec
 			}
 		}
 		if err != nil {
-			n.outboxes.end(client, ReasonRuleFailed)
+			n.outboxes.end(client, DisconnectRuleFailed)
 			return len(before.grants), 0
 		}
 		isCurrent := false

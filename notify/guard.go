@@ -16,6 +16,14 @@ func (n *Notifier) guard(what string) {
 	}
 }
 
+// guard ends the connection if a goroutine that works for it panics.
+func (c *Client) guard(what string) {
+	if cause := recover(); cause != nil {
+		c.conn.End(DisconnectFailed)
+		c.notifier.logPanic(what, cause, slog.String("clientId", c.Id()))
+	}
+}
+
 func (n *Notifier) logPanic(what string, cause any, args ...any) {
 	args = append(args, slog.Any("cause", cause), slog.String("stack", string(debug.Stack())))
 	n.app.Logger().Error("Panic while "+what, args...)

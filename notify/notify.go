@@ -9,8 +9,8 @@
 //	check    validate, encode once, compile the audience (message.go, topic.go, audience.go, filter.go)
 //	record   store the message if its topic has history (send.go, internal/history)
 //	fanOut   find the recipients, in the topic's order (fanout.go, index.go)
-//	enqueue  into each connection's bounded queue (queue.go; outbox.go for clients of other code)
-//	write    everything that waits, at once (writers.go and socket.go; stream.go; channel.go)
+//	enqueue  into each connection's bounded queue (internal/conn; outbox.go for clients of other code)
+//	write    everything that waits, at once (internal/conn)
 //
 // access.go decides who may subscribe; changes.go and recheck.go decide it again when rights change. The
 // rules are in internal/rules. recovery.go and replay.go deliver missed messages.
@@ -23,10 +23,9 @@
 //	Client.resubscribing
 //	Client.authMu
 //	Client.subsMu
-//	stripe.mu, changes.mu, foreign.mu
-//	socket.writing
-//	queue.mu (a wrapped client's before that of the client below it)
-//	serving.mu, outboxes.mu, writers.mu, index.usersMu, recent.mu, stats.mu
+//	stripe.mu, changes.mu, foreign.mu, Client.channelMu
+//	the locks of internal/conn
+//	outboxes.mu, index.usersMu, recent.mu, stats.mu
 //	foreign.rightsMu, lapses.mu of internal/history
 //
 // The other locks of internal/history are never held together with these, in either order.
@@ -38,10 +37,10 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/pocketbase/pocketbase/core"
 
+	"herald/notify/internal/conn"
 	"herald/notify/internal/history"
 	"herald/notify/internal/sets"
 )
@@ -53,15 +52,12 @@ type Notifier struct {
 	config Config
 
 	index   *index
-	writers *writers
-	serving serving
+	conns   *conn.Group
 	foreign foreign
 	stats   stats
 
 	registered atomic.Int64 // number of our clients in the broker
 	wrapped    sync.Map     // client id to the *Client that other code has wrapped
-	started    time.Time
-	clock      atomic.Int64 // nanoseconds since started, at the last tick
 
 	sending sync.RWMutex   // held for reading while a message that is not stored goes into the queues
 	stopped bool           // guarded by sending
@@ -94,8 +90,9 @@ func New(app core.App, config Config) *Notifier {
 			panic("notify.New: called with the app of a transaction")
 		}
 		config = config.withDefaults()
-		n := &Notifier{app: app, config: config, index: newIndex(), writers: newWriters(), started: time.Now()}
-		n.serving = serving{tick: n.tick, clients: map[*Client]struct{}{}}
+		n := &Notifier{app: app, config: config, index: newIndex()}
+		n.conns = conn.NewGroup(conn.Config{QueueSize: config.QueueSize, QueueBytes: config.QueueBytes, Heartbeat: config.Heartbeat},
+			func(what string, cause any, id string) { n.logPanic(what, cause, slog.String("clientId", id)) })
 		n.stats.disconnects = map[string]int64{}
 		n.outboxes = outboxes{limit: config.QueueSize, byClient: map[string]*outbox{}, evict: n.evict, guard: n.guard}
 		n.foreign.rights = map[string]*foreignState{}

@@ -12,6 +12,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/routine"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
+	"herald/notify/internal/conn"
 	"herald/notify/internal/sets"
 )
 
@@ -19,9 +20,9 @@ import (
 // block for as long as it likes (PocketBase's own DefaultClient waits for a reader), so a goroutine
 // calls it. Only clients with something waiting have such a goroutine.
 type outboxes struct {
-	limit int                              // messages waiting for a client
-	evict func(box *outbox, reason string) // called on its own goroutine
-	guard func(what string)                // see guard.go
+	limit int                               // messages waiting for a client
+	evict func(box *outbox, why Disconnect) // called on its own goroutine
+	guard func(what string)                 // see guard.go
 
 	mu       sync.Mutex         // guards the fields below and the contents of the outboxes
 	byClient map[string]*outbox // by client id; each has a goroutine that drains it
@@ -50,10 +51,10 @@ func (o *outboxes) enqueue(client subscriptions.Client, message subscriptions.Me
 	}
 	limit := o.limit
 	if o.held > 0 { // the client is not at fault
-		limit *= excused
+		limit *= conn.Excused
 	}
 	if len(box.waiting) >= limit {
-		o.endLocked(box, ReasonQueueFull)
+		o.endLocked(box, DisconnectQueueFull)
 		return false
 	}
 	box.waiting = append(box.waiting, message)
@@ -72,19 +73,19 @@ func (o *outboxes) of(client subscriptions.Client) *outbox {
 	return box
 }
 
-// end removes client from the broker with a reason. Nothing more is sent to it.
-func (o *outboxes) end(client subscriptions.Client, reason string) {
+// end removes client from the broker. Nothing more is sent to it.
+func (o *outboxes) end(client subscriptions.Client, why Disconnect) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if box := o.of(client); !box.evicted {
-		o.endLocked(box, reason)
+		o.endLocked(box, why)
 	}
 }
 
-func (o *outboxes) endLocked(box *outbox, reason string) {
+func (o *outboxes) endLocked(box *outbox, why Disconnect) {
 	box.evicted, box.waiting = true, nil
 	o.released.Broadcast()
-	go o.evict(box, reason)
+	go o.evict(box, why)
 }
 
 // hold stops sending, both of what waits and of what will, until release has undone every hold.
@@ -148,7 +149,7 @@ func (o *outboxes) drain(id string, box *outbox) {
 
 // evict removes the client of box from the broker. First it reads from the client's channel to end
 // a Send that is stuck in it: Unregister closes that channel, which must not happen during a Send.
-func (n *Notifier) evict(box *outbox, reason string) {
+func (n *Notifier) evict(box *outbox, why Disconnect) {
 	defer n.guard("removing a realtime client of other code")
 	id := box.client.Id()
 	giveUp := time.NewTimer(5 * time.Second) // for a Send that waits for something else
@@ -163,5 +164,5 @@ func (n *Notifier) evict(box *outbox, reason string) {
 		}
 	}
 	n.app.SubscriptionsBroker().Unregister(id)
-	n.app.Logger().Warn("Realtime client removed", slog.String("clientId", id), slog.String("reason", reason))
+	n.app.Logger().Warn("Realtime client removed", slog.String("clientId", id), slog.String("reason", why.Reason))
 }

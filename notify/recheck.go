@@ -9,6 +9,7 @@ import (
 
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
+	"herald/notify/internal/conn"
 	"herald/notify/internal/sets"
 )
 
@@ -56,7 +57,7 @@ func (n *Notifier) checkWaiting() {
 func (n *Notifier) recheckHeld(client *Client, holds int, memo *memo) {
 	defer func() {
 		for range holds {
-			client.release()
+			client.conn.Release()
 		}
 	}()
 	defer client.guard("checking the rights of a realtime connection")
@@ -79,7 +80,7 @@ func (n *Notifier) recheckForeignOrEnd(client subscriptions.Client, memo *memo) 
 	isChecked := false
 	defer func() {
 		if !isChecked {
-			n.outboxes.end(client, ReasonFailed)
+			n.outboxes.end(client, DisconnectFailed)
 		}
 	}()
 	n.recheckForeign(client, memo)
@@ -130,9 +131,9 @@ func (n *Notifier) Recheck(filter RecheckFilter) (RecheckReport, error) {
 	for _, client := range clients {
 		checked, ended := 0, 0
 		if own := n.own(client); own != nil {
-			own.hold()
+			own.conn.Hold()
 			checked, ended = n.recheckClient(own, memo)
-			own.release()
+			own.conn.Release()
 		} else {
 			checked, ended = n.recheckForeign(client, memo)
 		}
@@ -152,7 +153,7 @@ func (n *Notifier) recheckClient(client *Client, memo *memo) (checked, ended int
 		}
 		auth, err := memo.user(client.authAt(time.Now()))
 		if err != nil {
-			client.Close(ReasonRuleFailed) // as below
+			client.Close(DisconnectRuleFailed) // as below
 			return len(keys), 0
 		}
 		grants := make(map[string]grant, len(keys))
@@ -162,7 +163,7 @@ func (n *Notifier) recheckClient(client *Client, memo *memo) (checked, ended int
 			switch {
 			case a.err != nil:
 				// not the client's fault: it reconnects and is decided anew
-				client.Close(ReasonRuleFailed)
+				client.Close(DisconnectRuleFailed)
 				return len(keys), 0
 			case a.ok:
 				grants[key] = a.grant
@@ -209,8 +210,9 @@ func (c *Client) setGrants(version int, grants map[string]grant, denied []string
 		c.version++
 	}
 	c.reindex(grants)
-	if c.below() != nil {
-		maps.Copy(c.pair.Load().denied, sets.From(denied))
+	gone, both := sets.From(denied), c.pair.Load()
+	if both != nil {
+		maps.Copy(both.denied, gone)
 	}
 	c.subsMu.Unlock()
 	if len(denied) == 0 {
@@ -218,11 +220,9 @@ func (c *Client) setGrants(version int, grants map[string]grant, denied []string
 	}
 
 	// no longer in the index, so nothing more arrives under these keys
-	gone := sets.From(denied)
-	for _, queue := range []*Client{c, c.below()} {
-		if queue != nil {
-			queue.removeQueued(func(f *frame) bool { return !f.comment && gone.Has(f.message.Name) })
-		}
+	c.conn.Remove(gone)
+	if both != nil {
+		both.below.Remove(gone)
 	}
 	denials := make([]Denial, len(denied))
 	for i, key := range denied {
@@ -273,7 +273,7 @@ func (c *Client) AnnounceDenied(denials ...Denial) {
 			continue // the topic is not UTF-8, so no message has it
 		}
 		for _, name := range c.namesOf(s) {
-			c.put(newFrame(subscriptions.Message{Name: name, Data: data}, false))
+			c.conn.Put(conn.NewFrame(name, data, false))
 		}
 	}
 }

@@ -20,8 +20,8 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
-	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
+	"herald/notify/internal/conn"
 	"herald/notify/internal/history"
 )
 
@@ -105,7 +105,7 @@ func (c *Client) runReplays() {
 func (c *Client) runReplay(p pendingReplay) {
 	n := c.notifier
 	from, gap := p.replay.from, false
-	for c.awaitRoom() {
+	for c.conn.AwaitRoom() {
 		page, err := c.readPage(p, from)
 		if err != nil {
 			n.app.Logger().Error("Failed to replay the history of a topic", slog.String("topic", p.topic), slog.String("error", err.Error()))
@@ -144,19 +144,16 @@ func (c *Client) readPage(p pendingReplay, from Start) (*history.Page, error) {
 		stripe.mu.Unlock()
 		from = from.Before(head)
 	}
-	return n.history.Read(p.topic, from, max(1, n.config.QueueSize/replayShare), min(maxPageBytes, n.config.QueueBytes/replayShare))
+	return n.history.Read(p.topic, from, max(1, n.config.QueueSize/conn.PageShare), min(maxPageBytes, n.config.QueueBytes/conn.PageShare))
 }
-
-// replayShare: a replay may fill 1/replayShare of a connection's queue.
-const replayShare = 4
 
 // framesOf returns the messages of page that are meant for auth. gap says that messages before them
 // are missing; framesOf returns it as true if no frame could announce that.
-func (c *Client) framesOf(p pendingReplay, page *history.Page, auth *core.Record, gap bool) ([]*frame, bool) {
+func (c *Client) framesOf(p pendingReplay, page *history.Page, auth *core.Record, gap bool) ([]*conn.Frame, bool) {
 	n := c.notifier
 	see := n.newViewer(context.Background(), auth, c.Id(), p.replay.earlier)
 	restricted := n.isRestricted(p.topic)
-	frames := make([]*frame, 0, len(page.Entries))
+	frames := make([]*conn.Frame, 0, len(page.Entries))
 	for _, entry := range page.Entries {
 		pub, verdict, err := see.read(entry)
 		if err != nil {
@@ -173,7 +170,7 @@ func (c *Client) framesOf(p pendingReplay, page *history.Page, auth *core.Record
 		}
 		gap = false
 		private := restricted || pub.to != nil && pub.to.looksAtAuth
-		frames = append(frames, newFrame(subscriptions.Message{Name: p.name, Data: data}, private))
+		frames = append(frames, conn.NewFrame(p.name, data, private))
 	}
 	return frames, gap
 }
@@ -188,7 +185,7 @@ const (
 )
 
 // queuePage queues a page that was prepared for auth.
-func (c *Client) queuePage(p pendingReplay, page *history.Page, frames []*frame, auth *core.Record, gap bool) pageOutcome {
+func (c *Client) queuePage(p pendingReplay, page *history.Page, frames []*conn.Frame, auth *core.Record, gap bool) pageOutcome {
 	s := c.subscriptionTo(p.topic)
 	if s == nil {
 		return pageOver
@@ -214,16 +211,16 @@ func (c *Client) queuePage(p pendingReplay, page *history.Page, frames []*frame,
 	}
 
 	isReady := false
-	c.allowExcess() // a message may be larger than the queue
+	c.conn.AllowExcess() // a message may be larger than the queue
 	for _, f := range frames {
-		outcome := c.enqueue(f)
-		if outcome < queued {
+		outcome := c.conn.Enqueue(f)
+		if outcome < conn.Queued {
 			return pageOver
 		}
-		isReady = isReady || outcome == ready
+		isReady = isReady || outcome == conn.Ready
 	}
 	if isReady {
-		c.notifier.writers.add(c)
+		c.notifier.conns.Write(&c.conn)
 	}
 	c.notifier.stats.replayed.Add(int64(len(frames)))
 	switch {
@@ -238,23 +235,4 @@ func (c *Client) queuePage(p pendingReplay, page *history.Page, frames []*frame,
 		return goLive(gap)
 	}
 	return pageQueued
-}
-
-// awaitRoom waits until a page fits into the queue. It returns false if the connection ends.
-func (c *Client) awaitRoom() bool {
-	for {
-		c.mu.Lock()
-		if c.ended || c.closing != "" {
-			c.mu.Unlock()
-			return false
-		}
-		if c.hasRoomForPage() {
-			c.mu.Unlock()
-			return true
-		}
-		room := make(chan struct{})
-		c.room = room
-		c.mu.Unlock()
-		<-room
-	}
 }

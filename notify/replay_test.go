@@ -51,7 +51,7 @@ func TestRewindEndsWhereTheSubscriptionBegins(t *testing.T) {
 			send(5)
 			release := n.HoldReplays()
 			client := connect(app, nil, "log/a?options="+url.QueryEscape(fmt.Sprintf(`{"query":{"rewind":%q}}`, test.rewind)))
-			t.Cleanup(func() { client.Close(notify.ReasonLeft); <-client.Done() })
+			t.Cleanup(func() { client.Close(notify.DisconnectLeft); <-client.Done() })
 			send(3)
 			release()
 			var got []int64

@@ -116,7 +116,7 @@ func TestOverflow(t *testing.T) {
 	if !stalled.IsDiscarded() {
 		t.Error("the stalled client is not discarded")
 	}
-	stalled.Close("again")
+	stalled.Close(notify.DisconnectLeft)
 	stalled.Discard()
 	stalled.Send(subscriptions.Message{Name: "t"})
 	if len(ended) != 0 {
@@ -126,7 +126,7 @@ func TestOverflow(t *testing.T) {
 		t.Error("it is still registered")
 	}
 	stats := n.Stats()
-	if stats.Disconnects[notify.ReasonQueueFull] != 1 || stats.Dropped != 4 || stats.Messages != 6 || stats.Deliveries != 9 {
+	if stats.Disconnects[notify.DisconnectQueueFull.Reason] != 1 || stats.Dropped != 4 || stats.Messages != 6 || stats.Deliveries != 9 {
 		t.Errorf("stats %+v", stats)
 	}
 

@@ -57,7 +57,7 @@ var fanOutSteps = [...]time.Duration{
 
 // stats counts for [Notifier.Stats].
 type stats struct {
-	messages, deliveries, dropped, bytes, replayed atomic.Int64
+	messages, deliveries, dropped, replayed atomic.Int64
 
 	fanOut      [len(fanOutSteps) + 1]atomic.Int64 // the last: longer than all steps
 	fanOutNanos atomic.Int64
@@ -96,7 +96,7 @@ func (n *Notifier) Stats() Stats {
 		Messages:      s.messages.Load(),
 		Deliveries:    s.deliveries.Load(),
 		Dropped:       s.dropped.Load(),
-		Bytes:         s.bytes.Load(),
+		Bytes:         n.conns.Bytes(),
 		Stored:        stored.Stored,
 		StoreGroups:   stored.Groups,
 		StoreFailures: stored.Failures,
@@ -107,15 +107,8 @@ func (n *Notifier) Stats() Stats {
 	result.Users = len(n.index.users)
 	n.index.usersMu.RUnlock()
 
-	for _, client := range n.serving.all() {
-		client.mu.Lock()
-		if client.socket != nil {
-			result.Taken++
-		}
-		result.QueuedMessages += len(client.frames)
-		result.QueuedBytes += client.bytes
-		client.mu.Unlock()
-	}
+	totals := n.conns.Totals()
+	result.Taken, result.QueuedMessages, result.QueuedBytes = totals.Taken, totals.QueuedMessages, totals.QueuedBytes
 
 	s.mu.Lock()
 	result.Disconnects = maps.Clone(s.disconnects)

@@ -23,10 +23,10 @@ func newStuckResponse() *stuckResponse {
 	return &stuckResponse{blocks: make(chan struct{}), cut: make(chan struct{})}
 }
 
-func (r *stuckResponse) Hooked() bool                        { return false }
-func (r *stuckResponse) Deliver(subscriptions.Message) error { return nil }
-func (r *stuckResponse) Flush() error                        { return nil }
-func (r *stuckResponse) Cut()                                { close(r.cut) }
+func (r *stuckResponse) Hooked() bool                 { return false }
+func (r *stuckResponse) Deliver(string, []byte) error { return nil }
+func (r *stuckResponse) Flush() error                 { return nil }
+func (r *stuckResponse) Cut()                         { close(r.cut) }
 
 func (r *stuckResponse) Write([]byte) error {
 	isConnect := false
@@ -70,7 +70,7 @@ func awaitDone(t *testing.T, c *Client) {
 	case <-c.Done():
 	case <-time.After(30 * time.Second):
 		t.Error("the connection does not end")
-		c.Close("test")
+		c.Close(DisconnectRequested)
 	}
 }
 
@@ -103,7 +103,7 @@ func TestRevokedWhileStreamWrites(t *testing.T) {
 	serveStuck(t, n, c, Audience{Users: []string{"users:" + ann.Id}})
 	c.Unset(apis.RealtimeClientAuthKey)
 	awaitDone(t, c)
-	if ends := n.Stats().Disconnects; ends[ReasonAuthEnded] != 1 {
+	if ends := n.Stats().Disconnects; ends[DisconnectAuthEnded.Reason] != 1 {
 		t.Errorf("it ended for %v", ends)
 	}
 }

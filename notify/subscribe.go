@@ -36,8 +36,8 @@ func (c *Client) Unsubscribe(keys ...string) {
 func (c *Client) Resubscribe(a *Admission, replace func() error) error {
 	c.resubscribing.Lock()
 	defer c.resubscribing.Unlock()
-	c.hold()
-	defer c.release()
+	c.conn.Hold()
+	defer c.conn.Release()
 
 	c.subsMu.Lock()
 	c.resubscribe = true
@@ -112,8 +112,8 @@ func (c *Client) reindex(grants map[string]grant) {
 					key.grant = granted
 				}
 				wanted[topic] = append(wanted[topic], key)
-				if c.below() != nil {
-					delete(c.pair.Load().denied, name)
+				if both := c.pair.Load(); both != nil {
+					delete(both.denied, name)
 				}
 			}
 		}

@@ -1,111 +1,97 @@
 // Clients that a handler of OnRealtimeConnectRequest has put around ours: "e.Client =
 // &mine{e.Client}". Made by hooks/connections.go.
 //
-// The wrapper sees each message in its Send and passes it on. So there are two of our clients for
-// such a connection. The wrapped one is in the index and has the rights, the queue and the replays
-// like any other; it "writes" by calling the wrapper's Send. What comes out of that, and what
-// PocketBase sends, goes to a second one, which writes it to the connection and has nothing to do
-// with topics.
+// The wrapper sees each message in its Send and passes it on. So such a client has two connections
+// (internal/conn). Its own is filled like any other's, by the index, the rights and the
+// replays; it is "written" by calling the wrapper's Send. What comes out of that, and what
+// PocketBase sends, goes to a second connection, which writes it out and has nothing to do with
+// topics.
 
 package notify
 
 import (
 	"context"
-	"sync/atomic"
 	"time"
 
 	"github.com/pocketbase/pocketbase/tools/routine"
 	"github.com/pocketbase/pocketbase/tools/security"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
+	"herald/notify/internal/conn"
 	"herald/notify/internal/sets"
 )
 
 // stockIdleTimeout is PocketBase's: see realtimeConnect in its apis/realtime.go.
 const stockIdleTimeout = 5 * time.Minute
 
-// pair is a client that was wrapped, and the one that writes for it.
+// pair is a client that was wrapped, and the connection that writes for it.
 type pair struct {
-	above, below *Client
-	wrapper      subscriptions.Client
-	handed       atomic.Bool     // the wrapper has had a message that was for the user
-	denied       sets.Of[string] // keys of the one above that ended; guarded by its subsMu
-	looped       <-chan struct{} // nil: no other code's loop reads a channel
-	undelivered  int             // by the one below; set before its done is closed
+	above       *Client
+	below       conn.Conn
+	wrapper     subscriptions.Client
+	denied      sets.Of[string] // keys of the one above that ended; guarded by its subsMu
+	looped      <-chan struct{} // nil: no other code's loop reads a channel
+	undelivered int             // by the one below; set before its Done is closed
 }
 
-// below returns the client that writes for c, or nil if c writes for itself.
-func (c *Client) below() *Client {
-	if both := c.pair.Load(); both != nil && both.above == c {
-		return both.below
-	}
-	return nil
+// Ended implements [conn.Owner] for the one below.
+func (p *pair) Ended(why Disconnect, undelivered int) {
+	p.undelivered = undelivered
+	p.above.conn.End(why)
 }
 
-// above returns the client that c writes for, or nil if it writes for itself.
-func (c *Client) above() *Client {
-	if both := c.pair.Load(); both != nil && both.below == c {
-		return both.above
-	}
-	return nil
-}
+// Tick implements [conn.Owner] for the one below.
+func (p *pair) Tick(time.Time, int64) { p.above.endIfUnseen(&p.below) }
 
-// Wrap makes messages for c go through wrapper. It returns the client that writes to the connection
-// instead of c: by TakeConn or ServeStream or, if readsChannel is true, through a loop of other
-// code that reads the wrapper's own Channel. The client is nil if wrapper passes nothing on to c.
-// Call Wrap before c is served, and after SetTimeouts.
+// Wrap makes messages for c go through wrapper, and reports whether wrapper passes anything on to c
+// at all. If readsChannel is true, other code must run a loop that reads the wrapper's own Channel;
+// otherwise call TakeConn or ServeStream. Call Wrap before c is served, and after SetTimeouts.
 //
 // c ends after such a loop, which may still have a message to write. Close looped when the loop has
 // ended; c waits for it for at most a second.
-func (c *Client) Wrap(wrapper subscriptions.Client, looped <-chan struct{}) (writer *Client, readsChannel bool) {
+func (c *Client) Wrap(wrapper subscriptions.Client, looped <-chan struct{}) (wraps, readsChannel bool) {
 	if !c.isReachedBy(wrapper) {
-		return nil, false
+		return false, false
 	}
-	below := &Client{Client: c.Client, notifier: c.notifier, connected: c.connected, done: make(chan struct{}), unlisted: true}
-	below.frames = below.inline[:0]
-	both := &pair{above: c, below: below, wrapper: wrapper, denied: sets.Of[string]{}}
-	below.pair.Store(both)
+	both := &pair{above: c, wrapper: wrapper, denied: sets.Of[string]{}}
+	c.notifier.conns.Start(&both.below, both, c.Id())
 
-	// A wrapper may put a channel of its own before ours, once: then it keeps this one. Where
-	// it has done so already, it goes on with the one that it has, and so does the pump.
-	c.mu.Lock()
-	channel := c.channel
-	c.mu.Unlock()
-	isRead := channel != nil
+	// A wrapper may put a channel of its own before ours, once. If it has done so already, our
+	// channel goes on with the messages of the connection below.
+	c.channelMu.Lock()
+	isRead := c.channel != nil
 	if !isRead {
-		channel = make(chan subscriptions.Message)
+		c.channel = make(chan subscriptions.Message)
 	}
-	below.channel = channel
-	below.writesToChannel()
+	channel := c.channel
+	c.channelMu.Unlock()
 	c.pair.Store(both)
-	if readsChannel = wrapper.Channel() != channel || isRead; !readsChannel {
-		below.mu.Lock()
-		below.channel, below.stream, below.wake = nil, nil, nil
-		below.mu.Unlock()
-	} else {
+	isWritten := c.conn.PassOn(&both.below)
+	if readsChannel = wrapper.Channel() != channel || isRead; readsChannel {
 		both.looped = looped
-		if c.idle == c.lifetime { // there are no heartbeats on this way, to find those who have left
-			c.idle = min(c.idle, stockIdleTimeout)
+		if lifetime, idle := c.conn.Timeouts(); idle == lifetime { // there are no heartbeats on this way, to find those who have left
+			c.SetTimeouts(lifetime, min(idle, stockIdleTimeout))
 		}
-		below.startServing(func() {
-			if !isRead {
-				go below.pump()
-			}
-		})
-		c.mu.Lock()
-		c.wakeLocked() // the pump that there is: it goes on with below
-		c.mu.Unlock()
+		if !isWritten {
+			c.writeToChannel(&both.below, channel)
+		}
+	} else {
+		c.channelMu.Lock()
+		c.channel = nil // it passes on the messages of nobody
+		c.channelMu.Unlock()
 	}
 	c.notifier.wrapped.Store(c.Id(), c)
-	if c.IsDiscarded() { // before it could know of below
-		below.end(ReasonUnregistered)
+	if c.IsDiscarded() { // before it could know of the one below
+		both.below.End(DisconnectUnregistered)
 		c.notifier.wrapped.Delete(c.Id())
 	}
-	go func() {
-		defer c.guard("passing messages through a client that wraps another")
-		_ = c.serveStream(context.Background(), through{c, wrapper}, below.isReady) // its methods return none
-	}()
-	return below, readsChannel
+	if run := c.conn.BeginStream(through{c, wrapper}); run != nil {
+		go func() {
+			defer c.guard("passing messages through a client that wraps another")
+			_ = run(context.Background(), nil) // its methods return no errors
+		}()
+	}
+	return true, readsChannel
 }
 
 // isReachedBy reports whether what is done with wrapper is done with c.
@@ -136,19 +122,18 @@ type through struct {
 	wrapper subscriptions.Client
 }
 
+var _ conn.Response = through{}
+
 func (through) Hooked() bool       { return true }
 func (through) Write([]byte) error { return nil } // a heartbeat, which the connection handles itself
 func (through) Flush() error       { return nil }
 func (through) Cut()               {}
 
-func (t through) Deliver(message subscriptions.Message) error {
-	if message.Name == connectName {
-		return nil // that is written to the connection itself
-	}
+func (t through) Deliver(name string, data []byte) error {
 	// a panic of other code's Send costs that one message
 	_ = routine.SafeWrap(func() error {
-		if t.wants(message.Name) {
-			t.wrapper.Send(message)
+		if t.wants(name) {
+			t.wrapper.Send(subscriptions.Message{Name: name, Data: data})
 		}
 		return nil
 	})()
@@ -173,65 +158,32 @@ func (c *Client) state() (version int, isReplacing bool) {
 	return c.version, c.resubscribe
 }
 
-// isReady waits until little waits to be written by c, which is below another client: that
-// one's queue is the connection's. It is false where the connection has ended.
-func (c *Client) isReady() bool {
-	if !c.awaitRoom() {
-		return false
-	}
-	c.allowExcess() // a message may be larger than the queue
-	return true
-}
-
 // passOn takes what has come through the wrapper, or from PocketBase, to the connection. It drops
 // messages under a key that was denied in the meantime.
-func (c *Client) passOn(below *Client, m subscriptions.Message) outcome {
+func (c *Client) passOn(both *pair, m subscriptions.Message) conn.Outcome {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
-	if c.pair.Load().denied.Has(m.Name) {
-		return gone
+	if both.denied.Has(m.Name) {
+		return conn.Gone
 	}
-	return below.putMessage(m)
+	return c.putMessage(&both.below, m)
 }
 
-// mayGrow reports whether it is not the other side's fault that messages wait for c: that
-// takes what is written to it, or it is not known yet that it does not.
-func (c *Client) mayGrow() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.socket != nil && c.socket.slow == nil {
-		return !c.blocked
-	}
-	return c.isBehind()
-}
-
-// top returns the client that has the rights and the queue of a connection.
-func (c *Client) top() *Client {
-	if above := c.above(); above != nil {
-		return above
-	}
-	return c
-}
-
-// endBelow ends the client that writes for c. If c ended by finishing, that client writes what it
+// endBelow ends the connection that writes for c. If c ended by finishing, that one writes what it
 // has first. It returns the number of messages that were not written.
-func (c *Client) endBelow(reason string) (undelivered int) {
-	below, both := c.below(), c.pair.Load()
-	if below == nil {
+func (c *Client) endBelow(why Disconnect) (undelivered int) {
+	both := c.pair.Load()
+	if both == nil {
 		return 0
 	}
-	c.mu.Lock()
-	isFinished := c.drained
-	c.mu.Unlock()
+	isFinished := c.conn.IsDrained()
 	if isFinished {
-		below.Finish(reason)
+		both.below.Finish(why)
 	} else {
-		below.end(reason)
+		both.below.End(why)
 	}
-	<-below.done
-	below.mu.Lock()
-	isFinished = isFinished && below.drained // else the loop is stuck
-	below.mu.Unlock()
+	<-both.below.Done()
+	isFinished = isFinished && both.below.IsDrained() // else the loop is stuck
 	if both.looped != nil && isFinished {
 		select {
 		case <-both.looped:

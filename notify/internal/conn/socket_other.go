@@ -1,6 +1,6 @@
 //go:build !unix
 
-package notify
+package conn
 
 // tryWrite writes nothing: here every write may wait, so a goroutine of the connection does all the
 // writing (writeSlowly).

@@ -1,27 +1,25 @@
-// A message as bytes on the wire: one SSE event. The fan-out creates it once per message and key,
-// and all its recipients share it.
+// A message as bytes on the wire: one SSE event. A sender creates it once per message and name, and
+// all its recipients share it.
 
-package notify
+package conn
 
 import (
 	"bytes"
 	"sync"
-
-	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
 
-// frame is a message that waits to be written. It never changes after creation.
-type frame struct {
-	message subscriptions.Message // for OnRealtimeMessageSend handlers and readers of Client.Channel
-	size    int                   // of its bytes
+// Frame is a message that waits to be written. It never changes after creation.
+type Frame struct {
+	name string
+	data []byte
+	size int // of its bytes
 
-	// The first writer encodes the bytes, not the fan-out under the lock of the topic: one
-	// connection may subscribe to it by hundreds of keys.
+	// The first writer encodes the bytes, not the sender: that may hold a lock, and one connection
+	// may take the message under hundreds of names.
 	encode  sync.Once
 	encoded []byte
 
-	// private means that the message was meant for the connection's auth record, and must not be
-	// written once that record no longer counts.
+	// private means that the message must not be written once [Conn.EndIfPrivate] was called.
 	private bool
 	// comment means that the frame has no message and only keeps the connection alive.
 	comment bool
@@ -29,23 +27,30 @@ type frame struct {
 
 // heartbeat is a comment line (WHATWG HTML, 9.2.5), which clients ignore. No empty line follows it,
 // because some parsers take one for an event without data.
-var heartbeat = &frame{encoded: []byte(":\n"), size: 2, comment: true}
+var heartbeat = &Frame{encoded: []byte(":\n"), size: 2, comment: true}
 
-func newFrame(message subscriptions.Message, private bool) *frame {
-	f := &frame{message: message, private: private}
-	if bytes.ContainsAny(message.Data, "\r\n") {
+// NewFrame returns the event with name and data, which must not change any more. private says that
+// it was meant for the one that the connection belongs to now: see [Conn.EndIfPrivate].
+func NewFrame(name string, data []byte, private bool) *Frame {
+	f := &Frame{name: name, data: data, private: private}
+	if bytes.ContainsAny(data, "\r\n") {
 		f.size = len(f.wire()) // with more than one data field
 	} else {
-		f.size = sizeOfSSE(message.Name, message.Data)
+		f.size = sizeOfSSE(name, data)
 	}
 	return f
 }
 
+// NewEncodedFrame is NewFrame for an event whose bytes are already known.
+func NewEncodedFrame(name string, data, encoded []byte) *Frame {
+	return &Frame{name: name, data: data, encoded: encoded, size: len(encoded)}
+}
+
 // wire returns the bytes of f, which must not be changed.
-func (f *frame) wire() []byte {
+func (f *Frame) wire() []byte {
 	f.encode.Do(func() {
 		if f.encoded == nil {
-			f.encoded = EncodeSSE("", f.message.Name, f.message.Data)
+			f.encoded = EncodeSSE("", f.name, f.data)
 		}
 	})
 	return f.encoded
@@ -67,8 +72,8 @@ func sizeOfSSE(name string, data []byte) int {
 //
 // Unlike PocketBase's event, its content cannot break it. A line break in data starts another data
 // field, and the client joins the fields by line breaks again. A value that begins with a space
-// gets one more space before it, since the parser removes one (WHATWG HTML, 9.2.6). Names come from
-// [safeKey] ones.
+// gets one more space before it, since the parser removes one (WHATWG HTML, 9.2.6). A name must
+// have no line break.
 func EncodeSSE(id, name string, data []byte) []byte {
 	event := make([]byte, 0, len("id:\nevent: \ndata: \n\n")+len(id)+len(name)+len(data))
 	if id != "" {

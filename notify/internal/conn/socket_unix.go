@@ -1,6 +1,6 @@
 //go:build unix && !linux
 
-package notify
+package conn
 
 import "syscall"
 

@@ -1,15 +1,14 @@
 // How long a write has been waiting for the other side.
 
-package notify
+package conn
 
 import (
 	"sync/atomic"
 	"time"
 )
 
-// stream is the writing side of a request's goroutine.
-type stream struct {
-	cut   func()
+// progress is a goroutine's writes, one after another.
+type progress struct {
 	since atomic.Int64 // when the current write began, as nanoseconds after processStart; 0 if there is none
 }
 
@@ -20,12 +19,12 @@ var processStart = time.Now()
 // cannot tell a peer that does not read from a server that is busy.
 const behindFor = time.Second
 
-func (s *stream) isWriting() bool { return s.since.Load() != 0 }
-func (s *stream) isBehind() bool  { return s.lasts() < behindFor }
-func (s *stream) isStuck() bool   { return s.lasts() >= WriteTimeout }
+func (p *progress) isWriting() bool { return p.since.Load() != 0 }
+func (p *progress) isBehind() bool  { return p.lasts() < behindFor }
+func (p *progress) isStuck() bool   { return p.lasts() >= WriteTimeout }
 
-func (s *stream) lasts() time.Duration {
-	since := s.since.Load()
+func (p *progress) lasts() time.Duration {
+	since := p.since.Load()
 	if since == 0 {
 		return 0
 	}
@@ -33,8 +32,8 @@ func (s *stream) lasts() time.Duration {
 }
 
 // write calls f and records when it began.
-func (s *stream) write(f func() error) error {
-	s.since.Store(int64(time.Since(processStart)))
-	defer s.since.Store(0)
+func (p *progress) write(f func() error) error {
+	p.since.Store(int64(time.Since(processStart)))
+	defer p.since.Store(0)
 	return f()
 }

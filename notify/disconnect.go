@@ -1,0 +1,32 @@
+// Why connections end.
+
+package notify
+
+import "herald/notify/internal/conn"
+
+// Disconnect says why a connection ended, in logs and metrics.
+type Disconnect = conn.Disconnect
+
+// The reasons for which a connection ends.
+var (
+	DisconnectLeft        = conn.Left        // the client closed it, or the network did
+	DisconnectWriteFailed = conn.WriteFailed // e.g. reset by the peer
+	DisconnectUnexpected  = conn.Unexpected  // it sent something, though a client has nothing to send
+
+	DisconnectQueueFull = conn.QueueFull // it did not read what was sent to it
+	DisconnectTooSlow   = conn.TooSlow   // it took nothing for 10 seconds
+
+	DisconnectLifetime = conn.Lifetime // RealtimeConnectRequestEvent.MaxTimeout
+	DisconnectIdle     = conn.Idle     // RealtimeConnectRequestEvent.IdleTimeout
+
+	DisconnectTokenExpired = Disconnect{Code: 4001, Reason: "token expired"} // its SDK returns with its current token
+	DisconnectAuthEnded    = Disconnect{Code: 4002, Reason: "auth ended"}    // what was queued for the user must not be written any more
+	DisconnectRuleFailed   = Disconnect{Code: 4003, Reason: "rule failed"}   // a channel's rule could not be evaluated
+
+	DisconnectShutdown     = conn.Shutdown                                      // the server is stopping
+	DisconnectFailed       = conn.Failed                                        // a panic in its path
+	DisconnectHandlers     = Disconnect{Code: 5003, Reason: "handlers changed"} // an OnRealtimeMessageSend handler was bound after it connected
+	DisconnectRejected     = Disconnect{Code: 5004, Reason: "handler returned"} // a handler of the connect request ended it
+	DisconnectRequested    = Disconnect{Code: 5005, Reason: "disconnected"}     // see Notifier.Disconnect
+	DisconnectUnregistered = Disconnect{Code: 5006, Reason: "unregistered"}     // other code removed it from PocketBase's broker
+)
