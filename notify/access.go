@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
@@ -52,7 +51,7 @@ type Admission struct {
 	// Refused says that every newly requested key is denied. Then the request must have no effect.
 	Refused bool
 
-	auth       *core.Record
+	who        *identity
 	grants     map[string]grant
 	generation uint64 // of changes, when the decision began
 	version    int    // of the client's subscriptions at that time
@@ -62,11 +61,11 @@ type Admission struct {
 // the same user are not decided again. Admit changes nothing; [Client.Resubscribe] puts the
 // admission into effect. An error comes from a query.
 func (n *Notifier) Admit(client subscriptions.Client, auth *core.Record, keys []string) (*Admission, error) {
-	a := &Admission{auth: auth, grants: map[string]grant{}, generation: n.changes.current()}
+	a := &Admission{who: identityOf(auth, 0), grants: map[string]grant{}, generation: n.changes.current()}
 	own := n.own(client)
 	var standing map[string]grant
 	if own != nil {
-		a.version, standing = own.standing(auth)
+		a.version, standing = own.standing(a.who.user)
 	}
 	memo := n.newMemo()
 	asked, granted := 0, 0
@@ -120,7 +119,7 @@ type foundUser struct {
 type question struct {
 	topic   string
 	user    userRef // zero if the rule does not look at the auth record
-	headers string  // the key, if the rule looks at the headers in it
+	headers string  // their source, if the rule looks at headers
 }
 
 type answer struct {
@@ -136,37 +135,42 @@ func (n *Notifier) newMemo() *memo {
 // decide reports whether auth may subscribe to key.
 func (m *memo) decide(key string, auth *core.Record) answer {
 	topic := topicOf(key)
-	granted := grant{byRule: true}
 	if topic == "" || m.n.reserved(topic) != "" {
 		// the server's own topics; PocketBase evaluates the rules for topics of records
-		return answer{grant: granted, ok: true}
+		return answer{grant: grant{byRule: true}, ok: true}
 	}
-	isSuperuser := auth != nil && auth.IsSuperuser()
+	return m.mayListen(topic, auth, key, func() map[string]string { return optionsOf(key).Headers })
+}
+
+// mayListen reports whether auth may have the messages of a topic that is not reserved. headers
+// returns those that rules see, and source identifies them.
+func (m *memo) mayListen(topic string, auth *core.Record, source string, headers func() map[string]string) answer {
+	granted, who := grant{byRule: true}, identityOf(auth, 0)
 	channel, values := m.n.channelOf(topic)
 	if channel == nil {
-		if m.n.config.Strict && isSuperuser {
-			granted.forUser, granted.user = true, refOf(auth)
+		if m.n.config.Strict && who.isSuperuser {
+			granted.forUser, granted.user = true, who.user
 		}
-		return answer{grant: granted, ok: isSuperuser || !m.n.config.Strict}
+		return answer{grant: granted, ok: who.isSuperuser || !m.n.config.Strict}
 	}
 
-	q := question{topic: topic}
-	if granted.forUser = channel.subscribe.LooksAtAuth() || isSuperuser; granted.forUser && auth != nil {
-		q.user = refOf(auth)
-		granted.user = q.user
+	if granted.forUser = channel.subscribe.LooksAtAuth() || who.isSuperuser; granted.forUser {
+		granted.user = who.user
 	}
+	q := question{topic: topic, user: granted.user}
 	if channel.subscribe.LooksAtHeaders {
-		q.headers = key
+		q.headers = source
 	}
 	if known, ok := m.answers[q]; ok {
 		return known
 	}
-	var headers map[string]string
+	var shown map[string]string
 	if channel.subscribe.LooksAtHeaders {
-		headers = optionsOf(key).Headers
+		shown = headers()
 	}
-	ok, err := m.n.passes(channel, channel.subscribe, values, auth, headers)
+	ok, err := m.n.passes(channel, channel.subscribe, values, auth, shown)
 	if err != nil {
+		err = fmt.Errorf("evaluate the subscribe rule of %q: %w", channel.pattern.Text, err)
 		m.n.app.Logger().Error("A channel's subscribe rule failed",
 			slog.String("pattern", channel.pattern.Text), slog.String("error", err.Error()))
 	}
@@ -175,14 +179,14 @@ func (m *memo) decide(key string, auth *core.Record) answer {
 	return a
 }
 
-// user returns the auth record as it is in the database now. It returns nil, which is a guest, if
+// user returns the auth record of who as it is in the database now. It returns nil, which is a guest, if
 // the record is gone or its tokens are revoked. If the database does not answer, that is an error
 // and says nothing about the user.
-func (m *memo) user(auth *core.Record) (*core.Record, error) {
-	if auth == nil {
+func (m *memo) user(who *identity) (*core.Record, error) {
+	if who.isGuest() {
 		return nil, nil
 	}
-	ref := refOf(auth)
+	ref := who.user
 	found, known := m.users[ref]
 	if !known {
 		found.record, found.err = m.n.app.FindRecordById(ref.collectionID, ref.id)
@@ -198,7 +202,7 @@ func (m *memo) user(auth *core.Record) (*core.Record, error) {
 	if found.err != nil {
 		return nil, found.err
 	}
-	if found.record == nil || found.record.TokenKey() != auth.TokenKey() {
+	if found.record == nil || found.record.TokenKey() != who.tokenKey {
 		return nil, nil
 	}
 	return found.record, nil
@@ -228,11 +232,11 @@ func (n *Notifier) passes(c *channel, r *rules.Rule, values map[string]string, a
 }
 
 // standing returns the grants of the keys that the client has already asked for, if the client is
-// auth, and the version of its subscriptions.
-func (c *Client) standing(auth *core.Record) (version int, grants map[string]grant) {
+// user, and the version of its subscriptions.
+func (c *Client) standing(user userRef) (version int, grants map[string]grant) {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
-	if !isSameUser(auth, c.authAt(time.Now())) {
+	if c.identity().user != user {
 		return c.version, nil
 	}
 	grants = map[string]grant{}
@@ -244,15 +248,7 @@ func (c *Client) standing(auth *core.Record) (version int, grants map[string]gra
 	return c.version, grants
 }
 
-// holds reports whether g lets a message through to a client whose auth record is now auth.
-func (g grant) holds(auth *core.Record) bool {
-	switch {
-	case g.never:
-		return false
-	case !g.forUser:
-		return true
-	case auth == nil:
-		return g.user == userRef{}
-	}
-	return g.user == refOf(auth)
+// holds reports whether g lets a message through to a client who is now who.
+func (g *grant) holds(who *identity) bool {
+	return !g.never && (!g.forUser || g.user == who.user)
 }

@@ -5,11 +5,10 @@ package notify
 
 import (
 	"fmt"
+	"slices"
 	"strings"
-	"time"
 
 	"github.com/pocketbase/pocketbase/core"
-	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
 	"herald/notify/internal/sets"
 )
@@ -62,12 +61,13 @@ type audience struct {
 
 	filter     []collectionFilter // see filter.go; nil without a filter
 	filterText string
-	allowed    sets.Of[userRef] // auth records that match the filter; set for each send
+	filtered   bool
+	allowed    sets.Of[userRef] // if filtered: the auth records that match the filter, nobody until it is resolved
 }
 
 // noteLooks sets looksAtAuth.
-func (a *audience) noteLooks(hasFilter bool) {
-	a.looksAtAuth = a.auth != AuthAny || a.users != nil || a.exceptUsers != nil || a.collections != nil || hasFilter
+func (a *audience) noteLooks() {
+	a.looksAtAuth = a.auth != AuthAny || a.users != nil || a.exceptUsers != nil || a.collections != nil || a.filtered
 }
 
 // narrows reports whether the audience may exclude a subscriber.
@@ -110,50 +110,60 @@ func (n *Notifier) compile(to Audience, except Except) (*audience, Errors) {
 		errs.add(fieldErr)
 		a.filter, a.filterText = filter, to.Filter
 	}
-	a.noteLooks(a.filter != nil)
+	a.filtered = a.filter != nil
+	a.noteLooks()
 	return a, errs
 }
 
-// matchClient is match for one of our clients; now decides whether its token has expired.
-func (a *audience) matchClient(client *Client, now time.Time) bool {
-	return a.matchID(client) && (!a.looksAtAuth || a.matchAuth(client.authAt(now)))
+// reader is somebody for whom a message may be.
+type reader struct {
+	who        *identity
+	connection string   // id of the realtime connection; empty if it is not on one
+	earlier    []string // ids of earlier connections, as the client claims
 }
 
-// match reports whether client, whose auth record is now auth, belongs to the audience.
-func (a *audience) match(client subscriptions.Client, auth *core.Record) bool {
-	return a.matchID(client) && (!a.looksAtAuth || a.matchAuth(auth))
-}
-
-func (a *audience) matchID(client subscriptions.Client) bool {
-	if a.clients == nil && a.exceptClients == nil {
-		return true // Id may cost a lock
+// isFor reports whether the message is meant for r. This is the one place that decides it, for
+// messages that are sent, replayed and fetched.
+func (a *audience) isFor(r *reader) bool {
+	if a.clients != nil && !a.clients.Has(r.connection) && !a.wasFor(r) {
+		return false
 	}
-	id := client.Id()
-	return (a.clients == nil || a.clients.Has(id)) && !a.exceptClients.Has(id)
+	if a.exceptClients != nil && (a.exceptClients.Has(r.connection) || slices.ContainsFunc(r.earlier, a.exceptClients.Has)) {
+		return false
+	}
+	return !a.looksAtAuth || a.includes(r.who)
 }
 
-func (a *audience) matchAuth(auth *core.Record) bool {
-	if auth == nil {
-		return (a.auth == AuthAny || a.auth == AuthGuest) &&
-			a.users == nil && a.collections == nil && a.filter == nil
+// wasFor reports whether the message was sent to an earlier connection of r that belonged to the
+// same user. Nothing is known about the connections of guests.
+func (a *audience) wasFor(r *reader) bool {
+	if r.who.isGuest() {
+		return false
+	}
+	return slices.ContainsFunc(r.earlier, func(id string) bool { return a.clientUsers[id] == r.who.user.String() })
+}
+
+// includes reports whether the audience includes who, apart from connections.
+func (a *audience) includes(who *identity) bool {
+	if who.isGuest() {
+		return (a.auth == AuthAny || a.auth == AuthGuest) && a.users == nil && a.collections == nil && !a.filtered
 	}
 	switch a.auth {
 	case AuthGuest:
 		return false
 	case AuthUser:
-		if auth.IsSuperuser() {
+		if who.isSuperuser {
 			return false
 		}
 	case AuthSuperuser:
-		if !auth.IsSuperuser() {
+		if !who.isSuperuser {
 			return false
 		}
 	}
-	ref := refOf(auth)
-	return (a.users == nil || a.users.Has(ref)) &&
-		(a.collections == nil || a.collections.Has(ref.collectionID)) &&
-		(a.filter == nil || a.allowed.Has(ref)) &&
-		!a.exceptUsers.Has(ref)
+	return (a.users == nil || a.users.Has(who.user)) &&
+		(a.collections == nil || a.collections.Has(who.user.collectionID)) &&
+		(!a.filtered || a.allowed.Has(who.user)) &&
+		!a.exceptUsers.Has(who.user)
 }
 
 func (n *Notifier) resolveUsers(field string, users []string, errs *Errors) sets.Of[userRef] {

@@ -211,8 +211,7 @@ func (n *Notifier) clientsWithID(c *channel, id string) []*Client {
 		if n.index.guests.Load() == 0 {
 			return nil // nearly always
 		}
-		now := time.Now()
-		return slices.DeleteFunc(n.index.clientsWhere(c.pattern.Matcher()), func(client *Client) bool { return client.authAt(now) != nil })
+		return slices.DeleteFunc(n.index.clientsWhere(c.pattern.Matcher()), func(client *Client) bool { return !client.identity().isGuest() })
 	}
 	collections, err := n.authCollections()
 	if err != nil {

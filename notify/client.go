@@ -43,8 +43,8 @@ type Client struct {
 	channel   chan subscriptions.Message // see Channel
 
 	authMu  sync.Mutex // orders changes of auth with those of the index
-	auth    atomic.Pointer[core.Record]
-	expires atomic.Int64 // when auth's token expires, in Unix seconds; 0 means never
+	auth    atomic.Pointer[identity]
+	expires int64 // of the auth record that is set next, see SetExpiry; guarded by authMu
 
 	resubscribing sync.Mutex // held by Resubscribe
 
@@ -70,6 +70,7 @@ var _ subscriptions.Client = (*Client)(nil)
 // point: by [Client.Close], by [Client.Discard] or from its other side.
 func (n *Notifier) NewClient(base subscriptions.Client, onEnd func()) *Client {
 	c := &Client{Client: base, notifier: n, onEnd: onEnd}
+	c.auth.Store(guest)
 	n.conns.Start(&c.conn, owner{c}, base.Id())
 	return c
 }
@@ -109,7 +110,7 @@ func (c *Client) Unset(key string) {
 
 // Get implements [subscriptions.Client]. The auth record is nil once its token has expired.
 func (c *Client) Get(key string) any {
-	if key == apis.RealtimeClientAuthKey && c.auth.Load() != nil && c.expired(time.Now()) {
+	if key == apis.RealtimeClientAuthKey && c.identity().isGuest() {
 		return nil
 	}
 	return c.Client.Get(key)
@@ -117,37 +118,41 @@ func (c *Client) Get(key string) any {
 
 // setAuthLocked sets the client's auth record. authMu is held.
 func (c *Client) setAuthLocked(auth *core.Record) {
-	before := c.auth.Swap(auth)
 	if auth == nil {
-		c.expires.Store(0)
+		c.expires = 0
 	}
-	if before != nil && auth != nil && refOf(before) == refOf(auth) {
-		return // a newer version of the same record
+	after := identityOf(auth, c.expires)
+	before := c.auth.Swap(after)
+	if before.user == after.user {
+		return // still a guest, or a newer version of the same record
 	}
-	if before == nil && auth == nil {
-		return
-	}
-	if before != nil {
+	if !before.isGuest() {
 		c.conn.EndIfPrivate(DisconnectAuthEnded)
 	}
 	c.subsMu.Lock()
-	unlisted := c.unlisted
-	c.subsMu.Unlock()
-	if unlisted {
-		auth = nil
+	if c.unlisted {
+		after = guest
 	}
-	c.notifier.index.setUser(c, before, auth)
+	c.subsMu.Unlock()
+	c.notifier.index.setUser(c, before.user, after.user)
 	c.authChanged()
 }
 
-// SetExpiry sets when the token of the client's auth record expires; the zero time means never.
+// SetExpiry sets when the token of the client's auth record, and of one that is set after it,
+// expires; the zero time means never.
 // After that the client counts as a guest, and its connection is closed within a second, so that
 // its SDK returns with its current token.
 func (c *Client) SetExpiry(at time.Time) {
-	if at.IsZero() {
-		c.expires.Store(0)
-	} else {
-		c.expires.Store(at.Unix())
+	c.authMu.Lock()
+	defer c.authMu.Unlock()
+	c.expires = 0
+	if !at.IsZero() {
+		c.expires = at.Unix()
+	}
+	if who := c.auth.Load(); !who.isGuest() {
+		renewed := *who
+		renewed.expires = c.expires
+		c.auth.Store(&renewed)
 	}
 }
 
@@ -286,7 +291,7 @@ func (o owner) Tick(wall time.Time, now int64) {
 	if c.beat.load() != beatNone {
 		c.notifier.sendBeat(c, now)
 	}
-	if c.auth.Load() != nil && c.expired(wall) {
+	if who := c.auth.Load(); who.at(wall.Unix()) != who {
 		c.Close(DisconnectTokenExpired)
 		c.Unset(apis.RealtimeClientAuthKey)
 	}

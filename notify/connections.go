@@ -47,15 +47,15 @@ func (n *Notifier) Topics() []TopicInfo {
 	infos := map[string]*TopicInfo{}
 	users := map[string]sets.Of[userRef]{}
 	for _, client := range n.app.SubscriptionsBroker().Clients() {
-		auth := n.authOf(client)
+		who := n.identityOf(client)
 		for topic := range topicsOf(client) {
 			if infos[topic] == nil {
 				infos[topic] = &TopicInfo{Topic: topic}
 				users[topic] = sets.Of[userRef]{}
 			}
 			infos[topic].Subscribers++
-			if auth != nil {
-				users[topic][refOf(auth)] = struct{}{}
+			if !who.isGuest() {
+				users[topic][who.user] = struct{}{}
 			}
 		}
 	}
@@ -161,7 +161,7 @@ func (n *Notifier) selectClients(filter ConnectionFilter) ([]subscriptions.Clien
 			continue
 		}
 		if filter.User != "" {
-			if auth := n.authOf(client); auth == nil || refOf(auth) != user {
+			if n.identityOf(client).user != user {
 				continue
 			}
 		}

@@ -22,8 +22,9 @@ func (n *Notifier) fanOut(pub *publication) Report {
 }
 
 func (n *Notifier) fanOutAt(now time.Time, pub *publication) Report {
-	f := fanOut{notifier: n, pub: pub, now: now, clock: n.conns.Now(), hooked: n.hooked()}
+	f := fanOut{notifier: n, pub: pub, now: now.Unix(), clock: n.conns.Now(), hooked: n.hooked()}
 	f.report = Report{ID: pub.ID, Topic: pub.Topic, Epoch: pub.Epoch, Seq: pub.Seq}
+	f.narrows = pub.to.narrows()
 	f.private = pub.to.looksAtAuth || n.isRestricted(pub.Topic)
 	named, isNamed := n.namedSubscriptions(pub)
 	foreign := n.foreignClients()
@@ -95,10 +96,11 @@ func (n *Notifier) namedSubscriptions(pub *publication) ([]*subscription, bool) 
 type fanOut struct {
 	notifier *Notifier
 	pub      *publication
-	now      time.Time
+	now      int64 // Unix seconds
 	clock    int64
 	hooked   bool
 	private  bool // not for everyone who can connect
+	narrows  bool // the audience may exclude a subscriber
 	report   Report
 
 	plain     *conn.Frame            // under the topic itself, as most clients subscribe
@@ -155,7 +157,7 @@ func (f *fanOut) data(envelope bool) []byte {
 // enqueue queues the message under each of the keys of s.
 func (f *fanOut) enqueue(s *subscription) {
 	client := s.client
-	if !f.pub.to.matchClient(client, f.now) {
+	if f.narrows && !f.pub.to.isFor(&reader{who: client.auth.Load().at(f.now), connection: client.conn.ID()}) {
 		return
 	}
 	if f.hooked && client.endIfUnseen(&client.conn) {
@@ -164,7 +166,7 @@ func (f *fanOut) enqueue(s *subscription) {
 	outcome := conn.Gone
 	for i := range s.keys {
 		key := &s.keys[i]
-		if key.grant.forUser && !key.grant.holds(client.authAt(f.now)) {
+		if key.grant.forUser && !key.grant.holds(client.auth.Load().at(f.now)) {
 			continue
 		}
 		var made *conn.Frame
@@ -208,10 +210,13 @@ func (f *fanOut) handOver() {
 func (f *fanOut) enqueueForeign(client subscriptions.Client) {
 	n := f.notifier
 	defer n.guard("queueing a message for a realtime client of other code")
-	auth := n.foreignAuth(client)
-	holds := func(key string) bool { return n.foreign.rightsOf(client).grantOf(key).holds(auth) }
+	r := reader{who: n.foreignIdentity(client), connection: client.Id()}
+	holds := func(key string) bool {
+		granted := n.foreign.rightsOf(client).grantOf(key)
+		return granted.holds(r.who)
+	}
 	keys := slices.DeleteFunc(n.keysOf(client, f.pub.Topic), func(key string) bool { return !holds(key) })
-	if len(keys) == 0 || client.IsDiscarded() || !f.pub.to.match(client, auth) {
+	if len(keys) == 0 || client.IsDiscarded() || !f.pub.to.isFor(&r) {
 		return
 	}
 	all := true

@@ -200,15 +200,15 @@ func (n *Notifier) filterUsers(ctx context.Context, filters []collectionFilter, 
 // rest of the audience matches.
 func (n *Notifier) filterCandidates(pub *publication) map[string]sets.Of[string] {
 	rest := *pub.to
-	rest.filter = nil
+	rest.filtered = false
 
 	candidates := map[string]sets.Of[string]{}
 	for _, client := range n.candidates(pub.Topic, false, userRef{}) {
-		auth := n.authOf(client)
-		if auth == nil || !rest.match(client, auth) || len(n.keysOf(client, pub.Topic)) == 0 {
+		who := n.identityOf(client)
+		if who.isGuest() || !rest.isFor(&reader{who: who, connection: client.Id()}) || len(n.keysOf(client, pub.Topic)) == 0 {
 			continue
 		}
-		ref := refOf(auth)
+		ref := who.user
 		if candidates[ref.collectionID] == nil {
 			candidates[ref.collectionID] = sets.Of[string]{}
 		}

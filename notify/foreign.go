@@ -159,7 +159,7 @@ func (n *Notifier) recheckForeign(client subscriptions.Client, memo *memo) (chec
 		if before == nil {
 			return 0, 0
 		}
-		auth, err := memo.user(n.foreignAuth(client))
+		auth, err := memo.user(n.foreignIdentity(client))
 		next := &foreignRights{map[string]grant{}, before.expires}
 		var denied []string
 		for key, had := range before.grants {

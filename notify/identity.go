@@ -1,4 +1,4 @@
-// Identity: an auth record or a guest, at a given moment.
+// Identity: who a connection or a request acts as, and to whom a message may go.
 
 package notify
 
@@ -10,32 +10,69 @@ import (
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
 
-// userRef identifies an auth record.
+// userRef identifies an auth record. The zero value is a guest.
 type userRef struct{ collectionID, id string }
 
 func (r userRef) String() string { return r.collectionID + ":" + r.id }
 
 func refOf(auth *core.Record) userRef { return userRef{auth.Collection().Id, auth.Id} }
 
-// isSameUser reports whether a and b are the same user, or both guests.
-func isSameUser(a, b *core.Record) bool {
-	if a == nil || b == nil {
-		return a == b
-	}
-	return refOf(a) == refOf(b)
+// identity is who somebody acts as: an auth record, or a guest. It never changes after creation.
+type identity struct {
+	user        userRef
+	isSuperuser bool
+	tokenKey    string // of the auth record when it signed in: its tokens are revoked if that changes
+	expires     int64  // when the token does, in Unix seconds; 0 means never
 }
 
-// authAt returns the auth record that counts at the time now, or nil for a guest.
-func (c *Client) authAt(now time.Time) *core.Record {
-	if auth := c.auth.Load(); auth != nil && !c.expired(now) {
-		return auth
+var guest = &identity{}
+
+// identityOf returns the identity of an auth record, or guest for nil. expires is in Unix seconds.
+func identityOf(auth *core.Record, expires int64) *identity {
+	if auth == nil {
+		return guest
 	}
-	return nil
+	return &identity{refOf(auth), auth.IsSuperuser(), auth.TokenKey(), expires}
 }
 
-func (c *Client) expired(now time.Time) bool {
-	at := c.expires.Load()
-	return at != 0 && now.Unix() >= at
+func (i *identity) isGuest() bool { return i.user == userRef{} }
+
+// at returns i as it counts at the time now, in Unix seconds: a guest once the token has expired.
+func (i *identity) at(now int64) *identity {
+	if i.expires != 0 && now >= i.expires {
+		return guest
+	}
+	return i
+}
+
+// identity returns who the client is now.
+func (c *Client) identity() *identity { return c.auth.Load().at(time.Now().Unix()) }
+
+// identityOf returns who is behind a client from PocketBase's broker now.
+func (n *Notifier) identityOf(client subscriptions.Client) *identity {
+	if own := n.own(client); own != nil {
+		return own.identity()
+	}
+	return n.foreignIdentity(client)
+}
+
+// foreignIdentity is identityOf for a client of other code.
+func (n *Notifier) foreignIdentity(client subscriptions.Client) *identity {
+	auth, _ := client.Get(apis.RealtimeClientAuthKey).(*core.Record)
+	expires := int64(0)
+	if rights := n.foreign.rightsOf(client); rights != nil && !rights.expires.IsZero() {
+		expires = rights.expires.Unix()
+	}
+	return identityOf(auth, expires).at(time.Now().Unix())
+}
+
+// authOf returns the auth record of client's connection, or nil for a guest.
+func (n *Notifier) authOf(client subscriptions.Client) *core.Record {
+	auth, _ := client.Get(apis.RealtimeClientAuthKey).(*core.Record)
+	if n.identityOf(client).isGuest() {
+		return nil
+	}
+	return auth
 }
 
 // Publisher is the publishing client, as the server knows it.
@@ -54,10 +91,12 @@ type Publisher struct {
 
 func (p Publisher) isSuperuser() bool { return p.Auth != nil && p.Auth.IsSuperuser() }
 
+func (p Publisher) identity() *identity { return identityOf(p.Auth, 0) }
+
 // key tells publishers apart.
 func (p Publisher) key() string {
 	if p.Auth != nil {
-		return p.Auth.Collection().Id + ":" + p.Auth.Id
+		return refOf(p.Auth).String()
 	}
 	return "guest:" + p.IP
 }
@@ -80,21 +119,4 @@ func (n *Notifier) authCollections() ([]*core.Collection, error) {
 		}
 	}
 	return append(own, system...), nil
-}
-
-// foreignAuth returns the auth record of a client of other code that counts now.
-func (n *Notifier) foreignAuth(client subscriptions.Client) *core.Record {
-	if rights := n.foreign.rightsOf(client); rights != nil && !rights.expires.IsZero() && !time.Now().Before(rights.expires) {
-		return nil
-	}
-	auth, _ := client.Get(apis.RealtimeClientAuthKey).(*core.Record)
-	return auth
-}
-
-// authOf returns the auth record of client's connection, or nil for a guest.
-func (n *Notifier) authOf(client subscriptions.Client) *core.Record {
-	if own := n.own(client); own != nil {
-		return own.authAt(time.Now())
-	}
-	return n.foreignAuth(client)
 }

@@ -6,13 +6,12 @@
 package notify
 
 import (
-	"github.com/pocketbase/pocketbase/tools/subscriptions"
 	"hash/maphash"
 	"slices"
 	"sync"
 	"sync/atomic"
 
-	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
 
 // index finds our clients by topic and by user.
@@ -165,21 +164,19 @@ func (x *index) topics() int {
 	return count
 }
 
-// setUser moves client from the connections of one auth record to those of another; nil means a
-// guest.
-func (x *index) setUser(client *Client, from, to *core.Record) {
+// setUser moves client from the connections of one user to those of another. Either may be a guest,
+// who has none.
+func (x *index) setUser(client *Client, from, to userRef) {
 	x.usersMu.Lock()
 	defer x.usersMu.Unlock()
-	if from != nil {
-		ref := refOf(from)
-		left := slices.DeleteFunc(x.users[ref], func(c *Client) bool { return c == client })
-		if x.users[ref] = left; len(left) == 0 {
-			delete(x.users, ref)
+	if from != (userRef{}) {
+		left := slices.DeleteFunc(x.users[from], func(c *Client) bool { return c == client })
+		if x.users[from] = left; len(left) == 0 {
+			delete(x.users, from)
 		}
 	}
-	if to != nil {
-		ref := refOf(to)
-		x.users[ref] = append(x.users[ref], client)
+	if to != (userRef{}) {
+		x.users[to] = append(x.users[to], client)
 	}
 }
 

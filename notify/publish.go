@@ -105,7 +105,7 @@ func (n *Notifier) withoutUnknown(users []string) []string {
 // belongs to another publisher.
 func (n *Notifier) OwnClient(p Publisher, id string) (subscriptions.Client, error) {
 	client, err := n.app.SubscriptionsBroker().ClientById(id)
-	if err == nil && isSameUser(p.Auth, n.authOf(client)) {
+	if err == nil && p.identity().user == n.identityOf(client).user {
 		if ip, _ := client.Get(apis.RealtimeClientIPKey).(string); p.Auth != nil || ip == p.IP {
 			return client, nil
 		}

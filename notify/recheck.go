@@ -5,7 +5,6 @@ package notify
 import (
 	"encoding/json/v2"
 	"maps"
-	"time"
 
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
@@ -97,7 +96,7 @@ func (n *Notifier) admitted(client *Client, a *Admission, stale bool) {
 		change.add(client)
 	}
 	n.changes.mu.Unlock()
-	if stale || !isSameUser(a.auth, client.auth.Load()) {
+	if stale || a.who.user != client.auth.Load().user {
 		n.recheckClient(client, n.newMemo())
 	}
 }
@@ -151,7 +150,7 @@ func (n *Notifier) recheckClient(client *Client, memo *memo) (checked, ended int
 		if len(keys) == 0 {
 			return 0, 0
 		}
-		auth, err := memo.user(client.authAt(time.Now()))
+		auth, err := memo.user(client.identity())
 		if err != nil {
 			client.Close(DisconnectRuleFailed) // as below
 			return len(keys), 0

@@ -8,7 +8,6 @@ import (
 	"encoding/json/jsontext"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/pocketbase/pocketbase/core"
 
@@ -71,7 +70,7 @@ func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from 
 	if page.Epoch != "" {
 		answer.Next = page.Next().String()
 	}
-	see := n.newViewer(ctx, p.Auth, "", p.ClientIDs)
+	see := n.newViewer(ctx, reader{who: p.identity(), earlier: p.ClientIDs})
 	for _, entry := range page.Entries {
 		pub, verdict, err := see.read(entry)
 		if err != nil {
@@ -92,7 +91,7 @@ func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from 
 	if n.changes.quietSince(generation) {
 		return answer, nil
 	}
-	if p.Auth, err = n.newMemo().user(p.Auth); err != nil {
+	if p.Auth, err = n.newMemo().user(p.identity()); err != nil {
 		return nil, err
 	}
 	_, err = n.mayListen(p, topic)
@@ -103,18 +102,11 @@ func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from 
 // rights before the evaluation.
 func (n *Notifier) mayListen(p Publisher, topic string) (generation uint64, err error) {
 	generation = n.changes.current()
-	c, values := n.channelOf(topic)
-	if c == nil {
-		if n.config.Strict && !p.isSuperuser() {
-			return 0, ErrForbidden
-		}
-		return generation, nil
-	}
-	allowed, err := n.passes(c, c.subscribe, values, p.Auth, p.Headers)
+	a := n.newMemo().mayListen(topic, p.Auth, "", func() map[string]string { return p.Headers })
 	switch {
-	case err != nil:
-		return 0, fmt.Errorf("evaluate the subscribe rule of %q: %w", c.pattern.Text, err)
-	case !allowed:
+	case a.err != nil:
+		return 0, a.err
+	case !a.ok:
 		return 0, ErrForbidden
 	}
 	return generation, nil
@@ -122,12 +114,10 @@ func (n *Notifier) mayListen(p Publisher, topic string) (generation uint64, err 
 
 // viewer decides which stored messages are meant for one reader. It evaluates each filter once.
 type viewer struct {
-	n        *Notifier
-	ctx      context.Context
-	auth     *core.Record // nil for a guest
-	clientID string       // empty if not on a realtime connection
-	earlier  []string     // ids of earlier connections, as claimed by the client
-	filters  map[viewedFilter]verdictOf
+	n   *Notifier
+	ctx context.Context
+	reader
+	filters map[viewedFilter]verdictOf
 }
 
 type viewedFilter struct{ text, meaning string }
@@ -141,8 +131,8 @@ const (
 	forWhom // the audience is no longer known: the message is not shown and counts as missing
 )
 
-func (n *Notifier) newViewer(ctx context.Context, auth *core.Record, clientID string, earlier []string) *viewer {
-	return &viewer{n: n, ctx: ctx, auth: auth, clientID: clientID, earlier: earlier, filters: map[viewedFilter]verdictOf{}}
+func (n *Notifier) newViewer(ctx context.Context, r reader) *viewer {
+	return &viewer{n, ctx, r, map[viewedFilter]verdictOf{}}
 }
 
 // read returns a stored message, as a viewer for whom it is meant gets it.
@@ -166,23 +156,30 @@ func (v *viewer) sees(pub *publication) (verdictOf, error) {
 		return forWhom, nil
 	}
 	pub.to = to
+	to.allowed = sets.Of[userRef]{v.who.user: {}} // whether the filter allows it is resolved last
+	if !to.isFor(&v.reader) {
+		return forOthers, nil
+	}
+	if v.who.isGuest() || to.collections == nil && !to.filtered {
+		return forViewer, nil
+	}
+	collection, err := v.n.app.FindCachedCollectionByNameOrId(v.who.user.collectionID)
 	switch {
-	case to.clients != nil && !to.clients.Has(v.clientID) && !v.hadOneOf(stored.ClientUsers):
-		return forOthers, nil
-	case to.exceptClients.Has(v.clientID) || slices.ContainsFunc(v.earlier, to.exceptClients.Has):
-		return forOthers, nil
-	case to.looksAtAuth && !to.matchAuth(v.auth):
-		return forOthers, nil
-	case (to.collections != nil || stored.FilterOn != nil) && v.auth != nil && v.auth.Collection().Created.Time().After(pub.Time):
+	case err != nil || collection.Id != v.who.user.collectionID:
+		return forWhom, nil
+	case collection.Created.Time().After(pub.Time):
 		// PocketBase derives collection ids from names: this is another collection with the same
 		// id, and the intended one is gone
 		return forOthers, nil
-	case stored.FilterOn == nil:
+	case !to.filtered:
 		return forViewer, nil
-	case v.auth == nil:
-		return forOthers, nil
 	}
-	meaning, applies := stored.FilterOn[v.auth.Collection().Id]
+	return v.resolve(collection, &stored, pub)
+}
+
+// resolve reports whether the filter of a stored message allows the viewer, a record of collection.
+func (v *viewer) resolve(collection *core.Collection, stored *storedAudience, pub *publication) (verdictOf, error) {
+	meaning, applies := stored.FilterOn[collection.Id]
 	if !applies {
 		return forOthers, nil
 	}
@@ -190,7 +187,7 @@ func (v *viewer) sees(pub *publication) (verdictOf, error) {
 	verdict, known := v.filters[key]
 	if !known {
 		var err error
-		if verdict, err = v.passes(stored.Filter, meaning); err != nil {
+		if verdict, err = v.passes(collection, stored.Filter, meaning); err != nil {
 			return forWhom, fmt.Errorf("resolve the filter of message %d of %q: %w", pub.Seq, pub.Topic, err)
 		}
 		v.filters[key] = verdict
@@ -198,24 +195,17 @@ func (v *viewer) sees(pub *publication) (verdictOf, error) {
 	return verdict, nil
 }
 
-// hadOneOf reports whether a message was sent to an earlier connection of the viewer. users maps the
-// message's clients to their users at that time; nothing is known about connections of guests.
-func (v *viewer) hadOneOf(users map[string]string) bool {
-	return v.auth != nil && slices.ContainsFunc(v.earlier, func(id string) bool { return users[id] == refOf(v.auth).String() })
-}
-
 // passes evaluates a filter that had meaning when the message was sent.
-func (v *viewer) passes(text, meaning string) (verdictOf, error) {
-	collection := v.auth.Collection()
+func (v *viewer) passes(collection *core.Collection, text, meaning string) (verdictOf, error) {
 	filter, err := v.n.compileFor(collection, text)
 	if err != nil || filter.meaning != meaning {
 		return forWhom, nil // a collection or field is gone, or a name now stands for another one
 	}
-	allowed, err := v.n.filterUsers(v.ctx, []collectionFilter{filter}, map[string]sets.Of[string]{collection.Id: {v.auth.Id: {}}})
+	allowed, err := v.n.filterUsers(v.ctx, []collectionFilter{filter}, map[string]sets.Of[string]{collection.Id: {v.who.user.id: {}}})
 	if err != nil {
 		return forWhom, err
 	}
-	if allowed.Has(refOf(v.auth)) {
+	if allowed.Has(v.who.user) {
 		return forViewer, nil
 	}
 	return forOthers, nil

@@ -17,9 +17,6 @@ import (
 	"context"
 	"log/slog"
 	"slices"
-	"time"
-
-	"github.com/pocketbase/pocketbase/core"
 
 	"herald/notify/internal/conn"
 	"herald/notify/internal/history"
@@ -111,9 +108,9 @@ func (c *Client) runReplay(p pendingReplay) {
 			n.app.Logger().Error("Failed to replay the history of a topic", slog.String("topic", p.topic), slog.String("error", err.Error()))
 			page = &history.Page{}
 		}
-		auth := c.authAt(time.Now())
-		frames, gapAfter := c.framesOf(p, page, auth, gap || !page.Complete)
-		switch c.queuePage(p, page, frames, auth, gapAfter) {
+		who := c.identity()
+		frames, gapAfter := c.framesOf(p, page, who, gap || !page.Complete)
+		switch c.queuePage(p, page, frames, who, gapAfter) {
 		case pageOver:
 			return
 		case pageQueued:
@@ -147,11 +144,11 @@ func (c *Client) readPage(p pendingReplay, from Start) (*history.Page, error) {
 	return n.history.Read(p.topic, from, max(1, n.config.QueueSize/conn.PageShare), min(maxPageBytes, n.config.QueueBytes/conn.PageShare))
 }
 
-// framesOf returns the messages of page that are meant for auth. gap says that messages before them
+// framesOf returns the messages of page that are meant for who. gap says that messages before them
 // are missing; framesOf returns it as true if no frame could announce that.
-func (c *Client) framesOf(p pendingReplay, page *history.Page, auth *core.Record, gap bool) ([]*conn.Frame, bool) {
+func (c *Client) framesOf(p pendingReplay, page *history.Page, who *identity, gap bool) ([]*conn.Frame, bool) {
 	n := c.notifier
-	see := n.newViewer(context.Background(), auth, c.Id(), p.replay.earlier)
+	see := n.newViewer(context.Background(), reader{who, c.conn.ID(), p.replay.earlier})
 	restricted := n.isRestricted(p.topic)
 	frames := make([]*conn.Frame, 0, len(page.Entries))
 	for _, entry := range page.Entries {
@@ -180,12 +177,12 @@ type pageOutcome int
 
 const (
 	pageQueued pageOutcome = iota // more pages follow
-	pageAgain                     // the page must be read again, for another auth record
+	pageAgain                     // the page must be read again, for somebody else
 	pageOver                      // the replay is over
 )
 
-// queuePage queues a page that was prepared for auth.
-func (c *Client) queuePage(p pendingReplay, page *history.Page, frames []*conn.Frame, auth *core.Record, gap bool) pageOutcome {
+// queuePage queues a page that was prepared for who.
+func (c *Client) queuePage(p pendingReplay, page *history.Page, frames []*conn.Frame, who *identity, gap bool) pageOutcome {
 	s := c.subscriptionTo(p.topic)
 	if s == nil {
 		return pageOver
@@ -202,11 +199,11 @@ func (c *Client) queuePage(p pendingReplay, page *history.Page, frames []*conn.F
 		r.live, r.epoch, r.reached, r.gap = true, page.Epoch, page.Last, missing
 		return pageOver
 	}
-	now := c.authAt(time.Now())
+	now := c.identity()
 	switch {
 	case !s.keys[at].grant.holds(now):
 		return goLive(true) // it gets nothing, until the rules allow it
-	case !isSameUser(auth, now):
+	case now.user != who.user:
 		return pageAgain
 	}
 

@@ -82,7 +82,7 @@ func (n *Notifier) fanOutUnstored(pub *publication) (report Report, done bool, e
 	if n.stopped {
 		return Report{}, false, ErrShutdown
 	}
-	if n.historyOf(pub.Topic).Count > 0 {
+	if n.HasHistory(pub.Topic) {
 		n.storing.Add(1)
 		return Report{}, false, nil
 	}
@@ -97,11 +97,11 @@ func (n *Notifier) usersOfClients(ids sets.Of[string]) map[string]string {
 		if err != nil {
 			continue
 		}
-		if auth := n.authOf(client); auth != nil {
+		if who := n.identityOf(client); !who.isGuest() {
 			if users == nil {
 				users = map[string]string{}
 			}
-			users[id] = refOf(auth).String()
+			users[id] = who.user.String()
 		}
 	}
 	return users

@@ -81,9 +81,10 @@ func readStored(encoded []byte) (s storedAudience, a *audience) {
 	}
 	a = &audience{
 		auth: s.Auth, users: toRefs(s.Users), collections: sets.From(s.Collections), clients: sets.From(s.Clients),
-		exceptUsers: toRefs(s.ExceptUsers), exceptClients: sets.From(s.ExceptClients),
+		exceptUsers: toRefs(s.ExceptUsers), exceptClients: sets.From(s.ExceptClients), clientUsers: s.ClientUsers,
 	}
-	a.noteLooks(s.FilterOn != nil)
+	a.filtered = s.FilterOn != nil
+	a.noteLooks()
 	return s, a
 }
 

@@ -18,8 +18,11 @@ func (n *Notifier) CheckAudience(to Audience) error {
 // IsWanted reports whether a message on topic would reach anyone, now or later: the topic has
 // subscribers or history. It costs no query.
 func (n *Notifier) IsWanted(topic string) bool {
-	return n.index.hasSubscribers(topic) || n.historyOf(topic).Count > 0 || len(n.foreignClients()) > 0
+	return n.index.hasSubscribers(topic) || n.HasHistory(topic) || len(n.foreignClients()) > 0
 }
+
+// HasHistory reports whether messages on topic are stored, so that sending one waits for a disk.
+func (n *Notifier) HasHistory(topic string) bool { return n.historyOf(topic).Count > 0 }
 
 // IsPrefixWanted is [Notifier.IsWanted] for any topic that begins with prefix. It
 // looks at all topics that have subscribers.

@@ -65,7 +65,8 @@ func (t *Triggers) decide(firings []*firing, isCommitted bool) {
 	}
 }
 
-// send sends the decided firings in order, until none is left.
+// send sends the decided firings in order, until none is left. Those that must be stored go to a
+// lane of their own, so that the others need not wait for the disk of the history.
 func (t *Triggers) send() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -77,9 +78,42 @@ func (t *Triggers) send() {
 			return
 		}
 		t.mu.Unlock()
+		isReady := t.prepare(f)
+		isStored := isReady && t.notifier.HasHistory(f.message.Topic)
+		t.mu.Lock()
+		switch {
+		case !isReady:
+		case isStored || t.storing[f.message.Topic] > 0: // which keeps the order of a topic whose channel changes
+			t.toStore = append(t.toStore, f)
+			if t.storing[f.message.Topic]++; !t.isStoring {
+				t.isStoring = true
+				go t.store()
+			}
+		default:
+			t.mu.Unlock()
+			t.fire(f)
+			t.mu.Lock()
+		}
+	}
+}
+
+// store sends the firings that must be stored, in order, until none is left.
+func (t *Triggers) store() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for len(t.toStore) > 0 {
+		f := t.toStore[0]
+		t.toStore[0] = nil
+		t.toStore = t.toStore[1:]
+		t.mu.Unlock()
 		t.fire(f)
 		t.mu.Lock()
+		if t.storing[f.message.Topic]--; t.storing[f.message.Topic] == 0 {
+			delete(t.storing, f.message.Topic)
+		}
 	}
+	t.toStore, t.isStoring = nil, false
+	t.idle.Broadcast()
 }
 
 // next takes the next committed firing off the queue, or returns nil. mu is held. An undecided
@@ -112,27 +146,31 @@ func (t *Triggers) waitFor(left time.Duration) *firing {
 	return nil
 }
 
+// prepare composes the message of f, and reports whether anyone could get it.
+func (t *Triggers) prepare(f *firing) (isReady bool) {
+	defer t.guard(f.trigger)
+	if f.message.Topic != "" {
+		return t.notifier.IsWanted(f.message.Topic) // perhaps no longer
+	}
+	t.compose(t.app, f)
+	return f.message.Topic != ""
+}
+
 // fire sends the message of f.
 func (t *Triggers) fire(f *firing) {
-	trigger := f.trigger
-	defer func() {
-		if cause := recover(); cause != nil {
-			t.app.Logger().Error("Panic in a trigger", slog.String("trigger", trigger.name), slog.Any("cause", cause))
-		}
-	}()
-	switch {
-	case f.message.Topic == "":
-		if t.compose(t.app, f); f.message.Topic == "" {
-			return
-		}
-	case !t.notifier.IsWanted(f.message.Topic): // no longer
-		return
-	}
+	defer t.guard(f.trigger)
 	if _, err := t.notifier.Send(context.Background(), f.message); err != nil {
-		t.fail(trigger, err)
+		t.fail(f.trigger, err)
 		return
 	}
 	t.sent.Add(1)
+}
+
+// guard logs a panic, which costs one firing of trigger. It must be deferred.
+func (t *Triggers) guard(trigger *trigger) {
+	if cause := recover(); cause != nil {
+		t.app.Logger().Error("Panic in a trigger", slog.String("trigger", trigger.name), slog.Any("cause", cause))
+	}
 }
 
 // compose composes the message of f, unless nobody could get it. A failure is recorded.
@@ -173,13 +211,13 @@ func (t *Triggers) close(timeout time.Duration) {
 	expired := time.AfterFunc(timeout, func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		t.closed, t.queue = true, nil
+		t.closed, t.queue, t.toStore = true, nil, nil
 		t.idle.Broadcast()
 	})
 	defer expired.Stop()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for t.sending {
+	for (t.sending || t.isStoring) && !t.closed {
 		t.idle.Wait()
 	}
 	t.closed, t.queue = true, nil

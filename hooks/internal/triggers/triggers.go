@@ -42,8 +42,13 @@ type Triggers struct {
 	mu      sync.Mutex // guards the fields below
 	queue   []*firing  // in the order of the commits
 	sending bool       // a goroutine is sending
-	closed  bool
-	idle    *sync.Cond // signaled when sending ends
+
+	toStore   []*firing      // taken off the queue: to topics with history
+	storing   map[string]int // their number by topic, that of the one being sent included
+	isStoring bool           // a goroutine is sending them
+
+	closed bool
+	idle   *sync.Cond // signaled when sending or storing ends
 }
 
 // knownTriggers are all triggers at one time.
@@ -59,6 +64,7 @@ type knownTriggers struct {
 func Bind(app core.App, notifier *notify.Notifier, flushTimeout time.Duration) *Triggers {
 	t := &Triggers{app: app, notifier: notifier}
 	t.idle = sync.NewCond(&t.mu)
+	t.storing = map[string]int{}
 	t.known.Store(&knownTriggers{})
 	const id = pb_migrations.TriggersCollectionID
 

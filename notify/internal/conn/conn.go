@@ -30,7 +30,7 @@ type Owner interface {
 type Conn struct {
 	group *Group
 	owner Owner
-	id    string // for the log
+	id    string
 	begun time.Time
 	done  chan struct{}
 
@@ -55,6 +55,9 @@ func (g *Group) Start(c *Conn, owner Owner, id string) *Conn {
 	c.writer = unserved{}
 	return c
 }
+
+// ID returns the id that the connection was started with.
+func (c *Conn) ID() string { return c.id }
 
 // Begun returns when the connection began.
 func (c *Conn) Begun() time.Time { return c.begun }
