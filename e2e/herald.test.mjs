@@ -472,6 +472,10 @@ async function openTab(browser, url, topic, ahead, auth) {
     const pb = new PocketBase(location.origin);
     if (auth) pb.authStore.save(auth.token, auth.record);
     window.log = { messages: [], gaps: [], state: "" };
+    window.describe = () => JSON.stringify({
+      messages: window.log.messages.length, state: window.log.state, clientId: pb.realtime.clientId, isConnected: pb.realtime.isConnected,
+      stream: pb.realtime.eventSource?.readyState, attempts: pb.realtime.reconnectAttempts, keys: Object.keys(pb.realtime.subscriptions),
+    });
     await subscribe(pb, topic, (message) => window.log.messages.push(message), {
       onGap: (gap) => window.log.gaps.push(gap),
       onState: (state) => (window.log.state = state),
@@ -525,7 +529,12 @@ test("a network that fails at random", async (t) => {
     await log.live();
   }
   for (const [i, tab] of opened.entries()) {
-    await tab.waitForFunction((count) => window.log.messages.length >= count && window.log.state === "live", sent[i % 5], { timeout: 60_000 });
+    try {
+      await tab.waitForFunction((count) => window.log.messages.length >= count && window.log.state === "live", sent[i % 5], { timeout: 60_000 });
+    } catch (error) {
+      t.diagnostic(`tab ${i} of ${sent[i % 5]} messages: ${await tab.evaluate(() => window.describe())}`);
+      throw error;
+    }
     logs.push(await tab.evaluate(() => window.log));
     assert.deepEqual(tab.problems, []);
   }

@@ -98,7 +98,7 @@ func (k keptChannels) besides(present []*core.Record, collection *core.Collectio
 // stays open; everything else is for superusers only, because the rules cannot be evaluated without
 // the collection.
 func (k keptChannels) closed(present []*core.Record) ([]*core.Record, error) {
-	records, err := k.besides(present, pb_migrations.NewChannelsCollection())
+	records, err := k.besides(present, pb_migrations.CurrentChannelsCollection())
 	for _, record := range records {
 		for _, field := range []string{"subscribeRule", "publishRule", "presenceRule"} {
 			if record.GetString(field) != "*" {
@@ -122,7 +122,7 @@ func (c *channels) restore(isStart bool) {
 			if _, err := tx.FindCollectionByNameOrId(pb_migrations.ChannelsCollectionName); err == nil || !isStart {
 				return nil // the name is taken, or a superuser may still import it
 			}
-			collection = pb_migrations.NewChannelsCollection()
+			collection = pb_migrations.CurrentChannelsCollection()
 			if err := tx.Save(collection); err != nil {
 				return err
 			}

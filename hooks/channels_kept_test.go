@@ -77,16 +77,16 @@ func TestOwnCollection(t *testing.T) {
 	}
 }
 
-// TestChannelsMigration: down and up again, with that of the triggers, which is later.
+// TestChannelsMigration: down and up again, with those that are later.
 func TestChannelsMigration(t *testing.T) {
 	w := newWorld(t)
 	server := pbtest.Serve(t, w)
 	addChannel(t, w, map[string]any{"pattern": "news"})
 	runner := core.NewMigrationsRunner(w, core.AppMigrations)
-	if _, err := runner.Down(2); err != nil {
+	if _, err := runner.Down(3); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"notify_channels", "notify_triggers"} {
+	for _, name := range []string{"notify_channels", "notify_triggers", "notify_last_seen"} {
 		if _, err := w.FindCollectionByNameOrId(name); err == nil {
 			t.Errorf("the collection %q is still there", name)
 		}
@@ -281,7 +281,7 @@ func TestChannelHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"pattern", "subscribeRule", "publishRule", "presenceRule", "history", "historyTTL", "presence", "rateLimit", "maxSize"} {
+	for _, name := range []string{"pattern", "subscribeRule", "publishRule", "presenceRule", "history", "historyTTL", "presence", "presenceFields", "presenceLimit", "presenceTTL", "rateLimit", "maxSize"} {
 		encoded, err := json.Marshal(collection.Fields.GetByName(name))
 		if err != nil {
 			t.Fatal(err)

@@ -47,6 +47,18 @@ interface NotifyClient {
   queued: number;
 }
 
+/** A user who is subscribed to a topic whose channel has presence. */
+interface NotifyPresenceMember {
+  /** "users:RECORD_ID" */
+  user: string;
+  since: string;
+  connections: number;
+  /** Those of the user's record that the channel's presenceFields name. */
+  fields: { [name: string]: any };
+  /** What the user's own clients have set; null if nothing. */
+  meta: any;
+}
+
 /** Realtime messages. What is wrong is thrown as an Error whose message names the field. */
 declare const $notify: {
   send(message: NotifyMessage): NotifyReport;
@@ -54,6 +66,17 @@ declare const $notify: {
   topics(): { topic: string; subscribers: number; users: number }[];
   /** Who is connected. */
   clients(filter?: { topic?: string; user?: string }): NotifyClient[];
+  /** Which users are subscribed to a topic whose channel has presence: the first 1,000. */
+  presence(topic: string): {
+    epoch: string;
+    seq: number;
+    total: number;
+    guests: number;
+    members: NotifyPresenceMember[];
+    next: string;
+  };
+  /** Whether a user ("users:RECORD_ID") has a realtime connection. */
+  online(user: string): boolean;
   /** Ends one connection, or all of a user; returns how many there were. */
   disconnect(what: string | { user: string }): number;
 };
@@ -67,5 +90,17 @@ declare function onNotifyPublish(handler: (e: {
   data: any;
   exceptUsers: string[];
   exceptClients: string[];
+  next(): void;
+}) => void): void;
+
+/** Is called when users have come to or left a topic whose channel has presence, or show something else. */
+declare function onNotifyPresence(handler: (e: {
+  topic: string;
+  join: NotifyPresenceMember[];
+  update: NotifyPresenceMember[];
+  /** "users:RECORD_ID" */
+  leave: string[];
+  total: number;
+  guests: number;
   next(): void;
 }) => void): void;

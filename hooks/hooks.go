@@ -31,8 +31,8 @@ type Config struct {
 	// environment variable HERALD_METRICS_TOKEN. If both are empty, only superusers have access.
 	MetricsToken string
 
-	// JS registers PocketBase's jsvm plugin (pb_hooks and JavaScript migrations) with $notify and
-	// onNotifyPublish, instead of jsvm.MustRegister. Nil means no JavaScript.
+	// JS registers PocketBase's jsvm plugin (pb_hooks and JavaScript migrations) with $notify,
+	// onNotifyPublish and onNotifyPresence, instead of jsvm.MustRegister. Nil means no JavaScript.
 	JS *jsvm.Config
 
 	// Page is served at / if there is no PublicDir. Defaults to nothing.
@@ -68,6 +68,8 @@ func (c *Config) BindFlags(flags *pflag.FlagSet) {
 		"the maximum number of realtime connections per user; 0 means no limit")
 	flags.IntVar(&limits.Subscriptions, "notifyMaxSubscriptions", 0,
 		"the maximum number of subscriptions per realtime connection; 0 means PocketBase's limit, 1000")
+	flags.IntVar(&engine.MaxMeta, "notifyMaxMeta", notify.DefaultMaxMeta,
+		"how many bytes of JSON a user may show about themselves on a topic with presence; at most 4096")
 	flags.BoolVar(&engine.Strict, "notifyStrict", false,
 		"let only superusers subscribe to realtime topics that no channel matches")
 	flags.StringVar(&c.MetricsToken, "notifyMetricsToken", "",
@@ -112,6 +114,14 @@ func Register(app core.App, root *cobra.Command, config Config) error {
 	if config.Notify.Hooked == nil {
 		config.Notify.Hooked = func() bool { return app.OnRealtimeMessageSend().Length() > 0 }
 	}
+	present := newPresence(app)
+	onPresence := config.Notify.OnPresence
+	config.Notify.OnPresence = func(change notify.PresenceChange) {
+		present.changed(change)
+		if onPresence != nil {
+			onPresence(change)
+		}
+	}
 	notifier := notify.New(app, config.Notify)
 
 	bindConnections(app, notifier, newLimits(config.Limits, notifier))
@@ -119,9 +129,11 @@ func Register(app core.App, root *cobra.Command, config Config) error {
 	bindRoutes(app, notifier)
 	bindPublish(app, notifier)
 	bindHistory(app, notifier)
+	bindPresence(app, notifier)
 	sent := triggers.Bind(app, notifier, flushTimeout)
 	bindStats(app, notifier, sent, cmp.Or(config.MetricsToken, os.Getenv("HERALD_METRICS_TOKEN")))
 	bindServer(app, notifier)
+	present.lastSeen.bind()
 	bindInbox(app, notifier)
 	bindPage(app, config)
 	if root != nil {

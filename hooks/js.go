@@ -33,7 +33,7 @@ var jsTypes []byte
 // jsTypesName is the file that they are written to, beside PocketBase's own types.d.ts.
 const jsTypesName = "herald.d.ts"
 
-// bindJS registers PocketBase's jsvm plugin for app, with onNotifyPublish and $notify in each of
+// bindJS registers PocketBase's jsvm plugin for app, with onNotifyPublish, onNotifyPresence and $notify in each of
 // its runtimes. It writes the types into the data directory when the server starts.
 func bindJS(app core.App, config jsvm.Config) error {
 	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
@@ -86,6 +86,12 @@ func (j jsNotify) object() map[string]func(goja.FunctionCall) goja.Value {
 			j.check(err)
 			return j.value(api.Clients(connections))
 		},
+		"presence": func(call goja.FunctionCall) goja.Value {
+			return j.value(j.notifier().Presence(j.text(call.Argument(0)), "", notify.MaxPresencePage))
+		},
+		"online": func(call goja.FunctionCall) goja.Value {
+			return j.vm.ToValue(j.notifier().Online(j.text(call.Argument(0))))
+		},
 		"disconnect": func(call goja.FunctionCall) goja.Value {
 			if id, ok := call.Argument(0).Export().(string); ok {
 				if j.notifier().Disconnect(id) {
@@ -102,6 +108,15 @@ func (j jsNotify) object() map[string]func(goja.FunctionCall) goja.Value {
 			return j.vm.ToValue(count)
 		},
 	}
+}
+
+// text returns an argument that must be a text.
+func (j jsNotify) text(argument goja.Value) string {
+	text, ok := argument.Export().(string)
+	if !ok {
+		panic(j.vm.NewTypeError("$notify: a text is expected"))
+	}
+	return text
 }
 
 // decode decodes an argument like the body of a request. It throws the errors that the API would

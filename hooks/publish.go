@@ -60,12 +60,15 @@ func OnPublish(app core.App) *hook.Hook[*PublishEvent] {
 	return app.Store().GetOrSet(publishHookKey, func() any { return &hook.Hook[*PublishEvent]{} }).(*hook.Hook[*PublishEvent])
 }
 
-// jsApp is the application for the jsvm plugin. It gives pb_hooks onNotifyPublish, because the
+// jsApp is the application for the jsvm plugin. It gives pb_hooks onNotifyPublish and onNotifyPresence, because the
 // plugin turns each method whose name begins with On into a JS hook.
 type jsApp struct{ core.App }
 
 // OnNotifyPublish is [OnPublish], for the plugin.
 func (a jsApp) OnNotifyPublish() jsPublishHook { return jsPublishHook{OnPublish(a.App)} }
+
+// OnNotifyPresence is [OnPresence], for the plugin.
+func (a jsApp) OnNotifyPresence() jsPresenceHook { return jsPresenceHook{OnPresence(a.App)} }
 
 // jsPocketBase is jsApp for PocketBase's own type: of a struct that is embedded JavaScript
 // also sees the fields, such as $app.rootCmd.
@@ -73,6 +76,11 @@ type jsPocketBase struct{ *pocketbase.PocketBase }
 
 // OnNotifyPublish is [OnPublish], for the plugin.
 func (a jsPocketBase) OnNotifyPublish() jsPublishHook { return jsPublishHook{OnPublish(a.PocketBase)} }
+
+// OnNotifyPresence is [OnPresence], for the plugin.
+func (a jsPocketBase) OnNotifyPresence() jsPresenceHook {
+	return jsPresenceHook{OnPresence(a.PocketBase)}
+}
 
 func newJSApp(app core.App) core.App {
 	if pb, ok := app.(*pocketbase.PocketBase); ok {

@@ -135,11 +135,15 @@ func (n *Notifier) newMemo() *memo {
 // decide reports whether auth may subscribe to key.
 func (m *memo) decide(key string, auth *core.Record) answer {
 	topic := topicOf(key)
+	headers := func() map[string]string { return optionsOf(key).Headers }
+	if target, isWatch := strings.CutPrefix(topic, PresencePrefix); isWatch {
+		return m.mayWatch(target, auth, key, headers)
+	}
 	if topic == "" || m.n.reserved(topic) != "" {
 		// the server's own topics; PocketBase evaluates the rules for topics of records
 		return answer{grant: grant{byRule: true}, ok: true}
 	}
-	return m.mayListen(topic, auth, key, func() map[string]string { return optionsOf(key).Headers })
+	return m.mayListen(topic, auth, key, headers)
 }
 
 // mayListen reports whether auth may have the messages of a topic that is not reserved. headers
@@ -154,25 +158,40 @@ func (m *memo) mayListen(topic string, auth *core.Record, source string, headers
 		return answer{grant: granted, ok: who.isSuperuser || !m.n.config.Strict}
 	}
 
-	if granted.forUser = channel.subscribe.LooksAtAuth() || who.isSuperuser; granted.forUser {
+	return m.evaluate(question{topic: topic}, channel, channel.subscribe, values, auth, source, headers)
+}
+
+// mayWatch is mayListen for who is present on topic. Where nobody is told, nobody may watch.
+func (m *memo) mayWatch(topic string, auth *core.Record, source string, headers func() map[string]string) answer {
+	channel, values := m.n.channelOf(topic)
+	if channel == nil || channel.presence == nil {
+		return answer{grant: grant{byRule: true}}
+	}
+	return m.evaluate(question{topic: PresencePrefix + topic}, channel, channel.presence.rule, values, auth, source, headers)
+}
+
+// evaluate answers q by a rule of channel.
+func (m *memo) evaluate(q question, channel *channel, rule *rules.Rule, values map[string]string, auth *core.Record, source string, headers func() map[string]string) answer {
+	granted, who := grant{byRule: true}, identityOf(auth, 0)
+	if granted.forUser = rule.LooksAtAuth() || who.isSuperuser; granted.forUser {
 		granted.user = who.user
 	}
-	q := question{topic: topic, user: granted.user}
-	if channel.subscribe.LooksAtHeaders {
+	q.user = granted.user
+	if rule.LooksAtHeaders {
 		q.headers = source
 	}
 	if known, ok := m.answers[q]; ok {
 		return known
 	}
 	var shown map[string]string
-	if channel.subscribe.LooksAtHeaders {
+	if rule.LooksAtHeaders {
 		shown = headers()
 	}
-	ok, err := m.n.passes(channel, channel.subscribe, values, auth, shown)
+	ok, err := m.n.passes(channel, rule, values, auth, shown)
 	if err != nil {
-		err = fmt.Errorf("evaluate the subscribe rule of %q: %w", channel.pattern.Text, err)
-		m.n.app.Logger().Error("A channel's subscribe rule failed",
-			slog.String("pattern", channel.pattern.Text), slog.String("error", err.Error()))
+		err = fmt.Errorf("evaluate a rule of %q: %w", channel.pattern.Text, err)
+		m.n.app.Logger().Error("A channel's rule failed",
+			slog.String("pattern", channel.pattern.Text), slog.String("topic", q.topic), slog.String("error", err.Error()))
 	}
 	a := answer{grant: granted, ok: ok && err == nil, err: err}
 	m.answers[q] = a

@@ -9,6 +9,7 @@ package notify
 
 import (
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -181,37 +182,39 @@ func (n *Notifier) ChangeOfRecord(before, after *core.Record) *Change {
 			return clients
 		}
 		for _, c := range set.all {
-			if d := c.subscribe.Collections[collection.Id]; d != nil && rules.Meets(d.Fields, changed) {
-				clients = append(clients, n.concerned(c, d.Concern(c.pattern, before, after, changed))...)
+			for _, rule := range c.listening() {
+				if d := rule.Collections[collection.Id]; d != nil && rules.Meets(d.Fields, changed) {
+					clients = append(clients, n.concerned(c, rule, d.Concern(c.pattern, before, after, changed))...)
+				}
 			}
 		}
 		return clients
 	})
 }
 
-// concerned returns the connections that concern selects, on topics of c.
-func (n *Notifier) concerned(c *channel, concern rules.Concern) []*Client {
+// concerned returns the connections that concern selects, on topics of c's rule.
+func (n *Notifier) concerned(c *channel, rule listeningRule, concern rules.Concern) []*Client {
 	if concern.All {
-		return n.index.clientsWhere(c.pattern.Matcher())
+		return n.index.clientsWhere(rule.topics(c.pattern))
 	}
 	var clients []*Client
 	for id := range concern.Users {
-		clients = append(clients, n.clientsWithID(c, id)...)
+		clients = append(clients, n.clientsWithID(id, rule.topics(c.pattern))...)
 	}
 	for topic := range concern.Topics {
-		clients = append(clients, n.index.clientsOn(topic)...)
+		clients = append(clients, n.index.clientsOn(rule.prefix+topic)...)
 	}
 	return clients
 }
 
 // clientsWithID returns the connections of the auth records with id, in any collection. "" selects
-// the guests on topics of c.
-func (n *Notifier) clientsWithID(c *channel, id string) []*Client {
+// the guests on topics.
+func (n *Notifier) clientsWithID(id string, topics func(string) bool) []*Client {
 	if id == "" {
 		if n.index.guests.Load() == 0 {
 			return nil // nearly always
 		}
-		return slices.DeleteFunc(n.index.clientsWhere(c.pattern.Matcher()), func(client *Client) bool { return !client.identity().isGuest() })
+		return slices.DeleteFunc(n.index.clientsWhere(topics), func(client *Client) bool { return !client.identity().isGuest() })
 	}
 	collections, err := n.authCollections()
 	if err != nil {
@@ -239,7 +242,7 @@ func (n *Notifier) ChangeOfChannel(before, after *core.Record) *Change {
 	return n.beginChange(func() []*Client {
 		var clients []*Client
 		for _, p := range patterns {
-			clients = append(clients, n.index.clientsWhere(p.Matcher())...)
+			clients = append(clients, n.index.clientsWhere(func(topic string) bool { return p.Matcher()(strings.TrimPrefix(topic, PresencePrefix)) })...)
 		}
 		return clients
 	})

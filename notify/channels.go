@@ -19,14 +19,18 @@ import (
 
 // The fields of a channel's record.
 const (
-	channelPattern       = "pattern"
-	channelSubscribeRule = "subscribeRule"
-	channelPublishRule   = "publishRule"
-	channelPresenceRule  = "presenceRule"
-	channelRateLimit     = "rateLimit"
-	channelMaxSize       = "maxSize"
-	channelHistory       = "history"
-	channelHistoryTTL    = "historyTTL"
+	channelPattern        = "pattern"
+	channelSubscribeRule  = "subscribeRule"
+	channelPublishRule    = "publishRule"
+	channelPresence       = "presence"
+	channelPresenceRule   = "presenceRule"
+	channelPresenceFields = "presenceFields"
+	channelPresenceLimit  = "presenceLimit"
+	channelPresenceTTL    = "presenceTTL"
+	channelRateLimit      = "rateLimit"
+	channelMaxSize        = "maxSize"
+	channelHistory        = "history"
+	channelHistoryTTL     = "historyTTL"
 )
 
 // channel gives the topics that match its pattern their rules. It never changes after creation.
@@ -35,8 +39,9 @@ type channel struct {
 	pattern   *rules.Pattern
 	subscribe *rules.Rule
 	publish   *rules.Rule
-	rateLimit float64 // publishes per second of one client; 0 means no limit
-	maxSize   int     // of a publish's data, in bytes
+	presence  *presenceSettings // nil without presence
+	rateLimit float64           // publishes per second of one client; 0 means no limit
+	maxSize   int               // of a publish's data, in bytes
 	history   history.Retention
 }
 
@@ -82,7 +87,14 @@ func newChannel(app core.App, record *core.Record) (*channel, Errors) {
 			TTL:   time.Duration(min(record.GetFloat(channelHistoryTTL), maxTTL.Seconds())) * time.Second,
 		},
 	}
-	compile(channelPresenceRule)
+	watch := compile(channelPresenceRule)
+	settings, err := newPresenceSettings(record, watch)
+	if err != nil {
+		errs.add(invalid(channelPresenceFields, ErrInvalidFields, "%s", err))
+	}
+	if record.GetBool(channelPresence) {
+		c.presence = settings
+	}
 	if c.maxSize <= 0 {
 		c.maxSize = math.MaxInt // the engine's own limit applies
 	}
@@ -124,9 +136,10 @@ type channels struct {
 	tree rules.Tree[*channel]
 	all  []*channel
 
-	hasHistory bool // at least one channel has history
+	hasHistory  bool // at least one channel has history
+	hasPresence bool // at least one channel has presence
 
-	// what all subscribe rules together look at
+	// what all rules about listening and watching together look at
 	authFields  sets.Of[string]
 	collections map[string]sets.Of[string] // fields by collection id
 }
@@ -151,18 +164,52 @@ func (n *Notifier) SetChannels(records []*core.Record) {
 		}
 		next.all = append(next.all, c)
 		next.hasHistory = next.hasHistory || c.history.Count > 0
-		maps.Copy(next.authFields, c.subscribe.AuthFields)
-		if c.subscribe.LooksAtAuth() {
-			next.authFields[core.FieldNameTokenKey] = struct{}{} // a change revokes all tokens
-		}
-		for id, d := range c.subscribe.Collections {
-			if next.collections[id] == nil {
-				next.collections[id] = sets.Of[string]{}
-			}
-			maps.Copy(next.collections[id], d.Fields)
+		next.hasPresence = next.hasPresence || c.presence != nil
+		for _, rule := range c.listening() {
+			next.look(rule.Rule)
 		}
 	}
 	n.activate(next)
+	n.attendAll()
+}
+
+// look notes what a rule looks at.
+func (set *channels) look(rule *rules.Rule) {
+	maps.Copy(set.authFields, rule.AuthFields)
+	if rule.LooksAtAuth() {
+		set.authFields[core.FieldNameTokenKey] = struct{}{} // a change revokes all tokens
+	}
+	for id, d := range rule.Collections {
+		if set.collections[id] == nil {
+			set.collections[id] = sets.Of[string]{}
+		}
+		maps.Copy(set.collections[id], d.Fields)
+	}
+}
+
+// listeningRule is a rule about who gets what is sent on the topics that begin with prefix and
+// continue as the channel's.
+type listeningRule struct {
+	*rules.Rule
+	prefix string
+}
+
+// listening returns the rules on which subscriptions depend.
+func (c *channel) listening() []listeningRule {
+	all := []listeningRule{{c.subscribe, ""}}
+	if c.presence != nil {
+		all = append(all, listeningRule{c.presence.rule, PresencePrefix})
+	}
+	return all
+}
+
+// topics returns a function that reports whether a topic is one that the rule is about.
+func (r listeningRule) topics(p *rules.Pattern) func(topic string) bool {
+	matches := p.Matcher()
+	return func(topic string) bool {
+		rest, ok := strings.CutPrefix(topic, r.prefix)
+		return ok && matches(rest)
+	}
 }
 
 // activate makes the channels count from now on. It is not called concurrently.
@@ -233,6 +280,9 @@ func (n *Notifier) historyOf(topic string) history.Retention {
 
 // isRestricted reports whether only some clients may listen to topic.
 func (n *Notifier) isRestricted(topic string) bool {
+	if strings.HasPrefix(topic, PresencePrefix) {
+		return true
+	}
 	set := n.channels.Load()
 	if len(set.all) == 0 {
 		return n.config.Strict

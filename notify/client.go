@@ -59,6 +59,7 @@ type Client struct {
 	unchecked   bool             // a recheck of the rules was skipped and is due
 	signingOut  int              // SignOuts in progress
 	unlisted    bool             // stays out of the index for good
+	attends     bool             // some of subs have an attendance
 
 	pair atomic.Pointer[pair] // for a wrapped client and the one that writes for it: see wrapped.go
 }
@@ -123,8 +124,9 @@ func (c *Client) setAuthLocked(auth *core.Record) {
 	}
 	after := identityOf(auth, c.expires)
 	before := c.auth.Swap(after)
-	if before.user == after.user {
-		return // still a guest, or a newer version of the same record
+	if before.user == after.user { // still a guest, or a newer version of the same record
+		c.refreshPresence()
+		return
 	}
 	if !before.isGuest() {
 		c.conn.EndIfPrivate(DisconnectAuthEnded)
@@ -135,6 +137,9 @@ func (c *Client) setAuthLocked(auth *core.Record) {
 	}
 	c.subsMu.Unlock()
 	c.notifier.index.setUser(c, before.user, after.user)
+	c.subsMu.Lock()
+	c.attend()
+	c.subsMu.Unlock()
 	c.authChanged()
 }
 

@@ -38,6 +38,14 @@ type Config struct {
 	// code. Without it anyone may subscribe to them.
 	Strict bool
 
+	// MaxMeta is how many bytes of JSON a user may show about themselves on a topic with presence.
+	// Defaults to 1 KiB; at most 4 KiB.
+	MaxMeta int
+
+	// OnPresence is called when somebody has come to or left a topic with presence, or shows
+	// something else. It is called for one topic after another; watchers of that topic wait for it.
+	OnPresence func(PresenceChange)
+
 	// HistoryPath is the file of the database with the history of topics. It is created when the
 	// first channel has history. Defaults to "notify_history.db" in the application's data
 	// directory.
@@ -58,6 +66,10 @@ func (c Config) withDefaults() Config {
 	if c.QueueBytes <= 0 {
 		c.QueueBytes = DefaultQueueBytes
 	}
+	if c.MaxMeta <= 0 {
+		c.MaxMeta = DefaultMaxMeta
+	}
+	c.MaxMeta = min(c.MaxMeta, MaxMeta)
 	if c.Heartbeat == 0 {
 		c.Heartbeat = DefaultHeartbeat
 	}

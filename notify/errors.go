@@ -26,6 +26,7 @@ var (
 	ErrInvalidPattern  error = &kind{"validation_invalid_pattern", "invalid pattern"}
 	ErrInvalidStart    error = &kind{"validation_invalid_position", "invalid position"}
 	ErrOutOfRange      error = &kind{"validation_out_of_range", "out of range"}
+	ErrInvalidFields   error = &kind{"validation_invalid_fields", "invalid fields"}
 	ErrInvalidRule     error = &kind{"validation_invalid_rule", "invalid rule"}
 )
 

@@ -41,6 +41,8 @@ type subscription struct {
 	client *Client
 	topic  string
 
+	attendance *attendance // nil if it does not count for the presence on its topic; guarded by the client's subsMu
+
 	// guarded by the lock of the topic's stripe; keys is written only with the client's subsMu held
 	// as well
 	keys []subscriptionKey // replaced, never changed
@@ -125,12 +127,17 @@ func (x *index) clientsOn(topic string) []*Client {
 	return clients
 }
 
-// hasSubscribers reports whether any client is subscribed to topic.
-func (x *index) hasSubscribers(topic string) bool {
+// subscribersOf returns the number of clients that are subscribed to topic.
+func (x *index) subscribersOf(topic string) int {
 	stripe := x.stripe(topic)
 	stripe.mu.Lock()
 	defer stripe.mu.Unlock()
-	return len(stripe.subscribers[topic]) > 0
+	return len(stripe.subscribers[topic])
+}
+
+// hasSubscribers reports whether any client is subscribed to topic.
+func (x *index) hasSubscribers(topic string) bool {
+	return x.subscribersOf(topic) > 0
 }
 
 // clientsWhere returns the clients subscribed to topics for which match is true. It looks at all

@@ -63,6 +63,8 @@ type Notifier struct {
 	stopped bool           // guarded by sending
 	storing sync.WaitGroup // sends of stored messages; each begins with sending held
 
+	presence attendances
+
 	outboxes outboxes
 	recent   recent
 
@@ -99,6 +101,7 @@ func New(app core.App, config Config) *Notifier {
 		n.outboxes.released = sync.NewCond(&n.outboxes.mu)
 		n.recent = recent{window: config.IDWindow, byID: map[string]*result{}, bySender: map[string][]*result{}}
 		n.channels.Store(unknownChannels)
+		n.presence = n.newAttendances()
 		n.hadHistory = sets.Of[string]{}
 		n.history = n.newHistory()
 		n.changes.pending = sets.Of[*Change]{}

@@ -17,6 +17,9 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"strings"
+
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
 	"herald/notify/internal/conn"
 	"herald/notify/internal/history"
@@ -24,6 +27,7 @@ import (
 
 // replay is the state of a subscription key with since or rewind.
 type replay struct {
+	isState bool // no history, but who is present: see presence_watch.go
 	from    Start
 	earlier []string // ids of connections that the client has had before, as it says
 
@@ -50,7 +54,14 @@ const (
 // takes decides on pub. The lock of the topic's stripe is held. It may be called on nil.
 func (r *replay) takes(pub *publication) verdict {
 	switch {
-	case r == nil || pub.Seq == 0:
+	case r == nil:
+		return asLive
+	case r.isState:
+		if r.live {
+			return asLive
+		}
+		return replayed // what it says is in the state
+	case pub.Seq == 0:
 		return asLive
 	case !r.live:
 		if r.outEpoch != pub.Epoch {
@@ -65,6 +76,17 @@ func (r *replay) takes(pub *publication) verdict {
 		return afterGap
 	}
 	return asLive
+}
+
+// newReplay returns the replay that a subscription to topic with options begins with, or nil.
+func newReplay(topic string, options subscriptions.SubscriptionOptions) *replay {
+	if strings.HasPrefix(topic, PresencePrefix) {
+		return &replay{isState: true}
+	}
+	if from, err := startOf(options); err == nil && from != (Start{}) {
+		return &replay{from: from, earlier: clientIDsOf(options)}
+	}
+	return nil
 }
 
 // pendingReplay is a replay that waits to run.
@@ -100,6 +122,10 @@ func (c *Client) runReplays() {
 // runReplay queues pages as fast as the connection takes them, until the subscription is live or
 // has ended.
 func (c *Client) runReplay(p pendingReplay) {
+	if p.replay.isState {
+		c.sendState(p)
+		return
+	}
 	n := c.notifier
 	from, gap := p.replay.from, false
 	for c.conn.AwaitRoom() {

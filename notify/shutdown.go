@@ -34,6 +34,7 @@ func (n *Notifier) Shutdown(timeout time.Duration) {
 	n.sending.Unlock()
 	waits.For(patience, n.storing.Wait)
 
+	n.stopPresence() // those who leave now come back, and nobody is told
 	n.conns.Shutdown(patience, end)
 	waits.For(patience, n.outboxes.wait)
 	n.buckets.stop()

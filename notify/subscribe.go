@@ -103,8 +103,8 @@ func (c *Client) reindex(grants map[string]grant) {
 				key, isKnown := known[name]
 				if !isKnown {
 					key = subscriptionKey{name: name, envelope: wantsEnvelope(options)}
-					if from, err := startOf(options); err == nil && from != (Start{}) {
-						key.replay = &replay{from: from, earlier: clientIDsOf(options)}
+					key.replay = newReplay(topic, options)
+					if key.replay != nil {
 						c.replays = append(c.replays, pendingReplay{topic, name, key.replay})
 					}
 				}
@@ -124,6 +124,7 @@ func (c *Client) reindex(grants map[string]grant) {
 		keys, ok := wanted[s.topic]
 		if !ok {
 			index.remove(s)
+			c.depart(s)
 			return true
 		}
 		delete(wanted, s.topic)
@@ -138,6 +139,7 @@ func (c *Client) reindex(grants map[string]grant) {
 		index.add(s)
 		c.subs = append(c.subs, s)
 	}
+	c.attend()
 }
 
 func sortKeys(keys []subscriptionKey) {

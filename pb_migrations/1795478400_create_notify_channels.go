@@ -25,11 +25,11 @@ func createChannels(app core.App) error {
 		app.Logger().Warn("No channels added: the application has its own collection", slog.String("name", ChannelsCollectionName))
 		return nil
 	}
-	return app.Save(NewChannelsCollection())
+	return app.Save(newChannelsCollection())
 }
 
-// NewChannelsCollection returns the collection as the migration creates it.
-func NewChannelsCollection() *core.Collection {
+// newChannelsCollection returns the collection as the migration creates it.
+func newChannelsCollection() *core.Collection {
 	const rule = `Empty means superusers only, * means everyone. Anything else is a filter with @request.auth.*, @collection.*, and the pattern's {room} as @request.query.room.`
 
 	channels := core.NewBaseCollection(ChannelsCollectionName, ChannelsCollectionID) // without API rules: superusers only

@@ -70,3 +70,50 @@ export function subscribe<T = any>(
   callback: (message: Message<T>) => void,
   options?: Options,
 ): Promise<() => Promise<void>>;
+
+/** A user who is present on a topic. */
+export interface Member<M = any> {
+  /** "users:ID" */
+  user: string;
+  /** When the first of their connections came, in UTC. */
+  since: string;
+  /** How many connections they have: tabs and devices. */
+  connections: number;
+  /** The fields of their record that the channel's presenceFields name. */
+  fields: Record<string, any>;
+  /** What their own clients have set; null if nothing. */
+  meta: M | null;
+}
+
+/** Who is present on a topic, by "users:ID". It changes by itself. */
+export interface Presence<M = any> extends ReadonlyMap<string, Member<M>> {
+  /** The number of users. It may be larger than size: above the channel's presenceLimit only the number is known. */
+  readonly total: number;
+  /** The number of connections of guests. */
+  readonly guests: number;
+  /** Shows meta, any JSON of at most 1 KiB, beside this user; null removes it. Of several calls in a row the last one counts. */
+  set(meta: M | null): Promise<void>;
+  /** Takes this user out of the list, for all; they go on listening. */
+  hide(): Promise<void>;
+  /** Undoes hide. */
+  show(): Promise<void>;
+  /** Leaves, and watches no more. */
+  leave(): Promise<void>;
+}
+
+export interface PresenceOptions<M = any> {
+  /** What to show beside this user from the beginning. */
+  meta?: M;
+  /** false: only watch, do not subscribe to the topic. */
+  join?: boolean;
+  /** Is told of each change, after it. */
+  onChange?: (change: { join: Member<M>[]; update: Member<M>[]; leave: string[] }) => void;
+  onCount?: (count: { total: number; guests: number }) => void;
+}
+
+/**
+ * Subscribes to a topic whose channel has presence, and tells who else is there. Survives
+ * reconnects and restarts of the server: the members that are known stay until the new ones
+ * have come. Rejects with status 403 where the topic, or to watch it, is denied.
+ */
+export function presence<M = any>(pb: PocketBase, topic: string, options?: PresenceOptions<M>): Promise<Presence<M>>;

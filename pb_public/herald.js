@@ -29,14 +29,26 @@ const firstBeatWithin = 5000; // ms
 const openTries = 5;
 const maxClientIds = 20; // that the server looks at
 
-/** See herald.d.ts. */
-export async function subscribe(pb, topic, callback, options = {}) {
+const checkSDK = (pb) => {
   if (!(pb?.realtime?.subscribe?.length >= 3)) { // older ones take no options
     throw new Error("herald.js needs PocketBase's JavaScript SDK 0.21 or newer");
   }
+};
+
+/** See herald.d.ts. */
+export async function subscribe(pb, topic, callback, options = {}) {
+  checkSDK(pb);
   const subscription = new Subscription(hubOf(pb), topic, callback, options);
   await subscription.open();
   return () => subscription.close();
+}
+
+/** See herald.d.ts. */
+export async function presence(pb, topic, options = {}) {
+  checkSDK(pb);
+  const watch = new Watch(hubOf(pb), topic, options);
+  await watch.open();
+  return watch.members;
 }
 
 class Subscription {
@@ -342,6 +354,307 @@ class Subscription {
   }
 }
 
+// Who is present on a topic, and what this client shows of its user. The members that
+// were known stay until a new state is whole.
+class Watch {
+  members = new Presence(this);
+  #hub;
+  #target; // the topic
+  #options;
+  #keys;
+  #epoch = "";
+  #seq = 0;
+  #state = ""; // of the subscription: "", "open", "denied", "closed"
+  #loading = 0; // counts states; a page of an earlier one is dropped
+  #next; // while a state is being loaded: the members so far, and the number of the last diff about each
+  #asked = false;
+  #shown = {}; // what has to be shown: meta, visible
+  #sending = null; // the promise of the request that is under way
+  #again = false; // something changed meanwhile
+  #renewal; // the timer
+  #undo = [];
+
+  constructor(hub, topic, options) {
+    this.#hub = hub;
+    this.#target = topic;
+    this.topic = `@presence/${topic}`;
+    this.#options = options;
+    this.#keys = [new Key(hub.pb, this.topic, {}), ...(options.join === false ? [] : [new Key(hub.pb, topic, {})])];
+    if (options.meta !== undefined) this.#shown.meta = options.meta;
+  }
+
+  get isDenied() {
+    return this.#state === "denied";
+  }
+
+  get isForgotten() {
+    return this.#state !== "closed" && this.#keys[0].isForgotten;
+  }
+
+  async open() {
+    try {
+      if ("meta" in this.#shown) await this.#persist(() => this.#show()); // before anybody sees the user without it
+      await this.#persist(() => this.#hub.add(this));
+      await this.#persist(async () => {
+        this.#asked = true;
+        for (const key of this.#keys) await key.subscribe((message) => key === this.#keys[0] && this.#receive(message));
+      });
+    } catch (error) {
+      await this.close();
+      throw error;
+    }
+    if (this.#state === "") this.#state = "open";
+    this.#listen("pagehide", () => this.#leave(true));
+    this.#listen("pageshow", (event) => event.persisted && this.renew());
+    this.#listen("visibilitychange", () => globalThis.document.visibilityState === "visible" && this.renew(), globalThis.document);
+  }
+
+  #listen(event, listener, target = globalThis.window) {
+    if (!target?.addEventListener) return;
+    target.addEventListener(event, listener);
+    this.#undo.push(() => target.removeEventListener(event, listener));
+  }
+
+  async #persist(f) {
+    for (let failures = 0; ; failures++) {
+      try {
+        return await f();
+      } catch (error) {
+        if (isRefusal(error) || failures + 1 === openTries || this.#state === "closed") throw error;
+      }
+      await new Promise((resolve) => setTimeout(resolve, backoff(failures)));
+    }
+  }
+
+  /** Never rejects. */
+  async close() {
+    if (this.#state === "closed") return;
+    this.#state = "closed";
+    clearTimeout(this.#renewal);
+    for (const undo of this.#undo.splice(0)) undo();
+    if (this.#asked) await Promise.all(this.#keys.map((key) => key.unsubscribe().catch(() => {})));
+    await this.#hub.remove(this);
+  }
+
+  async leave() {
+    if (this.#state === "closed") return;
+    this.#replace(new Map());
+    const left = this.#leave(false);
+    await this.close();
+    await left;
+  }
+
+  /** Leaves at once, and not when the server has waited for the connection to come back. */
+  #leave(isUnloading) {
+    const { pb } = this.#hub;
+    const { clientId } = pb.realtime;
+    if (!clientId || this.#keys.length < 2) return;
+    const query = new URLSearchParams({ topic: this.#target, clientId });
+    const headers = pb.authStore.token ? { Authorization: pb.authStore.token } : {};
+    return fetch(pb.buildURL ? pb.buildURL(`/api/notify/presence?${query}`) : pb.buildUrl(`/api/notify/presence?${query}`),
+      { method: "DELETE", headers, keepalive: isUnloading }).catch(() => {});
+  }
+
+  /** The SDK has subscribed on a new connection, or anew: a state comes, and the server may have forgotten what it was shown. */
+  connected() {
+    if (this.#state === "denied") this.#state = "open";
+    if (Object.keys(this.#shown).length > 0) this.renew();
+  }
+
+  disconnected() {}
+
+  wake() {}
+
+  /** Somebody else signs in: what was shown was about the one before. */
+  userChanged() {
+    this.#shown = {};
+  }
+
+  async askAgain() {
+    if (this.#state === "closed") return;
+    try {
+      await this.#fetch("", 1);
+    } catch (error) {
+      if (isRefusal(error)) {
+        this.#state = "denied";
+        this.#epoch = "";
+        this.#replace(new Map());
+        return;
+      }
+    }
+    this.#hub.subscribeAgain();
+  }
+
+  /** Tells the server that the user is still here, with what they show. */
+  renew() {
+    if (this.#state === "closed" || this.isDenied) return;
+    this.show({}).catch(() => {}); // the next one will do
+  }
+
+  /** Shows something of the user: the last of several calls counts. */
+  async show(changes) {
+    Object.assign(this.#shown, changes);
+    this.#again = true;
+    this.#sending ??= this.#sendShown().finally(() => (this.#sending = null));
+    return this.#sending;
+  }
+
+  async #sendShown() {
+    for (let failures = 0; this.#again && this.#state !== "closed"; ) {
+      this.#again = false;
+      try {
+        await this.#show();
+        failures = 0;
+      } catch (error) {
+        if (error.status !== 429 && (isRefusal(error) || failures === openTries)) throw error;
+        this.#again = true;
+        await new Promise((resolve) => setTimeout(resolve, error.status === 429 ? 500 : backoff(failures++)));
+      }
+    }
+  }
+
+  #show() {
+    const { pb } = this.#hub;
+    if (!pb.authStore.token) return; // guests are only counted
+    const { clientId } = pb.realtime;
+    return pb.send("/api/notify/presence", {
+      method: "PUT", requestKey: null,
+      body: { topic: this.#target, ...this.#shown, ...(clientId && this.#asked && { clientId }) },
+    });
+  }
+
+  #fetch(cursor, limit) {
+    return this.#hub.pb.send("/api/notify/presence", { query: { topic: this.#target, cursor, limit }, requestKey: null });
+  }
+
+  #receive(message) {
+    if (this.#state === "closed" || !isObject(message) || typeof message.epoch !== "string" || !Number.isInteger(message.seq)) return;
+    switch (message.type) {
+      case "state":
+        this.#begin(message);
+        break;
+      case "count":
+        this.#loading++;
+        this.#next = undefined;
+        this.#epoch = message.epoch;
+        this.#seq = message.seq;
+        this.#replace(new Map());
+        break;
+      case "diff":
+        if (message.epoch !== this.#epoch || message.seq <= this.#seq) return;
+        this.#seq = message.seq;
+        this.#apply(message);
+        break;
+    }
+    this.members.total = message.total;
+    this.members.guests = message.guests;
+    this.#call(this.#options.onCount, { total: message.total, guests: message.guests });
+  }
+
+  /** A state begins; its other pages are fetched. */
+  async #begin(state) {
+    const loading = ++this.#loading;
+    this.#epoch = state.epoch;
+    this.#seq = state.seq;
+    this.#next = { members: new Map(state.members.map((member) => [member.user, member])), touched: new Map() };
+    clearTimeout(this.#renewal);
+    if (state.renew > 0) this.#renewEvery(state.renew * 1000);
+    for (let cursor = state.next, failures = 0; cursor; ) {
+      let page;
+      try {
+        page = await this.#fetch(cursor, 1000);
+      } catch (error) {
+        if (isRefusal(error)) return; // @denied comes
+      }
+      if (loading !== this.#loading || this.#state === "closed") return;
+      if (!isObject(page) || !Array.isArray(page.members) || page.epoch !== this.#epoch) {
+        await new Promise((resolve) => setTimeout(resolve, backoff(failures++)));
+        if (loading !== this.#loading || this.#state === "closed") return;
+        continue;
+      }
+      for (const member of page.members) {
+        if (!(this.#next.touched.get(member.user) > page.seq)) this.#next.members.set(member.user, member);
+      }
+      cursor = page.next;
+    }
+    const { members } = this.#next;
+    this.#next = undefined;
+    this.#replace(members);
+  }
+
+  #apply({ seq, join = [], update = [], leave = [] }) {
+    if (this.#next) {
+      for (const member of [...join, ...update]) this.#next.members.set(member.user, member);
+      for (const user of leave) this.#next.members.delete(user);
+      for (const user of [...[...join, ...update].map(({ user }) => user), ...leave]) this.#next.touched.set(user, seq);
+      return;
+    }
+    this.members.change(join, update, leave);
+    this.#call(this.#options.onChange, { join, update, leave });
+  }
+
+  /** Makes members the ones that are present, and tells what that changes. */
+  #replace(members) {
+    const before = this.members;
+    const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+    const join = [...members.values()].filter(({ user }) => !before.has(user));
+    const update = [...members.values()].filter((member) => before.has(member.user) && !same(before.get(member.user), member));
+    const leave = [...before.keys()].filter((user) => !members.has(user));
+    if (join.length + update.length + leave.length === 0) return;
+    before.change(join, update, leave);
+    this.#call(this.#options.onChange, { join, update, leave });
+  }
+
+  #renewEvery(ms) {
+    this.#renewal = setTimeout(() => {
+      if (globalThis.document?.visibilityState !== "hidden") this.renew();
+      this.#renewEvery(ms);
+    }, ms);
+  }
+
+  #call(f, ...args) {
+    try {
+      f?.(...args);
+    } catch (error) {
+      console.error(error);
+    }
+  }
+}
+
+/** See herald.d.ts. */
+class Presence extends Map {
+  #watch;
+  total = 0;
+  guests = 0;
+
+  constructor(watch) {
+    super();
+    this.#watch = watch;
+  }
+
+  set(meta) {
+    return this.#watch.show({ meta: meta ?? null });
+  }
+
+  hide() {
+    return this.#watch.show({ visible: false });
+  }
+
+  show() {
+    return this.#watch.show({ visible: true });
+  }
+
+  leave() {
+    return this.#watch.leave();
+  }
+
+  /** Not for applications. */
+  change(join, update, leave) {
+    for (const member of [...join, ...update]) super.set(member.user, member);
+    for (const user of leave) super.delete(user);
+  }
+}
+
 const backoff = (failures) => Math.min(10_000, 300 * 2 ** failures) * (0.5 + Math.random() / 2); // ms
 
 const isObject = (value) => typeof value === "object" && value !== null;
@@ -360,9 +673,9 @@ const isMessage = (message, topic) =>
 /** The server itself says no, for a reason that does not pass: with a code in the fields
  * that belong to a subscription. A proxy's 403 or 404 has none. */
 const isRefusal = ({ status, response }) => {
-  if ((status !== 400 && status !== 403) || response?.status !== status || !isObject(response.data)) return false;
-  const { topic, since, rewind, subscriptions } = response.data;
-  return [topic, since, rewind, ...(isObject(subscriptions) ? Object.values(subscriptions) : [])]
+  if ((status !== 400 && status !== 403 && status !== 413) || response?.status !== status || !isObject(response.data)) return false;
+  const { topic, since, rewind, meta, clientId, subscriptions } = response.data;
+  return [topic, since, rewind, meta, clientId, ...(isObject(subscriptions) ? Object.values(subscriptions) : [])]
     .some((field) => isObject(field) && typeof field.code === "string" && field.code.startsWith("validation_"));
 };
 

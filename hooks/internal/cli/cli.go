@@ -81,7 +81,7 @@ Exit codes: 0 success, 1 refused by the server, 2 wrong arguments, 3 no server a
 	flags := command.PersistentFlags()
 	flags.StringVar(&c.url, "url", cmp.Or(os.Getenv("HERALD_URL"), "http://127.0.0.1:8090"), "the server's address (or HERALD_URL)")
 	flags.StringVar(&c.token, "token", "", "a superuser's token (or HERALD_TOKEN)")
-	command.AddCommand(c.sendCommand(), c.tailCommand(), c.topicsCommand(), c.clientsCommand(), c.kickCommand(), c.benchCommand())
+	command.AddCommand(c.sendCommand(), c.tailCommand(), c.topicsCommand(), c.clientsCommand(), c.presenceCommand(), c.kickCommand(), c.benchCommand())
 	command.RunE = func(command *cobra.Command, args []string) error {
 		if len(args) > 0 {
 			return exitWith(exitUsage, "there is no command %q: see %s --help", args[0], command.CommandPath())

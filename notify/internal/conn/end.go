@@ -54,6 +54,13 @@ func (c *Conn) HasEnded() bool {
 	return c.ended
 }
 
+// Why returns why the connection has ended, and whether it has.
+func (c *Conn) Why() (Disconnect, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.why, c.ended
+}
+
 // IsDrained reports whether the connection has ended because it was to, with everything written.
 func (c *Conn) IsDrained() bool {
 	c.mu.Lock()
@@ -92,7 +99,7 @@ func (c *Conn) endIfDoneLocked() {
 
 func (c *Conn) endLocked(why Disconnect) {
 	undelivered := len(c.frames)
-	c.ended = true
+	c.ended, c.why = true, why
 	c.frames, c.bytes = nil, 0
 	clear(c.inline[:])
 	c.tellRoomLocked()

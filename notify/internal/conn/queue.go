@@ -28,7 +28,8 @@ type queue struct {
 	closing   Disconnect // if isClosing: end for this reason once everything is written
 	closes    int64      // when it ends regardless, by Group.Now
 	ended     bool
-	drained   bool // it has ended when all was written
+	why       Disconnect // if ended
+	drained   bool       // it has ended when all was written
 }
 
 // Outcome is what became of a frame that should be queued.

@@ -1,0 +1,313 @@
+package presence
+
+import (
+	"cmp"
+	"encoding/json/jsontext"
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var (
+	histories = flag.Int("histories", 500, "how many random histories to try")
+	seed      = flag.Uint64("seed", uint64(time.Now().UnixNano()), "the seed of the first one")
+)
+
+// world is the rooms with one topic, who is there by the rules of the package, and what watchers
+// know of it.
+type world struct {
+	rooms *Rooms[string]
+	// of each user (empty: the guests): connections, and the ends of the graces of lost ones
+	live   map[string]int
+	lost   map[string][]time.Time
+	since  map[string]int64
+	meta   map[string]string
+	hidden map[string]bool
+	kept   map[string]time.Time
+
+	mu       sync.Mutex // guards the fields below: two timers may fire at once
+	watchers []*watcher
+	diffs    int
+}
+
+// watcher is what a client puts together from a state and diffs.
+type watcher struct {
+	seq     int64
+	members map[string]Entry[string]
+	counts  Counts
+}
+
+const topic = "topic"
+
+func newWorld() *world {
+	w := &world{live: map[string]int{}, lost: map[string][]time.Time{}, since: map[string]int64{}, meta: map[string]string{}, hidden: map[string]bool{}, kept: map[string]time.Time{}}
+	w.rooms = New(Config[string]{Compare: cmp.Compare[string], Due: w.tell, Grace: Grace})
+	return w
+}
+
+// tell applies the next diff to all watchers.
+func (w *world) tell(string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	diff, any := w.rooms.Take(topic, Window, func(string) jsontext.Value { return jsontext.Value("{}") })
+	if !any {
+		return
+	}
+	w.diffs++
+	for _, watcher := range w.watchers {
+		watcher.apply(&diff)
+	}
+}
+
+func (r *watcher) apply(diff *Diff[string]) {
+	if diff.Seq <= r.seq {
+		panic(fmt.Sprintf("diff %d after %d", diff.Seq, r.seq))
+	}
+	r.seq, r.counts = diff.Seq, diff.Counts
+	for _, e := range diff.Join {
+		if _, isThere := r.members[e.User]; isThere {
+			panic(e.User + " joins twice")
+		}
+		r.members[e.User] = *e
+	}
+	for _, e := range diff.Update {
+		if before, isThere := r.members[e.User]; !isThere || before.equal(e) {
+			panic(e.User + " is updated for nothing")
+		}
+		r.members[e.User] = *e
+	}
+	for _, user := range diff.Leave {
+		if _, isThere := r.members[user]; !isThere {
+			panic(user + " leaves twice")
+		}
+		delete(r.members, user)
+	}
+}
+
+// watch adds a watcher, who reads the state in pages of two.
+func (w *world) watch() {
+	r := &watcher{members: map[string]Entry[string]{}}
+	for after := ""; ; {
+		state := w.rooms.State(topic, after, 2)
+		r.seq, r.counts = state.Seq, state.Counts
+		for _, e := range state.Members {
+			r.members[e.User] = *e
+			after = e.User
+		}
+		if !state.More {
+			break
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.watchers = append(w.watchers, r)
+}
+
+// pass lets time go by.
+func (w *world) pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+	now := time.Now()
+	for user, ends := range w.lost {
+		before := w.connections(user)
+		w.lost[user] = slices.DeleteFunc(ends, func(end time.Time) bool { return !end.After(now) })
+		if before > 0 && w.connections(user) == 0 {
+			w.forget(user)
+		}
+	}
+	for user, until := range w.kept {
+		if !until.After(now) {
+			delete(w.kept, user)
+			if w.connections(user) == 0 {
+				w.forget(user)
+			}
+		}
+	}
+}
+
+func (w *world) forget(user string) {
+	delete(w.meta, user)
+	delete(w.hidden, user)
+}
+
+func (w *world) connections(user string) int { return w.live[user] + len(w.lost[user]) }
+
+// step does something at random.
+func (w *world) step(random *rand.Rand) {
+	user := []string{"", "ann", "bob", "cleo", "dan", "eve"}[random.IntN(6)]
+	switch random.IntN(8) {
+	case 0, 1, 2:
+		if w.connections(user) == 0 {
+			w.since[user] = time.Now().UnixMilli()
+			delete(w.kept, user)
+		}
+		w.live[user]++
+		if len(w.lost[user]) > 0 {
+			w.lost[user] = w.lost[user][1:]
+		}
+		w.rooms.Join(topic, user)
+	case 3, 4:
+		if w.live[user] == 0 {
+			return
+		}
+		w.live[user]--
+		isLost := random.IntN(2) == 0
+		if isLost {
+			w.lost[user] = append(w.lost[user], time.Now().Add(Grace))
+		}
+		w.rooms.Leave(topic, user, isLost)
+		if w.connections(user) == 0 {
+			w.forget(user)
+		}
+	case 5:
+		if user == "" {
+			return
+		}
+		meta := jsontext.Value(strconv.Itoa(random.IntN(3)))
+		w.meta[user] = string(meta)
+		w.rooms.Set(topic, user, &meta, nil)
+		w.keep(user)
+	case 6:
+		if user == "" {
+			return
+		}
+		isHidden := random.IntN(2) == 0
+		w.hidden[user] = isHidden
+		w.rooms.Set(topic, user, nil, &isHidden)
+		w.keep(user)
+	case 7:
+		w.watch()
+	}
+	if random.IntN(2) == 0 {
+		w.pass([]time.Duration{time.Millisecond, 100 * time.Millisecond, Window, 3 * time.Second, Grace + time.Second}[random.IntN(5)])
+	}
+}
+
+func (w *world) keep(user string) {
+	if w.connections(user) == 0 {
+		w.kept[user] = time.Now().Add(Grace)
+	}
+}
+
+// want is what every watcher knows in the end.
+func (w *world) want() string {
+	var list []string
+	for user := range w.since {
+		if user != "" && w.connections(user) > 0 && !w.hidden[user] {
+			list = append(list, fmt.Sprint(user, w.since[user], w.connections(user), w.meta[user]))
+		}
+	}
+	slices.Sort(list)
+	return fmt.Sprint(len(list), w.connections(""), list)
+}
+
+func (r *watcher) got() string {
+	var list []string
+	for _, e := range r.members {
+		list = append(list, fmt.Sprint(e.User, e.Since, e.Connections, string(e.Meta)))
+	}
+	slices.Sort(list)
+	return fmt.Sprint(r.counts.Total, r.counts.Guests, list)
+}
+
+// TestModel plays random histories. In the end each watcher, whenever it came, knows what is true.
+// For more: -histories 10000 -seed N.
+func TestModel(t *testing.T) {
+	t.Logf("seed %d", *seed)
+	for i := range *histories {
+		random := rand.New(rand.NewPCG(*seed, uint64(i)))
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld()
+			w.watch()
+			for range 5 + random.IntN(60) {
+				w.step(random)
+			}
+			for before := ""; before != w.want(); { // a grace may end just now
+				before = w.want()
+				w.pass(2 * Window)
+			}
+			w.watch()
+			w.mu.Lock()
+			for n, r := range w.watchers {
+				if r.got() != w.want() {
+					t.Fatalf("history %d, watcher %d of %d: %s, want %s", i, n, len(w.watchers), r.got(), w.want())
+				}
+			}
+			w.mu.Unlock()
+			// when all have left, nothing is kept
+			for user, count := range maps.Clone(w.live) {
+				for range count {
+					w.rooms.Leave(topic, user, false)
+				}
+			}
+			w.pass(2 * Grace)
+			for i := range w.rooms.shards {
+				s := &w.rooms.shards[i]
+				if len(s.byTopic)+len(s.users)+len(s.due)+len(s.leaving) > 0 {
+					t.Fatalf("history %d: something is left: %v %v", i, s.byTopic, s.users)
+				}
+			}
+			w.rooms.Stop()
+		})
+	}
+}
+
+// TestCancelsOut: who comes and goes within a window, or comes back within the grace, is not told.
+func TestCancelsOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		defer w.rooms.Stop()
+		w.rooms.Join(topic, "ann")
+		w.pass(Window)
+		for range 10 {
+			w.rooms.Join(topic, "bob")
+			w.rooms.Leave(topic, "bob", false)
+			w.rooms.Leave(topic, "ann", true)
+			w.pass(Grace - time.Second)
+			w.rooms.Join(topic, "ann")
+			w.pass(2 * Grace)
+		}
+		if w.diffs != 1 {
+			t.Errorf("%d diffs", w.diffs)
+		}
+		if topics := w.rooms.TopicsOf("ann"); !slices.Equal(topics, []string{topic}) {
+			t.Errorf("ann is on %v", topics)
+		}
+	})
+}
+
+// TestStorm: the number of diffs does not grow with the number of those who come.
+func TestStorm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		defer w.rooms.Stop()
+		w.watch()
+		for i := range 1000 {
+			w.rooms.Join(topic, fmt.Sprint("user", i))
+			w.pass(10 * time.Millisecond)
+		}
+		w.pass(Window)
+		if got := w.watchers[0]; w.diffs > 40 || len(got.members) != 1000 {
+			t.Errorf("%d diffs, %d members", w.diffs, len(got.members))
+		}
+	})
+}
+
+// BenchmarkJoin is what it costs to come and go.
+func BenchmarkJoin(b *testing.B) {
+	rooms := New(Config[string]{Compare: strings.Compare, Due: func(string) {}, Grace: Grace})
+	defer rooms.Stop()
+	b.ReportAllocs()
+	for b.Loop() {
+		rooms.Join(topic, "ann")
+		rooms.Leave(topic, "ann", false)
+	}
+}

@@ -1,0 +1,203 @@
+// What watchers are told: the state when they begin, and then what changes. Called by
+// internal/presence when a window is over, and by replay.go.
+
+package notify
+
+import (
+	"encoding/json/jsontext"
+	"encoding/json/v2"
+	"hash/maphash"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/types"
+
+	"herald/notify/internal/conn"
+	"herald/notify/internal/history"
+	"herald/notify/internal/presence"
+)
+
+// PresencePrefix begins the system topics on which watchers are told who is present:
+// "@presence/chat/42" is about "chat/42".
+const PresencePrefix = "@presence/"
+
+const (
+	// statePage is how many members a state has. The others are fetched: see Notifier.PresenceFor.
+	statePage = 100
+	// watchersPerSecond bounds how many watchers of one topic are told per second.
+	watchersPerSecond = 20_000
+	// countEvery is the shortest time between two counts of a topic with too many members to list.
+	countEvery = time.Second
+)
+
+// presenceMessage is what watchers are told.
+type presenceMessage struct {
+	Type   string `json:"type"` // state, diff or count
+	Epoch  string `json:"epoch"`
+	Seq    int64  `json:"seq"`
+	Total  int    `json:"total"`
+	Guests int    `json:"guests"`
+
+	Members []PresenceMember `json:"members,omitzero"` // of a state
+	Next    *string          `json:"next,omitzero"`
+	Renew   float64          `json:"renew,omitzero"` // of a state: how often to renew, in seconds
+
+	Join   []PresenceMember `json:"join,omitzero"` // of a diff
+	Update []PresenceMember `json:"update,omitzero"`
+	Leave  []string         `json:"leave,omitzero"`
+}
+
+// PresenceChange is what has changed on a topic, for the application: see Config.OnPresence.
+type PresenceChange struct {
+	Topic        string
+	Join, Update []PresenceMember
+	Leave        []string // "COLLECTION:RECORD_ID"
+	Total        int      // users present now
+	Guests       int      // connections of guests now
+}
+
+var tellingSeed = maphash.MakeSeed()
+
+func (n *Notifier) telling(topic string) *sync.Mutex {
+	return &n.presence.telling[maphash.String(tellingSeed, topic)%uint64(len(n.presence.telling))]
+}
+
+// tellPresence tells the watchers of topic, and the application, what has changed.
+func (n *Notifier) tellPresence(topic string) {
+	defer n.guard("telling who is present")
+	lock := n.telling(topic)
+	lock.Lock()
+	defer lock.Unlock()
+
+	settings, limit := n.presenceOf(topic), DefaultPresenceLimit
+	if settings != nil {
+		limit = settings.limit
+	}
+	watchers := n.index.subscribersOf(PresencePrefix + topic)
+	window := max(presence.Window, time.Duration(watchers)*time.Second/watchersPerSecond)
+	if n.presence.rooms.Count(topic).Total > limit {
+		window = max(window, countEvery)
+	}
+	diff, any := n.presence.rooms.Take(topic, window, func(user userRef) jsontext.Value { return n.fieldsOf(settings, user) })
+	if !any {
+		return
+	}
+	if watchers > 0 {
+		n.fanOut(n.presencePublication(topic, n.encodePresence(n.messageOf(topic, &diff, limit))))
+	}
+	if n.config.OnPresence != nil {
+		n.config.OnPresence(PresenceChange{
+			topic, n.membersOf(diff.Join), n.membersOf(diff.Update), n.namesOf(diff.Leave), diff.Total, diff.Guests})
+	}
+}
+
+// messageOf returns what watchers are told of diff. Above limit that is a number; a topic that
+// comes back below it begins again.
+func (n *Notifier) messageOf(topic string, diff *presence.Diff[userRef], limit int) presenceMessage {
+	m := presenceMessage{Epoch: n.presence.epoch, Seq: diff.Seq, Total: diff.Total, Guests: diff.Guests}
+	switch {
+	case diff.Total > limit:
+		m.Type = "count"
+	case diff.Before.Total > limit:
+		return n.stateOf(topic, limit)
+	default:
+		m.Type = "diff"
+		m.Join, m.Update, m.Leave = n.membersOf(diff.Join), n.membersOf(diff.Update), n.namesOf(diff.Leave)
+	}
+	return m
+}
+
+// stateOf returns the state that a new watcher begins with.
+func (n *Notifier) stateOf(topic string, limit int) presenceMessage {
+	page := n.Presence(topic, "", statePage)
+	m := presenceMessage{Type: "state", Epoch: page.Epoch, Seq: page.Seq, Total: page.Total, Guests: page.Guests}
+	if page.Total > limit {
+		m.Type = "count"
+		return m
+	}
+	m.Members, m.Next = page.Members, &page.Next
+	if settings := n.presenceOf(topic); settings != nil {
+		m.Renew = (settings.ttl / 3).Seconds()
+	}
+	return m
+}
+
+func (n *Notifier) encodePresence(m presenceMessage) []byte {
+	encoded, err := json.Marshal(m)
+	if err != nil { // cannot happen: its parts are JSON
+		n.app.Logger().Error("Failed to encode who is present", slog.String("error", err.Error()))
+	}
+	return encoded
+}
+
+func (n *Notifier) presencePublication(topic string, data []byte) *publication {
+	return &publication{
+		Entry: history.Entry{ID: core.GenerateDefaultRandomId(), Topic: PresencePrefix + topic, Time: time.Now(), Data: data},
+		to:    &audience{auth: AuthAny},
+	}
+}
+
+func (n *Notifier) membersOf(entries []*presence.Entry[userRef]) []PresenceMember {
+	members := make([]PresenceMember, len(entries))
+	for i, e := range entries {
+		since, _ := types.ParseDateTime(time.UnixMilli(e.Since))
+		members[i] = PresenceMember{n.nameOf(e.User), jsontext.Value(`"` + since.String() + `"`), e.Connections, e.Fields, e.Meta}
+		if e.Meta == nil {
+			members[i].Meta = jsontext.Value("null")
+		}
+	}
+	return members
+}
+
+func (n *Notifier) namesOf(users []userRef) []string {
+	names := make([]string, len(users))
+	for i, user := range users {
+		names[i] = n.nameOf(user)
+	}
+	return names
+}
+
+// sendState gives a new watcher the state; from then on it gets what changes.
+func (c *Client) sendState(p pendingReplay) {
+	n, topic := c.notifier, p.topic[len(PresencePrefix):]
+	s := c.subscriptionTo(p.topic)
+	if s == nil {
+		return
+	}
+	lock := n.telling(topic)
+	lock.Lock()
+	defer lock.Unlock()
+	limit := DefaultPresenceLimit
+	if settings := n.presenceOf(topic); settings != nil {
+		limit = settings.limit
+	}
+	state := n.encodePresence(n.stateOf(topic, limit))
+
+	stripe := n.index.stripe(p.topic)
+	stripe.mu.Lock()
+	defer stripe.mu.Unlock()
+	at := slices.IndexFunc(s.keys, func(key subscriptionKey) bool { return key.replay == p.replay })
+	if s.at < 0 || at < 0 || !s.keys[at].grant.holds(c.identity()) {
+		return // unsubscribed, or about to be denied
+	}
+	p.replay.live = true
+	c.conn.AllowExcess() // a state may be larger than the queue
+	if c.conn.Enqueue(conn.NewFrame(p.name, n.inEnvelope(state, p.topic, s.keys[at].envelope), true)) == conn.Ready {
+		n.conns.Write(&c.conn)
+	}
+}
+
+// inEnvelope returns data in the envelope of a message on topic, if that is wanted.
+func (n *Notifier) inEnvelope(data []byte, topic string, isWanted bool) []byte {
+	if !isWanted {
+		return data
+	}
+	pub := n.presencePublication(topic[len(PresencePrefix):], data)
+	if enveloped, err := pub.envelope(false); err == nil {
+		return enveloped
+	}
+	return data
+}
