@@ -297,3 +297,28 @@ func TestSlowDisk(t *testing.T) {
 	default:
 	}
 }
+
+// TestTriggerWaitsForNoDisk: firings to a topic with history wait for its disk, and others do not.
+// Each topic keeps the order of the commits.
+func TestTriggerWaitsForNoDisk(t *testing.T) {
+	t.Parallel()
+	w := newShop(t)
+	addLog(t, w, 10)
+	addTrigger(t, w, map[string]any{"name": "stored", "topic": "log/orders", "events": []string{"update"}})
+	addTrigger(t, w, map[string]any{"name": "live", "events": []string{"update"}})
+	mustSendAll(t, w, "log/orders", 1) // makes the file
+	order := addOrder(t, w, map[string]any{"status": "new"})
+	server := pbtest.Serve(t, w)
+	live, stored := server.Subscribe(t, nil, "order/"+order.Id), server.Subscribe(t, nil, "log/orders")
+
+	release := holdLog(t, w)
+	for _, status := range []string{"a", "b", "c"} {
+		order.Set("status", status)
+		save(t, w, order)
+		live.Expect(t, "order/"+order.Id, fired("update", fmt.Sprintf(`{"status":%q}`, status)))
+	}
+	release()
+	for _, status := range []string{"a", "b", "c"} {
+		stored.Expect(t, "log/orders", fired("update", fmt.Sprintf(`{"status":%q}`, status)))
+	}
+}

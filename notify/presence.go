@@ -6,10 +6,7 @@ package notify
 
 import (
 	"cmp"
-	"encoding/json/jsontext"
-	"encoding/json/v2"
 	"errors"
-	"fmt"
 	"strings"
 	"sync"
 	"time"
@@ -28,25 +25,27 @@ const (
 	// DefaultMaxMeta is the default of Config.MaxMeta, and MaxMeta the highest value of it.
 	DefaultMaxMeta = 1 << 10
 	MaxMeta        = 4 << 10
-	// metaRate is how often per second a user may change what they show on a topic.
+	// metaRate is how often per second a user may change what they show on the topics of a channel.
 	metaRate = 5
 )
 
 // presenceSettings are the presence of a channel. They never change after creation.
 type presenceSettings struct {
-	rule   *rules.Rule // who may watch
-	fields string      // of the auth record, for picker.Pick; empty: none
-	limit  int
-	ttl    time.Duration // 0: connections need not renew
+	channelID string
+	rule      *rules.Rule // who may watch
+	fields    string      // of the auth record, for picker.Pick; empty: none
+	limit     int
+	ttl       time.Duration // 0: connections need not renew
 }
 
 // newPresenceSettings reads a channel's record. The error is about the fields.
 func newPresenceSettings(record *core.Record, rule *rules.Rule) (*presenceSettings, error) {
 	p := &presenceSettings{
-		rule:   rule,
-		fields: strings.TrimSpace(record.GetString(channelPresenceFields)),
-		limit:  cmp.Or(record.GetInt(channelPresenceLimit), DefaultPresenceLimit),
-		ttl:    time.Duration(record.GetInt(channelPresenceTTL)) * time.Second,
+		channelID: record.Id,
+		rule:      rule,
+		fields:    strings.TrimSpace(record.GetString(channelPresenceFields)),
+		limit:     cmp.Or(record.GetInt(channelPresenceLimit), DefaultPresenceLimit),
+		ttl:       time.Duration(record.GetInt(channelPresenceTTL)) * time.Second,
 	}
 	if strings.Contains(p.fields, "expand") {
 		return p, errors.New("must be fields of the user, without expand")
@@ -266,249 +265,4 @@ func (n *Notifier) stopPresence() {
 		n.presence.sweep.Stop()
 		n.presence.sweep = nil
 	}
-}
-
-// PresenceUpdate is what a user changes about how they are shown on a topic. A nil part stays as it
-// is.
-type PresenceUpdate struct {
-	// Meta is any JSON of at most Config.MaxMeta bytes; null removes it.
-	Meta *jsontext.Value
-	// Visible false keeps the user out of the list, while they go on listening.
-	Visible *bool
-	// ClientID is the connection that this comes from; empty means all of the user's. It counts as
-	// present again if it had left, or not renewed in time.
-	ClientID string
-}
-
-// SetPresence changes how p is shown on topic. If p is not subscribed yet, the change is kept for a
-// moment, for when they are. The error is of type [Errors], with the fields "topic", "meta" and
-// "clientId", [ErrForbidden] (for guests, too, who are only counted), a [*TooManyError], or comes
-// from a query.
-func (n *Notifier) SetPresence(p Publisher, topic string, update PresenceUpdate) error {
-	if err := n.checkPresence(topic); err != nil {
-		return err
-	}
-	if p.Auth == nil {
-		return ErrForbidden
-	}
-	user := refOf(p.Auth)
-	if update.Meta != nil {
-		if err := n.checkMeta(*update.Meta); err != nil {
-			return Errors{err}
-		}
-	}
-	clients, err := n.attendeesOf(p, update.ClientID)
-	if err != nil {
-		return err
-	}
-	if !n.presence.rooms.Has(topic, user) { // else they may: it would have ended otherwise
-		if _, err := n.mayListen(p, topic); err != nil {
-			return err
-		}
-	}
-	if wait := n.buckets.take(bucketKey{"presence " + topic, p.key()}, metaRate, time.Now()); wait > 0 {
-		return &TooManyError{wait}
-	}
-	if update.Meta != nil || update.Visible != nil {
-		var isHidden *bool
-		if update.Visible != nil {
-			isHidden = new(bool)
-			*isHidden = !*update.Visible
-		}
-		n.presence.rooms.Set(topic, user, update.Meta, isHidden)
-	}
-	n.markAttendances(clients, topic, false)
-	return nil
-}
-
-func (n *Notifier) checkMeta(meta jsontext.Value) *FieldError {
-	if !meta.IsValid() {
-		return invalid("meta", ErrInvalidData, "must be JSON")
-	}
-	if len(meta) > n.config.MaxMeta {
-		return invalid("meta", ErrTooLarge, "must be no larger than %d bytes, has %d", n.config.MaxMeta, len(meta))
-	}
-	return nil
-}
-
-// LeavePresence takes a connection of p (empty: all) out of the presence on topic at once, although
-// it stays subscribed, until it calls SetPresence or subscribes anew. The error is as for
-// SetPresence.
-func (n *Notifier) LeavePresence(p Publisher, topic, clientID string) error {
-	if err := n.checkPresence(topic); err != nil {
-		return err
-	}
-	clients, err := n.attendeesOf(p, clientID)
-	if err != nil {
-		return err
-	}
-	n.markAttendances(clients, topic, true)
-	return nil
-}
-
-// checkPresence refuses a topic without presence, as if it was forbidden.
-func (n *Notifier) checkPresence(topic string) error {
-	if err := n.checkTopic(topic, true); err != nil {
-		return Errors{err}
-	}
-	if n.presenceOf(topic) == nil {
-		return ErrForbidden
-	}
-	return nil
-}
-
-// attendeesOf returns the connections of p: the one with an id, or all.
-func (n *Notifier) attendeesOf(p Publisher, clientID string) ([]*Client, error) {
-	if clientID == "" {
-		if p.Auth == nil {
-			return nil, Errors{invalid("clientId", ErrRequired, "cannot be blank")}
-		}
-		return n.index.clientsOf(refOf(p.Auth)), nil
-	}
-	client, err := n.OwnClient(p, clientID)
-	if err != nil {
-		return nil, err
-	}
-	if own := n.own(client); own != nil {
-		return []*Client{own}, nil
-	}
-	return nil, nil
-}
-
-// markAttendances lets connections that are subscribed to topic leave or come back.
-func (n *Notifier) markAttendances(clients []*Client, topic string, hasLeft bool) {
-	for _, client := range clients {
-		client.subsMu.Lock()
-		for _, s := range client.subs {
-			if s.topic == topic && s.attendance != nil {
-				s.attendance.hasLeft, s.attendance.renewed = hasLeft, n.conns.Now()
-			}
-		}
-		client.attend()
-		client.subsMu.Unlock()
-	}
-}
-
-// fieldsOf returns the fields of a user that watchers are shown. It takes them from the record that
-// a connection of the user has: no query.
-func (n *Notifier) fieldsOf(settings *presenceSettings, user userRef) jsontext.Value {
-	const none = "{}"
-	if settings == nil || settings.fields == "" {
-		return jsontext.Value(none)
-	}
-	for _, client := range n.index.clientsOf(user) {
-		auth := n.authOf(client)
-		if auth == nil || refOf(auth) != user {
-			continue
-		}
-		picked, err := picker.Pick(auth.Fresh().PublicExport(), settings.fields)
-		if err != nil {
-			break
-		}
-		encoded, err := json.Marshal(picked, json.Deterministic(true))
-		if err != nil {
-			break
-		}
-		return encoded
-	}
-	return jsontext.Value(none)
-}
-
-// PresenceMember is a user who is present on a topic.
-type PresenceMember struct {
-	// User is "COLLECTION:RECORD_ID".
-	User string `json:"user"`
-	// Since is when the first of their connections came.
-	Since jsontext.Value `json:"since"`
-	// Connections is the number of their connections, including one that was lost a moment ago.
-	Connections int `json:"connections"`
-	// Fields are those of the auth record that the channel's presenceFields name.
-	Fields jsontext.Value `json:"fields"`
-	// Meta is what the user's own clients have set; null if nothing.
-	Meta jsontext.Value `json:"meta"`
-}
-
-// PresencePage is a part of who is present on a topic.
-type PresencePage struct {
-	Epoch string `json:"epoch"` // new at each start of the server
-	Seq   int64  `json:"seq"`   // of the last difference that it includes
-	// Total is the number of users, Guests that of connections of guests.
-	Total   int              `json:"total"`
-	Guests  int              `json:"guests"`
-	Members []PresenceMember `json:"members"`
-	// Next is the cursor for the next page; empty if this is the last one.
-	Next string `json:"next"`
-}
-
-// MaxPresencePage is the maximum number of members that [Notifier.Presence] returns.
-const MaxPresencePage = 1000
-
-// Presence returns who is present on topic: at most limit members (1 to [MaxPresencePage]) that come
-// after cursor, which is empty for the first page. It is what watchers have been told, and at most a
-// window behind. It evaluates no rule: see [Notifier.PresenceFor].
-func (n *Notifier) Presence(topic, cursor string, limit int) PresencePage {
-	state := n.presence.rooms.State(topic, refFrom(cursor), min(max(limit, 1), MaxPresencePage))
-	page := PresencePage{n.presence.epoch, state.Seq, state.Total, state.Guests, n.membersOf(state.Members), ""}
-	if state.More {
-		page.Next = state.Members[len(state.Members)-1].User.String()
-	}
-	return page
-}
-
-// PresenceFor is [Notifier.Presence] for a request of p, to whom the channel's presenceRule applies.
-// The error is of type [Errors], with the fields "topic" and "limit", [ErrForbidden] or comes from a
-// query.
-func (n *Notifier) PresenceFor(p Publisher, topic, cursor string, limit int) (PresencePage, error) {
-	if limit < 1 || limit > MaxPresencePage {
-		return PresencePage{}, Errors{invalid("limit", ErrOutOfRange, "must be between 1 and %d", MaxPresencePage)}
-	}
-	if err := n.mayWatch(p, topic); err != nil {
-		return PresencePage{}, err
-	}
-	return n.Presence(topic, cursor, limit), nil
-}
-
-// PresenceCountFor is [Notifier.PresenceCount] for a request of p. The error is as for PresenceFor.
-func (n *Notifier) PresenceCountFor(p Publisher, topic string) (users, guests int, err error) {
-	if err := n.mayWatch(p, topic); err != nil {
-		return 0, 0, err
-	}
-	users, guests = n.PresenceCount(topic)
-	return users, guests, nil
-}
-
-func (n *Notifier) mayWatch(p Publisher, topic string) error {
-	if err := n.checkTopic(topic, true); err != nil {
-		return Errors{err}
-	}
-	a := n.newMemo().mayWatch(topic, p.Auth, "", func() map[string]string { return p.Headers })
-	switch {
-	case a.err != nil:
-		return fmt.Errorf("may watch: %w", a.err)
-	case !a.ok:
-		return ErrForbidden
-	}
-	return nil
-}
-
-// PresenceCount returns how many users are listed on topic, and how many connections guests have.
-func (n *Notifier) PresenceCount(topic string) (users, guests int) {
-	counts := n.presence.rooms.Count(topic)
-	return counts.Total, counts.Guests
-}
-
-// Online reports whether user ("COLLECTION:RECORD_ID") has a realtime connection.
-func (n *Notifier) Online(user string) bool {
-	ref, err := n.resolveUser("user", user)
-	return err == nil && len(n.index.clientsOf(ref)) > 0
-}
-
-// PresentOn returns the topics on which user ("COLLECTION:RECORD_ID") is listed, sorted. The error is
-// of type [Errors], with the field "user".
-func (n *Notifier) PresentOn(user string) ([]string, error) {
-	ref, fieldErr := n.resolveUser("user", user)
-	if fieldErr != nil {
-		return nil, Errors{fieldErr}
-	}
-	return n.presence.rooms.TopicsOf(ref), nil
 }

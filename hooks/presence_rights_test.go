@@ -1,0 +1,153 @@
+package hooks_test
+
+import (
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/pocketbase/pocketbase/core"
+
+	"herald/internal/pbtest"
+	"herald/notify"
+)
+
+// TestWhoMayWatch: whoever may not look learns nothing, whether there is something or not.
+func TestWhoMayWatch(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addMembers(t, w)
+	addMember(t, w, "1", w.ann)
+	addChannel(t, w, presenceChannel(map[string]any{"presenceRule": memberRule}))
+	addChannel(t, w, map[string]any{"pattern": "plain", "subscribeRule": "*"})
+	server := pbtest.Serve(t, w)
+	server.Subscribe(t, w.bob, "room/1")
+	pbtest.WaitFor(t, "bob is present", func() bool { users, _ := engine(w).PresenceCount("room/1"); return users == 1 })
+
+	_, denied := presentOn(t, server, w.bob, "topic=room/1")
+	for _, topic := range []string{"room/1", "room/2", "plain", "nothing", "users", "users/*", "@inbox", "@presence/room/1", ""} {
+		for name, auth := range map[string]*core.Record{"bob": w.bob, "guest": nil} {
+			status, answer := presentOn(t, server, auth, "topic="+url.QueryEscape(topic))
+			if want := 403; topic == "" {
+				if status != 400 {
+					t.Errorf("%s, %q: status %d", name, topic, status)
+				}
+			} else if status != want || fmt.Sprint(answer) != fmt.Sprint(denied) {
+				t.Errorf("%s, %q: status %d, %v", name, topic, status, answer)
+			}
+			if topic == "" {
+				continue
+			}
+			client := server.Connect(t)
+			if status, answer := client.Try(t, auth, "@presence/"+topic); status != 403 || !strings.Contains(fmt.Sprint(answer), "validation_topic_forbidden") {
+				t.Errorf("%s may watch %q: %d %v", name, topic, status, answer)
+			}
+			client.Close(t)
+			if status, _ := presentOn(t, server, auth, "count=1&topic="+url.QueryEscape(topic)); status != 403 {
+				t.Errorf("%s may count %q: status %d", name, topic, status)
+			}
+		}
+	}
+
+	watcher := watch(t, server, w.ann, "room/1")
+	watcher.await(t, w.bob)
+	if status, _ := presentOn(t, server, w.root, "topic=room/1"); status != 200 {
+		t.Errorf("superuser: status %d", status)
+	}
+	// the right to look ends
+	watcher.Set(t, w.ann, "@presence/room/1", "@denied")
+	member, err := w.FindFirstRecordByData("room_members", "user", w.ann.Id)
+	if err == nil {
+		err = w.Delete(member)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for watcher.Next(t).Type != "@denied" {
+	}
+}
+
+// TestMeta: what a user shows, and what is refused.
+func TestMeta(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addChannel(t, w, presenceChannel(map[string]any{"subscribeRule": `@request.auth.email != "bob@x.com"`, "presenceFields": "name"}))
+	server := pbtest.Serve(t, w)
+	watcher := watch(t, server, nil, "room/1")
+	client := server.Subscribe(t, w.ann, "room/1")
+	watcher.await(t, w.ann)
+
+	atLimit := strings.Repeat("x", notify.DefaultMaxMeta-2)
+	for name, test := range map[string]struct {
+		auth *core.Record
+		body any
+		want int
+	}{
+		"too large":    {w.ann, map[string]any{"topic": "room/1", "meta": atLimit + "x"}, 413},
+		"no JSON":      {w.ann, `{"topic": "room/1", "meta": {]}`, 400},
+		"unknown":      {w.ann, map[string]any{"topic": "room/1", "mata": 1}, 400},
+		"no topic":     {w.ann, map[string]any{"meta": 1}, 400},
+		"guest":        {nil, map[string]any{"topic": "room/1", "meta": 1}, 403},
+		"denied":       {w.bob, map[string]any{"topic": "room/1", "meta": 1}, 403},
+		"no presence":  {w.ann, map[string]any{"topic": "other", "meta": 1}, 403},
+		"wrong client": {w.ann, map[string]any{"topic": "room/1", "meta": 1, "clientId": watcher.ID}, 400},
+	} {
+		if status, text := show(t, server, test.auth, test.body); status != test.want {
+			t.Errorf("%s: %d %s", name, status, text)
+		}
+	}
+
+	forged := map[string]any{"user": "users:x", "fields": map[string]any{"name": "Bob"}}
+	if status, text := show(t, server, w.ann, map[string]any{"topic": "room/1", "meta": forged, "clientId": client.ID}); status != 204 {
+		t.Fatalf("%d %s", status, text)
+	}
+	for string(watcher.members[pbtest.Ref(w.ann)].Meta) == "null" {
+		watcher.next(t)
+	}
+	if ann := watcher.members[pbtest.Ref(w.ann)]; string(ann.Fields) != `{"name":"Ann"}` {
+		t.Errorf("ann is %+v", ann)
+	}
+	if len(watcher.last.Join)+len(watcher.last.Leave) > 0 {
+		t.Errorf("an update is told as %+v", watcher.last)
+	}
+
+	limited := false
+	for range 20 {
+		status, _ := show(t, server, w.ann, map[string]any{"topic": "room/1", "meta": atLimit})
+		if limited = limited || status == 429; status != 204 && status != 429 {
+			t.Fatalf("status %d", status)
+		}
+	}
+	if !limited {
+		t.Error("20 updates at once are not too many")
+	}
+
+	// the name changes, and is told without anybody's doing
+	w.ann.Set("name", "Anna")
+	save(t, w, w.ann)
+	for string(watcher.members[pbtest.Ref(w.ann)].Fields) != `{"name":"Anna"}` {
+		watcher.next(t)
+	}
+}
+
+// TestSetBeforeSubscribing: somebody who hides first is never seen.
+func TestSetBeforeSubscribing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addChannel(t, w, presenceChannel(nil))
+	server := pbtest.Serve(t, w)
+	watcher := watch(t, server, nil, "room/1")
+	if status, text := show(t, server, w.ann, map[string]any{"topic": "room/1", "visible": false}); status != 204 {
+		t.Fatalf("%d %s", status, text)
+	}
+	server.Subscribe(t, w.ann, "room/1")
+	server.Subscribe(t, w.bob, "room/1")
+	watcher.await(t, w.bob)
+	if status, text := show(t, server, w.ann, map[string]any{"topic": "room/1", "visible": true}); status != 204 {
+		t.Fatalf("%d %s", status, text)
+	}
+	watcher.await(t, w.ann, w.bob)
+	if watcher.frames != 3 {
+		t.Errorf("%d frames", watcher.frames)
+	}
+}

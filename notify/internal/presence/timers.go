@@ -1,0 +1,132 @@
+// What becomes due: the ends of windows and of graces. Each shard has one timer.
+
+package presence
+
+import (
+	"slices"
+	"time"
+)
+
+// makeDue makes the room tell what has changed when its window is over.
+func (s *shard[U]) makeDue(room *room[U], now time.Time) {
+	if room.isDue {
+		return
+	}
+	room.isDue, room.dueAt = true, now.Add(Window)
+	if room.dueAt.Before(room.earliest) {
+		room.dueAt = room.earliest
+	}
+	s.due = append(s.due, room)
+	s.wakeAt(room.dueAt)
+}
+
+// part remembers the end of a grace.
+func (s *shard[U]) part(p parting[U]) {
+	s.leaving = append(s.leaving, p)
+	s.wakeAt(p.at)
+}
+
+// wakeAt makes the timer fire at the given time, or earlier.
+func (s *shard[U]) wakeAt(at time.Time) {
+	if s.stopped || !s.timerAt.IsZero() && !at.Before(s.timerAt) {
+		return
+	}
+	s.timerAt = at
+	if s.timer == nil {
+		s.timer = time.AfterFunc(time.Until(at), s.tick)
+	} else {
+		s.timer.Reset(time.Until(at))
+	}
+}
+
+// tick does what is due.
+func (s *shard[U]) tick() {
+	for _, topic := range s.takeDue() {
+		s.rooms.config.Due(topic)
+	}
+}
+
+// takeDue ends graces, and returns the topics whose window is over.
+func (s *shard[U]) takeDue() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		return nil
+	}
+	now := time.Now()
+	s.timerAt = time.Time{}
+	over := 0
+	for ; over < len(s.leaving) && !s.leaving[over].at.After(now); over++ {
+		s.expire(&s.leaving[over], now)
+	}
+	if s.leaving = s.leaving[over:]; len(s.leaving) == 0 {
+		s.leaving = nil
+	} else {
+		s.wakeAt(s.leaving[0].at)
+	}
+	var topics []string
+	for _, room := range s.due {
+		if room.dueAt.After(now) {
+			s.wakeAt(room.dueAt)
+		} else {
+			topics = append(topics, room.topic)
+		}
+	}
+	s.due = slices.DeleteFunc(s.due, func(room *room[U]) bool { return !room.dueAt.After(now) })
+	return topics
+}
+
+// expire ends the grace of p.
+func (s *shard[U]) expire(p *parting[U], now time.Time) {
+	room := s.byTopic[p.topic]
+	if room == nil {
+		return
+	}
+	var guest U
+	if p.user == guest {
+		if room.guests.expire(now) {
+			s.makeDue(room, now)
+		}
+		return
+	}
+	m := room.members[p.user]
+	switch {
+	case m == nil:
+	case m.connections.expire(now):
+		s.left(room, m, now)
+	case m.isOver(now):
+		delete(room.members, m.user)
+		s.dropIfEmpty(room)
+	}
+}
+
+// forgetKept forgets what was set for somebody who did not come in time.
+func (m *member[U]) forgetKept(now time.Time) {
+	if m.keepUntil > 0 && now.UnixMilli() >= m.keepUntil && m.connections.count() == 0 {
+		m.meta, m.isHidden, m.keepUntil = nil, false, 0
+	}
+}
+
+// isOver reports whether nothing has to be kept of m.
+func (m *member[U]) isOver(now time.Time) bool {
+	return m.connections.count() == 0 && !m.isChanged && m.told == nil && now.UnixMilli() >= m.keepUntil
+}
+
+func (s *shard[U]) dropIfEmpty(room *room[U]) {
+	if len(room.members) == 0 && room.guests.count() == 0 && !room.isDue {
+		delete(s.byTopic, room.topic)
+	}
+}
+
+// Stop ends the timers. Nothing becomes due any more.
+func (r *Rooms[U]) Stop() {
+	for i := range r.shards {
+		s := &r.shards[i]
+		s.mu.Lock()
+		s.stopped = true
+		if s.timer != nil {
+			s.timer.Stop()
+		}
+		s.mu.Unlock()
+	}
+}

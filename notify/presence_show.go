@@ -1,0 +1,131 @@
+// What a user changes about how they are shown. Called by hooks/presence.go.
+
+package notify
+
+import (
+	"encoding/json/jsontext"
+	"time"
+)
+
+// PresenceUpdate is what a user changes about how they are shown on a topic. A nil part stays as it
+// is.
+type PresenceUpdate struct {
+	// Meta is any JSON of at most Config.MaxMeta bytes; null removes it.
+	Meta *jsontext.Value
+	// Visible false keeps the user out of the list, while they go on listening.
+	Visible *bool
+	// ClientID is the connection that this comes from; empty means all of the user's. It counts as
+	// present again if it had left, or not renewed in time.
+	ClientID string
+}
+
+// SetPresence changes how p is shown on topic. If p is not subscribed yet, the change is kept for a
+// moment, for when they are. The error is of type [Errors], with the fields "topic", "meta" and
+// "clientId", [ErrForbidden] (for guests, too, who are only counted), a [*TooManyError], or comes
+// from a query.
+func (n *Notifier) SetPresence(p Publisher, topic string, update PresenceUpdate) error {
+	settings, err := n.checkPresence(topic)
+	if err != nil {
+		return err
+	}
+	if p.Auth == nil {
+		return ErrForbidden
+	}
+	user := refOf(p.Auth)
+	if update.Meta != nil {
+		if err := n.checkMeta(*update.Meta); err != nil {
+			return Errors{err}
+		}
+	}
+	clients, err := n.attendeesOf(p, update.ClientID)
+	if err != nil {
+		return err
+	}
+	if !n.presence.rooms.Has(topic, user) { // else they may: it would have ended otherwise
+		if _, err := n.mayListen(p, topic); err != nil {
+			return err
+		}
+	}
+	if wait := n.buckets.take(bucketKey{"presence " + settings.channelID, p.key()}, metaRate, time.Now()); wait > 0 {
+		return &TooManyError{wait}
+	}
+	if update.Meta != nil || update.Visible != nil {
+		var isHidden *bool
+		if update.Visible != nil {
+			isHidden = new(bool)
+			*isHidden = !*update.Visible
+		}
+		n.presence.rooms.Set(topic, user, update.Meta, isHidden)
+	}
+	n.markAttendances(clients, topic, false)
+	return nil
+}
+
+func (n *Notifier) checkMeta(meta jsontext.Value) *FieldError {
+	if !meta.IsValid() {
+		return invalid("meta", ErrInvalidData, "must be JSON")
+	}
+	if len(meta) > n.config.MaxMeta {
+		return invalid("meta", ErrTooLarge, "must be no larger than %d bytes, has %d", n.config.MaxMeta, len(meta))
+	}
+	return nil
+}
+
+// LeavePresence takes a connection of p (empty: all) out of the presence on topic at once, although
+// it stays subscribed, until it calls SetPresence or subscribes anew. The error is as for
+// SetPresence.
+func (n *Notifier) LeavePresence(p Publisher, topic, clientID string) error {
+	if _, err := n.checkPresence(topic); err != nil {
+		return err
+	}
+	clients, err := n.attendeesOf(p, clientID)
+	if err != nil {
+		return err
+	}
+	n.markAttendances(clients, topic, true)
+	return nil
+}
+
+// checkPresence returns the presence of a topic. It refuses a topic without one as if it was
+// forbidden.
+func (n *Notifier) checkPresence(topic string) (*presenceSettings, error) {
+	if err := n.checkTopic(topic, true); err != nil {
+		return nil, Errors{err}
+	}
+	if settings := n.presenceOf(topic); settings != nil {
+		return settings, nil
+	}
+	return nil, ErrForbidden
+}
+
+// attendeesOf returns the connections of p: the one with an id, or all.
+func (n *Notifier) attendeesOf(p Publisher, clientID string) ([]*Client, error) {
+	if clientID == "" {
+		if p.Auth == nil {
+			return nil, Errors{invalid("clientId", ErrRequired, "cannot be blank")}
+		}
+		return n.index.clientsOf(refOf(p.Auth)), nil
+	}
+	client, err := n.OwnClient(p, clientID)
+	if err != nil {
+		return nil, err
+	}
+	if own := n.own(client); own != nil {
+		return []*Client{own}, nil
+	}
+	return nil, nil
+}
+
+// markAttendances lets connections that are subscribed to topic leave or come back.
+func (n *Notifier) markAttendances(clients []*Client, topic string, hasLeft bool) {
+	for _, client := range clients {
+		client.subsMu.Lock()
+		for _, s := range client.subs {
+			if s.topic == topic && s.attendance != nil {
+				s.attendance.hasLeft, s.attendance.renewed = hasLeft, n.conns.Now()
+			}
+		}
+		client.attend()
+		client.subsMu.Unlock()
+	}
+}
