@@ -351,6 +351,45 @@ test("a private room in two browsers, and a third", async (t) => {
   assert.deepEqual(problems, []);
 });
 
+test("two browsers see who is there, and who is typing", async (t) => {
+  const herald = await (await Herald.install(t)).start();
+  const root = await herald.superuser();
+  for (const name of ["Ann", "Bob"]) await addUser(root, `${name.toLowerCase()}@example.com`, { name });
+  await root.collection("notify_channels").create({
+    pattern: "room/{room}", subscribeRule: "*", publishRule: '@request.auth.id != ""', presence: true, presenceRule: '@request.auth.id != ""', presenceFields: "name",
+  });
+  const browser = await launchBrowser(t);
+  await mkdir(pictures, { recursive: true });
+  const problems = [];
+  const tabs = {};
+  for (const name of ["Ann", "Bob"]) {
+    tabs[name] = await openTab(await browser.newContext({ viewport: { width: 1280, height: 860 } }), herald.url, problems);
+    await connected(tabs[name]);
+    await tabs[name].getByLabel("Show who is here").check();
+    await subscribe(tabs[name], "room/1");
+    await tabs[name].getByText("Who is on “room/1” is not shown to you.").waitFor(); // a guest
+  }
+  forgive(problems, /403/);
+  for (const name of ["Ann", "Bob"]) await signIn(tabs[name], "users", `${name.toLowerCase()}@example.com`);
+  for (const name of ["Ann", "Bob"]) {
+    for (const person of ["Ann", "Bob"]) await tabs[name].locator("#here .person").getByText(person).waitFor();
+  }
+  await tabs.Ann.locator("#send-form").getByLabel("Topic").fill("room/1");
+  await tabs.Ann.getByLabel("Data, as JSON").pressSequentially(" ");
+  await tabs.Bob.locator("#here .person.typing").getByText("Ann").waitFor();
+  await tabs.Bob.screenshot({ path: join(pictures, "presence.png") });
+  await tabs.Ann.getByRole("button", { name: "Send", exact: true }).click();
+  await tabs.Bob.locator("#here .person:not(.typing)").getByText("Ann").waitFor();
+
+  await tabs.Ann.getByRole("button", { name: "Sign out" }).click();
+  await tabs.Bob.locator("#here").getByText("1 guest").waitFor();
+  await tabs.Ann.locator("#here").waitFor({ state: "hidden" });
+  await tabs.Bob.getByRole("button", { name: "Unsubscribe from room/1" }).click();
+  await tabs.Bob.locator("#here").waitFor({ state: "hidden" });
+  forgive(problems, /403/); // Ann is a guest now
+  assert.deepEqual(problems, []);
+});
+
 test("page with the keyboard alone", async (t) => {
   const herald = await (await Herald.install(t)).start();
   const root = await herald.superuser();

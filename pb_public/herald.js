@@ -438,10 +438,20 @@ class Watch {
 
   async leave() {
     if (this.#state === "closed") return;
-    this.#replace(new Map());
+    this.#forget();
     const left = this.#leave(false);
     await this.close();
     await left;
+  }
+
+  /** Nobody is known to be present any more. */
+  #forget() {
+    this.#loading++;
+    this.#next = undefined;
+    this.#epoch = "";
+    this.members.total = this.members.guests = 0;
+    this.#replace(new Map());
+    this.#call(this.#options.onCount, { total: 0, guests: 0 });
   }
 
   /** Leaves at once, and not when the server has waited for the connection to come back. */
@@ -477,8 +487,7 @@ class Watch {
     } catch (error) {
       if (isRefusal(error)) {
         this.#state = "denied";
-        this.#epoch = "";
-        this.#replace(new Map());
+        this.#forget();
         return;
       }
     }

@@ -3,6 +3,7 @@
 import { byId, describe, server, setText } from "./dom.js";
 import { Bell } from "./bell.js";
 import { Connection } from "./connection.js";
+import { Here } from "./here.js";
 import { bindReceiver } from "./receiver.js";
 import { bindSender } from "./sender.js";
 import { installPlug } from "./plug.js";
@@ -37,7 +38,7 @@ async function start() {
   // herald.js has a connection of its own, which it keeps over sign-ins
   const recoverer = new sdk.default(server, pb.authStore);
 
-  bindReceiver(connection, recoverer);
+  bindReceiver(connection, recoverer, new Here(recoverer));
   bindSender(pb);
   bindSession(pb, connect);
   await connect();

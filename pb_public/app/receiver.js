@@ -6,8 +6,8 @@ import { pullPlug } from "./plug.js";
 
 const maxShown = 200;
 
-/** recoverer is the SDK client of the subscriptions that catch up. */
-export function bindReceiver(connection, recoverer) {
+/** recoverer is the SDK client of the subscriptions that catch up, here shows who else is there. */
+export function bindReceiver(connection, recoverer, here) {
   const form = byId("subscribe-form");
   const error = byId("subscribe-error");
   const log = byId("messages");
@@ -80,9 +80,10 @@ export function bindReceiver(connection, recoverer) {
       chips.delete(name);
       setText(error, "");
       stop();
+      if (![...chips.values()].some((other) => other.topic === topic)) here.unwatch(topic);
     });
     chip.append(remove);
-    chips.set(name, { chip, stop });
+    chips.set(name, { chip, stop, topic });
     if (old) old.chip.replaceWith(chip); // allowed at last
     else byId("topics").append(chip);
   };
@@ -91,11 +92,12 @@ export function bindReceiver(connection, recoverer) {
     event.preventDefault();
     setText(error, "");
     try {
-      const { topic, options, recover, rewind } = form.elements;
+      const { topic, options, recover, rewind, who } = form.elements;
       const parsed = parseOptions(options.value);
       if (parsed && recover.checked) throw new Error("A subscription that catches up takes no query and headers.");
       if (rewind.value && !recover.checked) throw new Error("Only a subscription that catches up begins with the last messages.");
       await subscribe(topic.value, parsed, recover.checked ? rewind.value.trim() : undefined);
+      if (who.checked && !(await here.watch(topic.value))) setText(error, `Who is on “${topic.value}” is not shown to you.`);
     } catch (failure) {
       setText(error, failure.status === 403 ? notAllowed(form.elements.topic.value) : describe(failure));
     }
