@@ -12,6 +12,7 @@
 //	enqueue  into each connection's bounded queue (internal/conn; outbox.go for clients of other code)
 //	write    everything that waits, at once (internal/conn)
 //
+// presence.go reports who is subscribed to internal/presence, and presence_watch.go tells watchers.
 // access.go decides who may subscribe; changes.go and recheck.go decide it again when rights change. The
 // rules are in internal/rules. recovery.go and replay.go deliver missed messages.
 //
@@ -23,7 +24,9 @@
 //	Client.resubscribing
 //	Client.authMu
 //	Client.subsMu
+//	attendances.telling
 //	stripe.mu, changes.mu, foreign.mu, Client.channelMu
+//	the locks of internal/presence
 //	the locks of internal/conn
 //	outboxes.mu, index.usersMu, recent.mu, stats.mu
 //	foreign.rightsMu, lapses.mu of internal/history

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
@@ -66,6 +67,7 @@ type attendances struct {
 	// telling is held from taking what has changed in a room until it is in the watchers' queues,
 	// and while a new watcher gets the state. One for the topics of each hash.
 	telling [64]sync.Mutex
+	isUsed  atomic.Bool // a channel has or had presence
 	sweep   *time.Timer // runs while a channel wants connections to renew; guarded by sweepMu
 	sweepMu sync.Mutex
 }
@@ -197,8 +199,14 @@ func (n *Notifier) attendAll() {
 
 // attending returns all clients if one may be present somewhere.
 func (n *Notifier) attending() map[*Client]struct{} {
-	all := map[*Client]struct{}{}
 	set := n.channels.Load()
+	if set.hasPresence {
+		n.presence.isUsed.Store(true)
+	}
+	if !n.presence.isUsed.Load() {
+		return nil
+	}
+	all := map[*Client]struct{}{}
 	for _, client := range n.index.clientsWhere(func(string) bool { return true }) {
 		if set.hasPresence || client.mayAttend() {
 			all[client] = struct{}{}
