@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/pocketbase/pocketbase/apis"
@@ -46,9 +47,12 @@ type ConnectionFilter struct {
 func (n *Notifier) Topics() []TopicInfo {
 	infos := map[string]*TopicInfo{}
 	users := map[string]sets.Of[userRef]{}
-	for _, client := range n.app.SubscriptionsBroker().Clients() {
-		who := n.identityOf(client)
-		for topic := range topicsOf(client) {
+	var mu sync.Mutex // guards infos and users
+	n.walkClients(func(client subscriptions.Client) {
+		who, topics := n.identityOf(client), topicsOf(client)
+		mu.Lock()
+		defer mu.Unlock()
+		for topic := range topics {
 			if infos[topic] == nil {
 				infos[topic] = &TopicInfo{Topic: topic}
 				users[topic] = sets.Of[userRef]{}
@@ -58,7 +62,7 @@ func (n *Notifier) Topics() []TopicInfo {
 				users[topic][who.user] = struct{}{}
 			}
 		}
-	}
+	})
 
 	result := make([]TopicInfo, 0, len(infos))
 	for topic, info := range infos {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
+	"golang.org/x/sync/errgroup"
 
 	"herald/notify/internal/sets"
 )
@@ -103,14 +104,39 @@ func (n *Notifier) foreignClients() []subscriptions.Client {
 		return f.known
 	}
 	f.known = nil
-	for _, client := range broker.Clients() {
+	var mu sync.Mutex // guards known
+	n.walkClients(func(client subscriptions.Client) {
 		if own := n.own(client); own != nil {
 			own.counted.in(&n.registered)
 		} else if !isGone(client) {
+			mu.Lock()
+			defer mu.Unlock()
 			f.known = append(f.known, client)
 		}
-	}
+	})
 	return f.known
+}
+
+// clientsChunk is how many clients one goroutine of walkClients looks at, as in the example of
+// PocketBase's documentation ("Realtime messaging").
+const clientsChunk = 300
+
+// walkClients calls f, concurrently, for every client in PocketBase's broker, other code's included.
+// It returns when all calls have. A client on which f panics is left out.
+func (n *Notifier) walkClients(f func(client subscriptions.Client)) {
+	group := new(errgroup.Group)
+	for _, chunk := range n.app.SubscriptionsBroker().ChunkedClients(clientsChunk) {
+		group.Go(func() error {
+			for _, client := range chunk {
+				func() {
+					defer n.guard("looking at a realtime client")
+					f(client)
+				}()
+			}
+			return nil
+		})
+	}
+	_ = group.Wait() // no call fails
 }
 
 // isGone reports whether a client of other code has ended, or fails to tell.
