@@ -67,6 +67,20 @@ func TestWhoMayWatch(t *testing.T) {
 	}
 }
 
+// TestPresenceOfNoTopic: a key without a topic, beside a channel for everything, does no harm.
+func TestPresenceOfNoTopic(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addChannel(t, w, presenceChannel(map[string]any{"pattern": "{all...}"}))
+	server := pbtest.Serve(t, w)
+	client := server.Connect(t)
+	for _, key := range []string{"?options=%7B%7D", "@presence/", "@presence/?options=%7B%7D"} {
+		client.Try(t, w.ann, key, "room/1")
+	}
+	watcher := watch(t, server, nil, "room/1")
+	watcher.await(t, w.ann)
+}
+
 // TestMeta: what a user shows, and what is refused.
 func TestMeta(t *testing.T) {
 	t.Parallel()

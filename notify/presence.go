@@ -95,7 +95,7 @@ type attendance struct {
 // presenceOf returns the presence of the channel of topic, or nil.
 func (n *Notifier) presenceOf(topic string) *presenceSettings {
 	set := n.channels.Load()
-	if !set.hasPresence {
+	if !set.hasPresence || topic == "" {
 		return nil
 	}
 	c, _, found := set.tree.Match(topic)
