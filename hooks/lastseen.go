@@ -6,6 +6,7 @@ package hooks
 import (
 	"encoding/json/v2"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -29,6 +30,7 @@ type lastSeen struct {
 	mu      sync.Mutex                     // guards the fields below
 	topics  map[string]map[string]struct{} // on which each user is present
 	changed map[string]seen                // since the last write, by user
+	deleted map[string]time.Time           // users who were deleted a moment ago, and when: what is told of them comes later
 	timer   *time.Timer                    // runs while somebody is present or something has changed
 	closed  bool
 
@@ -42,7 +44,7 @@ type seen struct {
 }
 
 func newLastSeen(app core.App) *lastSeen {
-	return &lastSeen{app: app, topics: map[string]map[string]struct{}{}, changed: map[string]seen{}}
+	return &lastSeen{app: app, topics: map[string]map[string]struct{}{}, changed: map[string]seen{}, deleted: map[string]time.Time{}}
 }
 
 // bind makes it correct what a crash has left behind, and write at the end.
@@ -67,11 +69,8 @@ func (l *lastSeen) bind() {
 		Id: "heraldLastSeen",
 		Func: func(e *core.RecordEvent) error {
 			if e.Record.Collection().IsAuth() {
-				if table, ok := l.table(); ok {
-					_, err := e.App.NonconcurrentDB().Delete(table, dbx.HashExp{"user": e.Record.Id}).Execute()
-					if err != nil {
-						e.App.Logger().Error("Failed to forget when a user was last seen", slog.String("error", err.Error()))
-					}
+				if err := l.forget(e.App, e.Record.Id); err != nil {
+					e.App.Logger().Error("Failed to forget when a user was last seen", slog.String("error", err.Error()))
 				}
 			}
 			return e.Next()
@@ -79,18 +78,29 @@ func (l *lastSeen) bind() {
 	})
 }
 
-// note notes who has come to and left a topic.
+// forget forgets a user, who is gone.
+func (l *lastSeen) forget(app core.App, user string) error {
+	l.writing.Lock() // what is being written may be about the user
+	defer l.writing.Unlock()
+	l.mu.Lock()
+	delete(l.topics, user)
+	delete(l.changed, user)
+	l.deleted[user] = time.Now()
+	l.writeLater()
+	l.mu.Unlock()
+	table, ok := l.table()
+	if !ok {
+		return nil
+	}
+	_, err := app.NonconcurrentDB().Delete(table, dbx.HashExp{"user": user}).Execute()
+	return err
+}
+
+// note notes who has come to and left a topic. Who is in both has left under a former name.
 func (l *lastSeen) note(topic string, join, leave []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	for _, user := range join {
-		if l.topics[user] == nil {
-			l.topics[user] = map[string]struct{}{}
-			l.changed[user] = seen{now, true}
-		}
-		l.topics[user][topic] = struct{}{}
-	}
 	for _, user := range leave {
 		if l.topics[user] == nil {
 			continue
@@ -100,12 +110,22 @@ func (l *lastSeen) note(topic string, join, leave []string) {
 			l.changed[user] = seen{now, false}
 		}
 	}
+	for _, user := range join {
+		if _, isDeleted := l.deleted[user]; isDeleted {
+			continue
+		}
+		if l.topics[user] == nil {
+			l.topics[user] = map[string]struct{}{}
+			l.changed[user] = seen{now, true}
+		}
+		l.topics[user][topic] = struct{}{}
+	}
 	l.writeLater()
 }
 
 // writeLater starts the timer if there will be something to write. mu is held.
 func (l *lastSeen) writeLater() {
-	if l.timer == nil && !l.closed && len(l.topics)+len(l.changed) > 0 {
+	if l.timer == nil && !l.closed && len(l.topics)+len(l.changed)+len(l.deleted) > 0 {
 		l.timer = time.AfterFunc(lastSeenEvery, func() {
 			l.write()
 			l.mu.Lock()
@@ -139,10 +159,12 @@ func (l *lastSeen) write() {
 	l.mu.Lock()
 	changed := l.changed
 	l.changed = map[string]seen{}
+	maps.DeleteFunc(l.deleted, func(_ string, at time.Time) bool { return time.Since(at) > lastSeenEvery })
+	isNeeded := len(changed)+len(l.topics) > 0
 	l.mu.Unlock()
 
 	table, ok := l.table()
-	if !ok {
+	if !ok || !isNeeded {
 		return
 	}
 	err := l.app.RunInTransaction(func(tx core.App) error {

@@ -86,3 +86,27 @@ func mustFindRecord(t testing.TB, app core.App, collection, id string) *core.Rec
 	}
 	return record
 }
+
+// TestLastSeenOfDeletedUser: nothing is kept of somebody who is deleted while they are present.
+func TestLastSeenOfDeletedUser(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addChannel(t, w, presenceChannel(nil))
+	server := pbtest.Serve(t, w)
+	watcher := watch(t, server, nil, "room/1")
+	server.Subscribe(t, w.ann, "room/1")
+	server.Subscribe(t, w.bob, "room/1")
+	watcher.await(t, w.ann, w.bob)
+	if err := w.Delete(w.ann); err != nil {
+		t.Fatal(err)
+	}
+	watcher.await(t, w.bob)
+	event := &core.TerminateEvent{App: w}
+	if err := w.OnTerminate().Trigger(event, func(e *core.TerminateEvent) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	seenRow(t, w, w.bob)
+	if row, err := w.FindFirstRecordByData(pb_migrations.LastSeenCollectionID, "user", w.ann.Id); err == nil {
+		t.Errorf("there is %v", row)
+	}
+}

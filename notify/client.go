@@ -60,6 +60,7 @@ type Client struct {
 	signingOut  int              // SignOuts in progress
 	unlisted    bool             // stays out of the index for good
 	attends     bool             // some of subs have an attendance
+	renews      bool             // some of these have a TTL
 
 	pair atomic.Pointer[pair] // for a wrapped client and the one that writes for it: see wrapped.go
 }
@@ -94,6 +95,9 @@ func (c *Client) Set(key string, value any) {
 		auth, _ := value.(*core.Record)
 		c.authMu.Lock()
 		defer c.authMu.Unlock()
+		if auth != nil { // first: what is told of the user is taken from it
+			c.Client.Set(key, value)
+		}
 		c.setAuthLocked(auth)
 	}
 	c.Client.Set(key, value)

@@ -167,6 +167,7 @@ func (f *fanOut) enqueue(s *subscription) {
 	for i := range s.keys {
 		key := &s.keys[i]
 		if key.grant.forUser && !key.grant.holds(client.auth.Load().at(f.now)) {
+			key.replay.lapse()
 			continue
 		}
 		var made *conn.Frame

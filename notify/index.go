@@ -53,6 +53,7 @@ type subscription struct {
 type subscriptionKey struct {
 	name     string // the topic itself, or with options
 	envelope bool   // the subscriber wants the message with its envelope
+	hides    bool   // the subscriber is not to be listed among who is present
 	grant    grant
 	replay   *replay // nil if it asked for no history
 }

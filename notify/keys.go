@@ -46,6 +46,13 @@ func wantsEnvelope(options subscriptions.SubscriptionOptions) bool {
 	return wants || options.Query["since"] != "" || options.Query["rewind"] != ""
 }
 
+// wantsToHide reports whether the options of a subscription key ask not to list the user among who
+// is present.
+func wantsToHide(options subscriptions.SubscriptionOptions) bool {
+	isVisible, err := strconv.ParseBool(options.Query["visible"])
+	return err == nil && !isVisible
+}
+
 // optionsOf parses the options of a subscription key as PocketBase does.
 func optionsOf(key string) subscriptions.SubscriptionOptions {
 	reader := subscriptions.NewDefaultClient()

@@ -24,7 +24,7 @@
 //	Client.resubscribing
 //	Client.authMu
 //	Client.subsMu
-//	attendances.telling
+//	attendances.telling, attendances.renewMu
 //	stripe.mu, changes.mu, foreign.mu, Client.channelMu
 //	the locks of internal/presence
 //	the locks of internal/conn

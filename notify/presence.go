@@ -7,6 +7,7 @@ package notify
 import (
 	"cmp"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,6 +18,7 @@ import (
 
 	"herald/notify/internal/presence"
 	"herald/notify/internal/rules"
+	"herald/notify/internal/sets"
 )
 
 const (
@@ -68,14 +70,18 @@ type attendances struct {
 	// and while a new watcher gets the state. One for the topics of each hash.
 	telling [64]sync.Mutex
 	isUsed  atomic.Bool // a channel has or had presence
-	sweep   *time.Timer // runs while a channel wants connections to renew; guarded by sweepMu
-	sweepMu sync.Mutex
+
+	renewMu  sync.Mutex       // guards the fields below
+	renewing sets.Of[*Client] // have to renew somewhere
+	renewals *time.Timer      // runs while there are some
+	stopped  bool
 }
 
 func (n *Notifier) newAttendances() attendances {
 	return attendances{
-		epoch: core.GenerateDefaultRandomId(),
-		rooms: presence.New(presence.Config[userRef]{Compare: compareUsers, Due: n.tellPresence, Grace: presence.Grace}),
+		epoch:    core.GenerateDefaultRandomId(),
+		renewing: sets.Of[*Client]{},
+		rooms:    presence.New(presence.Config[userRef]{Compare: compareUsers, Due: n.tellPresence, Grace: presence.Grace}),
 	}
 }
 
@@ -88,8 +94,12 @@ func compareUsers(a, b userRef) int {
 type attendance struct {
 	user      userRef // zero for a guest
 	isPresent bool    // rooms has counted user
-	hasLeft   bool    // the client asked not to be counted, or has not renewed
-	renewed   int64   // by conn.Group.Now
+	hasLeft   bool    // the client asked not to be counted
+	hides     bool    // it asked not to be listed when it subscribed
+
+	ttl       time.Duration // within which it has to renew; 0: never
+	renewed   int64         // when it did, by conn.Group.Now
+	isOverdue bool          // it did not
 }
 
 // presenceOf returns the presence of the channel of topic, or nil.
@@ -117,33 +127,52 @@ func (c *Client) attend() {
 		return
 	}
 	who := c.identity()
+	renews := false
 	c.attends = false
 	for _, s := range c.subs {
 		c.attendTo(s, who)
 		c.attends = c.attends || s.attendance != nil
+		renews = renews || s.attendance != nil && s.attendance.ttl > 0
 	}
+	n.setRenewing(c, renews)
 }
 
 // attendTo is attend for one subscription.
 func (c *Client) attendTo(s *subscription, who *identity) {
 	n := c.notifier
-	if n.presenceOf(s.topic) == nil || !s.holds(who) {
+	settings := n.presenceOf(s.topic)
+	if settings == nil || !s.holds(who) {
 		c.depart(s)
 		return
 	}
 	a := s.attendance
 	if a == nil {
-		a = &attendance{renewed: n.conns.Now()}
+		a = &attendance{renewed: n.conns.Now(), ttl: settings.ttl}
 		s.attendance = a
 	}
-	if a.isPresent && (a.hasLeft || a.user != who.user) {
-		n.presence.rooms.Leave(s.topic, a.user, false)
+	if a.ttl != settings.ttl { // nobody has known of it
+		a.ttl, a.renewed, a.isOverdue = settings.ttl, n.conns.Now(), false
+	}
+	rooms, isAway := n.presence.rooms, a.hasLeft || a.isOverdue
+	if a.isPresent && (isAway || a.user != who.user) {
+		rooms.Leave(s.topic, a.user, false)
 		a.isPresent = false
 	}
-	if !a.isPresent && !a.hasLeft {
+	hid := a.hides
+	a.hides = s.hides()
+	switch {
+	case !a.isPresent && !isAway:
 		a.user, a.isPresent = who.user, true
-		n.presence.rooms.Join(s.topic, a.user)
+		rooms.Join(s.topic, a.user, a.hides, func() presence.About { return n.aboutOf(settings, a.user, n.authOf(c)) })
+	case a.isPresent && a.hides && !hid && !who.isGuest():
+		rooms.Set(s.topic, a.user, nil, &a.hides)
 	}
+}
+
+// hides reports whether a key of the subscription asks not to list its user. The client's subsMu is
+// held.
+func (s *subscription) hides() bool {
+	return slices.ContainsFunc(s.keys, func(key subscriptionKey) bool { return key.hides })
 }
 
 // holds reports whether who gets messages by the subscription. The client's subsMu is held.
@@ -176,25 +205,42 @@ func (c *Client) isLost() bool {
 	return hasEnded
 }
 
-// refreshPresence makes the fields of the client's user be looked up again.
+// refreshPresence tells watchers what has changed in the auth record.
 func (c *Client) refreshPresence() {
+	n := c.notifier
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
+	if !c.attends {
+		return
+	}
+	auth := n.authOf(c)
 	for _, s := range c.subs {
 		if a := s.attendance; a != nil && a.isPresent && a.user != (userRef{}) {
-			c.notifier.presence.rooms.Refresh(s.topic, a.user)
+			n.presence.rooms.Refresh(s.topic, a.user, n.aboutOf(n.presenceOf(s.topic), a.user, auth))
 		}
 	}
 }
 
-// attendAll is [Client.attend] for all clients, when the channels have changed.
+// attendAll is [Client.attend] for all clients, when the channels or the collections have changed.
 func (n *Notifier) attendAll() {
-	for client := range n.attending() {
-		client.subsMu.Lock()
-		client.attend()
-		client.subsMu.Unlock()
+	clients := n.attending()
+	for client := range clients {
+		client.attendAgain(func() {})
 	}
-	n.sweepLater()
+	if n.presence.isUsed.Load() {
+		// After that: who has joined by what was in force before is in a room now.
+		n.presence.rooms.RefreshAll(func(topic string, user userRef) presence.About {
+			return n.aboutOf(n.presenceOf(topic), user, n.authOfUser(user))
+		})
+	}
+}
+
+// attendAgain changes what the client contributes.
+func (c *Client) attendAgain(change func()) {
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+	change()
+	c.attend()
 }
 
 // attending returns all clients if one may be present somewhere.
@@ -219,58 +265,4 @@ func (c *Client) mayAttend() bool {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
 	return c.attends
-}
-
-// sweepEveryTTL is how often connections that have not renewed are looked for.
-const sweepEveryTTL = time.Second
-
-// sweepLater starts the timer that looks for connections that have not renewed, if a channel has
-// a TTL.
-func (n *Notifier) sweepLater() {
-	hasTTL := false
-	for _, c := range n.channels.Load().all {
-		hasTTL = hasTTL || c.presence != nil && c.presence.ttl > 0
-	}
-	p := &n.presence
-	p.sweepMu.Lock()
-	defer p.sweepMu.Unlock()
-	switch {
-	case p.sweep == nil && hasTTL:
-		p.sweep = time.AfterFunc(sweepEveryTTL, n.sweepAttendances)
-	case p.sweep != nil && !hasTTL:
-		p.sweep.Stop()
-		p.sweep = nil
-	}
-}
-
-// sweepAttendances takes out those that have not renewed in time.
-func (n *Notifier) sweepAttendances() {
-	defer n.guard("looking for who has not renewed their presence")
-	now := n.conns.Now()
-	for client := range n.attending() {
-		client.subsMu.Lock()
-		for _, s := range client.subs {
-			a, p := s.attendance, n.presenceOf(s.topic)
-			if a != nil && p != nil && p.ttl > 0 && time.Duration(now-a.renewed) >= p.ttl {
-				a.hasLeft = true
-			}
-		}
-		client.attend()
-		client.subsMu.Unlock()
-	}
-	n.presence.sweepMu.Lock()
-	defer n.presence.sweepMu.Unlock()
-	if n.presence.sweep != nil {
-		n.presence.sweep.Reset(sweepEveryTTL)
-	}
-}
-
-func (n *Notifier) stopPresence() {
-	n.presence.rooms.Stop()
-	n.presence.sweepMu.Lock()
-	defer n.presence.sweepMu.Unlock()
-	if n.presence.sweep != nil {
-		n.presence.sweep.Stop()
-		n.presence.sweep = nil
-	}
 }

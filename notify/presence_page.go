@@ -8,7 +8,10 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/picker"
+
+	"herald/notify/internal/presence"
 )
 
 // PresenceMember is a user who is present on a topic.
@@ -45,7 +48,11 @@ const MaxPresencePage = 1000
 // window behind. It evaluates no rule: see [Notifier.PresenceFor].
 func (n *Notifier) Presence(topic, cursor string, limit int) PresencePage {
 	state := n.presence.rooms.State(topic, refFrom(cursor), min(max(limit, 1), MaxPresencePage))
-	page := PresencePage{n.presence.epoch, state.Seq, state.Total, state.Guests, n.membersOf(state.Members), ""}
+	return n.pageOf(&state)
+}
+
+func (n *Notifier) pageOf(state *presence.State[userRef]) PresencePage {
+	page := PresencePage{n.presence.epoch, state.Seq, state.Total, state.Guests, membersOf(state.Members), ""}
 	if state.More {
 		page.Next = state.Members[len(state.Members)-1].User.String()
 	}
@@ -112,27 +119,46 @@ func (n *Notifier) PresentOn(user string) ([]string, error) {
 	return topics, nil
 }
 
-// fieldsOf returns the fields of a user that watchers are shown. It takes them from the record that
-// a connection of the user has: no query.
-func (n *Notifier) fieldsOf(settings *presenceSettings, user userRef) jsontext.Value {
-	const none = "{}"
-	if settings == nil || settings.fields == "" {
-		return jsontext.Value(none)
+// aboutOf returns what watchers are told about a user by the settings of a channel. auth is the
+// user's record as one of their connections has it: no query. It may be nil.
+func (n *Notifier) aboutOf(settings *presenceSettings, user userRef, auth *core.Record) presence.About {
+	about := presence.About{Name: n.nameOf(user), Fields: jsontext.Value("{}")}
+	if settings == nil || settings.fields == "" || auth == nil || refOf(auth) != user {
+		return about
 	}
+	picked, err := picker.Pick(n.upToDate(auth).PublicExport(), settings.fields)
+	if err != nil {
+		return about
+	}
+	if encoded, err := json.Marshal(picked, json.Deterministic(true)); err == nil {
+		about.Fields = encoded
+	}
+	return about
+}
+
+// upToDate returns a copy of record as its collection is now: a field may have been hidden, renamed
+// or removed since it was read.
+func (n *Notifier) upToDate(record *core.Record) *core.Record {
+	before := record.Collection()
+	collection, err := n.app.FindCachedCollectionByNameOrId(before.Id)
+	if err != nil || collection.Id != before.Id || collection == before {
+		return record.Fresh()
+	}
+	current := core.NewRecord(collection)
+	for _, field := range collection.Fields {
+		if known := before.Fields.GetById(field.GetId()); known != nil {
+			current.SetRaw(field.GetName(), record.GetRaw(known.GetName()))
+		}
+	}
+	return current
+}
+
+// authOfUser returns the record of a user as one of their connections has it, or nil.
+func (n *Notifier) authOfUser(user userRef) *core.Record {
 	for _, client := range n.index.clientsOf(user) {
-		auth := n.authOf(client)
-		if auth == nil || refOf(auth) != user {
-			continue
+		if auth := n.authOf(client); auth != nil && refOf(auth) == user {
+			return auth
 		}
-		picked, err := picker.Pick(auth.Fresh().PublicExport(), settings.fields)
-		if err != nil {
-			break
-		}
-		encoded, err := json.Marshal(picked, json.Deterministic(true))
-		if err != nil {
-			break
-		}
-		return encoded
 	}
-	return jsontext.Value(none)
+	return nil
 }

@@ -20,18 +20,17 @@ type PresenceUpdate struct {
 }
 
 // SetPresence changes how p is shown on topic. If p is not subscribed yet, the change is kept for a
-// moment, for when they are. The error is of type [Errors], with the fields "topic", "meta" and
-// "clientId", [ErrForbidden] (for guests, too, who are only counted), a [*TooManyError], or comes
-// from a query.
+// moment, for when they are. Guests are only counted: all that they can do is to let a connection
+// count again. The error is of type [Errors], with the fields "topic", "meta" and "clientId",
+// [ErrForbidden], a [*TooManyError], or comes from a query.
 func (n *Notifier) SetPresence(p Publisher, topic string, update PresenceUpdate) error {
-	settings, err := n.checkPresence(topic)
+	settings, err := n.checkPresence(p, topic)
 	if err != nil {
 		return err
 	}
-	if p.Auth == nil {
+	if p.Auth == nil && (update.Meta != nil || update.Visible != nil) {
 		return ErrForbidden
 	}
-	user := refOf(p.Auth)
 	if update.Meta != nil {
 		if err := n.checkMeta(*update.Meta); err != nil {
 			return Errors{err}
@@ -40,11 +39,6 @@ func (n *Notifier) SetPresence(p Publisher, topic string, update PresenceUpdate)
 	clients, err := n.attendeesOf(p, update.ClientID)
 	if err != nil {
 		return err
-	}
-	if !n.presence.rooms.Has(topic, user) { // else they may: it would have ended otherwise
-		if _, err := n.mayListen(p, topic); err != nil {
-			return err
-		}
 	}
 	if wait := n.buckets.take(bucketKey{"presence " + settings.channelID, p.key()}, metaRate, time.Now()); wait > 0 {
 		return &TooManyError{wait}
@@ -55,7 +49,7 @@ func (n *Notifier) SetPresence(p Publisher, topic string, update PresenceUpdate)
 			isHidden = new(bool)
 			*isHidden = !*update.Visible
 		}
-		n.presence.rooms.Set(topic, user, update.Meta, isHidden)
+		n.presence.rooms.Set(topic, refOf(p.Auth), update.Meta, isHidden)
 	}
 	n.markAttendances(clients, topic, false)
 	return nil
@@ -75,7 +69,7 @@ func (n *Notifier) checkMeta(meta jsontext.Value) *FieldError {
 // it stays subscribed, until it calls SetPresence or subscribes anew. The error is as for
 // SetPresence.
 func (n *Notifier) LeavePresence(p Publisher, topic, clientID string) error {
-	if _, err := n.checkPresence(topic); err != nil {
+	if _, err := n.checkPresence(p, topic); err != nil {
 		return err
 	}
 	clients, err := n.attendeesOf(p, clientID)
@@ -86,16 +80,23 @@ func (n *Notifier) LeavePresence(p Publisher, topic, clientID string) error {
 	return nil
 }
 
-// checkPresence returns the presence of a topic. It refuses a topic without one as if it was
-// forbidden.
-func (n *Notifier) checkPresence(topic string) (*presenceSettings, error) {
+// checkPresence returns the presence of a topic. It refuses a topic without one as if p may not
+// listen to it: comes before everything else that could tell them apart.
+func (n *Notifier) checkPresence(p Publisher, topic string) (*presenceSettings, error) {
 	if err := n.checkTopic(topic, true); err != nil {
 		return nil, Errors{err}
 	}
-	if settings := n.presenceOf(topic); settings != nil {
-		return settings, nil
+	settings := n.presenceOf(topic)
+	if settings == nil {
+		return nil, ErrForbidden
 	}
-	return nil, ErrForbidden
+	// who is connected may listen: it would have ended otherwise
+	if p.Auth == nil || !n.presence.rooms.IsConnected(topic, refOf(p.Auth)) {
+		if _, err := n.mayListen(p, topic); err != nil {
+			return nil, err
+		}
+	}
+	return settings, nil
 }
 
 // attendeesOf returns the connections of p: the one with an id, or all.
@@ -119,13 +120,12 @@ func (n *Notifier) attendeesOf(p Publisher, clientID string) ([]*Client, error) 
 // markAttendances lets connections that are subscribed to topic leave or come back.
 func (n *Notifier) markAttendances(clients []*Client, topic string, hasLeft bool) {
 	for _, client := range clients {
-		client.subsMu.Lock()
-		for _, s := range client.subs {
-			if s.topic == topic && s.attendance != nil {
-				s.attendance.hasLeft, s.attendance.renewed = hasLeft, n.conns.Now()
+		client.attendAgain(func() {
+			for _, s := range client.subs {
+				if a := s.attendance; s.topic == topic && a != nil {
+					a.hasLeft, a.isOverdue, a.renewed = hasLeft, false, n.conns.Now()
+				}
 			}
-		}
-		client.attend()
-		client.subsMu.Unlock()
+		})
 	}
 }

@@ -29,8 +29,6 @@ const (
 	statePage = 100
 	// watchersPerSecond bounds how many watchers of one topic are told per second.
 	watchersPerSecond = 20_000
-	// countEvery is the shortest time between two counts of a topic with too many members to list.
-	countEvery = time.Second
 )
 
 // presenceMessage is what watchers are told.
@@ -43,7 +41,7 @@ type presenceMessage struct {
 
 	Members []PresenceMember `json:"members,omitzero"` // of a state
 	Next    *string          `json:"next,omitzero"`
-	Renew   float64          `json:"renew,omitzero"` // of a state: how often to renew, in seconds
+	Renew   float64          `json:"renew,omitzero"` // of a state and a count: how often to renew, in seconds
 
 	Join   []PresenceMember `json:"join,omitzero"` // of a diff
 	Update []PresenceMember `json:"update,omitzero"`
@@ -72,55 +70,51 @@ func (n *Notifier) tellPresence(topic string) {
 	lock.Lock()
 	defer lock.Unlock()
 
-	settings, limit := n.presenceOf(topic), DefaultPresenceLimit
-	if settings != nil {
-		limit = settings.limit
-	}
 	watchers := n.index.subscribersOf(PresencePrefix + topic)
-	window := max(presence.Window, time.Duration(watchers)*time.Second/watchersPerSecond)
-	if n.presence.rooms.Count(topic).Total > limit {
-		window = max(window, countEvery)
+	terms := presence.Terms{
+		Window: max(presence.Window, time.Duration(watchers)*time.Second/watchersPerSecond),
+		Limit:  DefaultPresenceLimit,
 	}
-	diff, any := n.presence.rooms.Take(topic, window, func(user userRef) jsontext.Value { return n.fieldsOf(settings, user) })
+	if settings := n.presenceOf(topic); settings != nil {
+		terms.Limit, terms.Renew = settings.limit, settings.ttl/3
+	}
+	diff, any := n.presence.rooms.Take(topic, terms)
 	if !any {
 		return
 	}
 	if watchers > 0 {
-		n.fanOut(n.presencePublication(topic, n.encodePresence(n.messageOf(topic, &diff, limit))))
+		n.fanOut(n.presencePublication(topic, n.encodePresence(n.messageOf(topic, &diff))))
 	}
 	if n.config.OnPresence != nil {
-		n.config.OnPresence(PresenceChange{
-			topic, n.membersOf(diff.Join), n.membersOf(diff.Update), n.namesOf(diff.Leave), diff.Total, diff.Guests})
+		n.config.OnPresence(PresenceChange{topic, membersOf(diff.Join), membersOf(diff.Update), diff.Leave, diff.Total, diff.Guests})
 	}
 }
 
-// messageOf returns what watchers are told of diff. Above limit that is a number; a topic that
-// comes back below it begins again.
-func (n *Notifier) messageOf(topic string, diff *presence.Diff[userRef], limit int) presenceMessage {
-	m := presenceMessage{Epoch: n.presence.epoch, Seq: diff.Seq, Total: diff.Total, Guests: diff.Guests}
-	switch {
-	case diff.Total > limit:
-		m.Type = "count"
-	case diff.Before.Total > limit:
-		return n.stateOf(topic, limit)
-	default:
-		m.Type = "diff"
-		m.Join, m.Update, m.Leave = n.membersOf(diff.Join), n.membersOf(diff.Update), n.namesOf(diff.Leave)
+// messageOf returns what watchers are told of diff. telling is held.
+func (n *Notifier) messageOf(topic string, diff *presence.Diff[userRef]) presenceMessage {
+	if diff.Kind != presence.Changes {
+		return n.stateOf(topic)
 	}
-	return m
+	leave := diff.Leave
+	if leave == nil {
+		leave = []string{}
+	}
+	return presenceMessage{
+		Type: "diff", Epoch: n.presence.epoch, Seq: diff.Seq, Total: diff.Total, Guests: diff.Guests,
+		Join: membersOf(diff.Join), Update: membersOf(diff.Update), Leave: leave,
+	}
 }
 
-// stateOf returns the state that a new watcher begins with.
-func (n *Notifier) stateOf(topic string, limit int) presenceMessage {
-	page := n.Presence(topic, "", statePage)
-	m := presenceMessage{Type: "state", Epoch: page.Epoch, Seq: page.Seq, Total: page.Total, Guests: page.Guests}
-	if page.Total > limit {
-		m.Type = "count"
-		return m
+// stateOf returns what watchers have been told so far, for those who have not: the first members,
+// or only their number. telling is held.
+func (n *Notifier) stateOf(topic string) presenceMessage {
+	state := n.presence.rooms.State(topic, userRef{}, statePage)
+	m := presenceMessage{
+		Type: "count", Epoch: n.presence.epoch, Seq: state.Seq, Total: state.Total, Guests: state.Guests, Renew: state.Renew.Seconds(),
 	}
-	m.Members, m.Next = page.Members, &page.Next
-	if settings := n.presenceOf(topic); settings != nil {
-		m.Renew = (settings.ttl / 3).Seconds()
+	if !state.Numbers {
+		page := n.pageOf(&state)
+		m.Type, m.Members, m.Next = "state", page.Members, &page.Next
 	}
 	return m
 }
@@ -140,24 +134,16 @@ func (n *Notifier) presencePublication(topic string, data []byte) *publication {
 	}
 }
 
-func (n *Notifier) membersOf(entries []*presence.Entry[userRef]) []PresenceMember {
+func membersOf(entries []*presence.Entry[userRef]) []PresenceMember {
 	members := make([]PresenceMember, len(entries))
 	for i, e := range entries {
 		since, _ := types.ParseDateTime(time.UnixMilli(e.Since))
-		members[i] = PresenceMember{n.nameOf(e.User), jsontext.Value(`"` + since.String() + `"`), e.Connections, e.Fields, e.Meta}
+		members[i] = PresenceMember{e.Name, jsontext.Value(`"` + since.String() + `"`), e.Connections, e.Fields, e.Meta}
 		if e.Meta == nil {
 			members[i].Meta = jsontext.Value("null")
 		}
 	}
 	return members
-}
-
-func (n *Notifier) namesOf(users []userRef) []string {
-	names := make([]string, len(users))
-	for i, user := range users {
-		names[i] = n.nameOf(user)
-	}
-	return names
 }
 
 // sendState gives a new watcher the state; from then on it gets what changes.
@@ -170,18 +156,25 @@ func (c *Client) sendState(p pendingReplay) {
 	lock := n.telling(topic)
 	lock.Lock()
 	defer lock.Unlock()
-	limit := DefaultPresenceLimit
-	if settings := n.presenceOf(topic); settings != nil {
-		limit = settings.limit
-	}
-	state := n.encodePresence(n.stateOf(topic, limit))
-
 	stripe := n.index.stripe(p.topic)
+	isWanted := func() (at int, is bool) {
+		at = slices.IndexFunc(s.keys, func(key subscriptionKey) bool { return key.replay == p.replay })
+		// else it is live, unsubscribed, about to be denied, or the next grant makes it begin again
+		return at, s.at >= 0 && at >= 0 && !p.replay.live && s.keys[at].grant.holds(c.identity())
+	}
+	stripe.mu.Lock()
+	_, is := isWanted()
+	stripe.mu.Unlock()
+	if !is {
+		return
+	}
+	state := n.encodePresence(n.stateOf(topic))
+
 	stripe.mu.Lock()
 	defer stripe.mu.Unlock()
-	at := slices.IndexFunc(s.keys, func(key subscriptionKey) bool { return key.replay == p.replay })
-	if s.at < 0 || at < 0 || !s.keys[at].grant.holds(c.identity()) {
-		return // unsubscribed, or about to be denied
+	at, is := isWanted()
+	if !is {
+		return
 	}
 	p.replay.live = true
 	c.conn.AllowExcess() // a state may be larger than the queue

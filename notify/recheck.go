@@ -209,6 +209,7 @@ func (c *Client) setGrants(version int, grants map[string]grant, denied []string
 		c.version++
 	}
 	c.reindex(grants)
+	c.startReplays()
 	gone, both := sets.From(denied), c.pair.Load()
 	if both != nil {
 		maps.Copy(both.denied, gone)

@@ -78,6 +78,14 @@ func (r *replay) takes(pub *publication) verdict {
 	return asLive
 }
 
+// lapse notes that a message was left out because the client's right was in doubt. It gets another
+// state if the right is confirmed. The lock of the topic's stripe is held. It may be called on nil.
+func (r *replay) lapse() {
+	if r != nil && r.isState {
+		r.live = false
+	}
+}
+
 // newReplay returns the replay that a subscription to topic with options begins with, or nil.
 func newReplay(topic string, options subscriptions.SubscriptionOptions) *replay {
 	if strings.HasPrefix(topic, PresencePrefix) {

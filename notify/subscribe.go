@@ -39,9 +39,27 @@ func (c *Client) Resubscribe(a *Admission, replace func() error) error {
 	c.conn.Hold()
 	defer c.conn.Release()
 
+	stale := c.beginResubscribe(a)
+	finished := false
+	defer func() { // also if replace panics
+		stale = c.endResubscribe(a) || stale || !finished
+		c.notifier.admitted(c, a, stale)
+		c.subsMu.Lock()
+		defer c.subsMu.Unlock()
+		c.startReplays()
+	}()
+	err := replace()
+	finished = err == nil
+	return err
+}
+
+// beginResubscribe makes the client get messages by its old keys and the admitted ones. It reports
+// whether the client may no longer have what it had when it was admitted.
+func (c *Client) beginResubscribe(a *Admission) (stale bool) {
 	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
 	c.resubscribe = true
-	stale := c.version != a.version // it may no longer have what it had then
+	stale = c.version != a.version
 	c.version++
 	c.admitted = a.grants
 	// If replace signs the client in, there must be no gap in what both identities may have, the
@@ -51,26 +69,21 @@ func (c *Client) Resubscribe(a *Admission, replace func() error) error {
 		meanwhile[key] = grant{byRule: granted.byRule}
 	}
 	c.reindex(meanwhile)
-	c.subsMu.Unlock()
+	return stale
+}
 
-	finished := false
-	defer func() { // also if replace panics
-		c.subsMu.Lock()
-		c.resubscribe = false
-		c.version++
-		c.reindex(a.grants)
-		c.admitted = nil
-		stale = stale || c.unchecked || !finished
-		c.unchecked = false
-		c.subsMu.Unlock()
-		c.notifier.admitted(c, a, stale)
-		c.subsMu.Lock()
-		c.startReplays()
-		c.subsMu.Unlock()
-	}()
-	err := replace()
-	finished = err == nil
-	return err
+// endResubscribe leaves the client with the keys that it has now. It reports whether a check of
+// the rules was skipped.
+func (c *Client) endResubscribe(a *Admission) (unchecked bool) {
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+	c.resubscribe = false
+	c.version++
+	c.reindex(a.grants)
+	c.admitted = nil
+	unchecked = c.unchecked
+	c.unchecked = false
+	return unchecked
 }
 
 // SignOut makes the client a guest and calls next, which may subscribe as a guest. From then on the
@@ -102,14 +115,15 @@ func (c *Client) reindex(grants map[string]grant) {
 				topic := topicOf(name)
 				key, isKnown := known[name]
 				if !isKnown {
-					key = subscriptionKey{name: name, envelope: wantsEnvelope(options)}
+					key = subscriptionKey{name: name, envelope: wantsEnvelope(options), hides: wantsToHide(options)}
 					key.replay = newReplay(topic, options)
-					if key.replay != nil {
-						c.replays = append(c.replays, pendingReplay{topic, name, key.replay})
-					}
 				}
-				if granted, ok := grants[name]; ok {
+				granted, isGranted := grants[name]
+				if isGranted {
 					key.grant = granted
+				}
+				if key.replay != nil && (!isKnown || isGranted && key.replay.isState) {
+					c.replays = append(c.replays, pendingReplay{topic, name, key.replay})
 				}
 				wanted[topic] = append(wanted[topic], key)
 				if both := c.pair.Load(); both != nil {

@@ -5,14 +5,14 @@
 // have; guests are only counted. A change makes the room due: when its window is over, [Rooms.Take]
 // returns the difference between what watchers were told before and what is true now, so that what
 // cancels out within a window is never told. A state that a new watcher gets is always the one that
-// was told last, so that the next difference applies to it.
+// was told last, so that the next difference applies to it. In a room with too many members to list,
+// watchers are told numbers.
 package presence
 
 import (
 	"bytes"
 	"encoding/json/jsontext"
 	"hash/maphash"
-	"slices"
 	"sync"
 	"time"
 )
@@ -77,8 +77,10 @@ type room[U comparable] struct {
 	dueAt    time.Time
 	earliest time.Time // of the next difference
 
-	told     Counts
-	toldList []*Entry[U] // in order, for pages; nil: to be made
+	told        Counts
+	toldList    []*Entry[U]   // in order, for pages; nil: to be made
+	toldNumbers bool          // watchers do not have the list
+	toldRenew   time.Duration // see Terms
 }
 
 // crowd counts connections.
@@ -92,8 +94,13 @@ func (c *crowd) count() int { return c.live + len(c.lost) }
 // come adds a connection. One that was lost may be the same one.
 func (c *crowd) come() {
 	c.live++
-	if len(c.lost) > 0 {
-		c.lost = slices.Delete(c.lost, 0, 1)
+	c.forgetLost(min(1, len(c.lost)))
+}
+
+// forgetLost forgets the first count of those that were lost.
+func (c *crowd) forgetLost(count int) {
+	if c.lost = c.lost[count:]; len(c.lost) == 0 {
+		c.lost = nil
 	}
 }
 
@@ -111,9 +118,7 @@ func (c *crowd) expire(now time.Time) (changed bool) {
 	for over < len(c.lost) && !c.lost[over].After(now) {
 		over++
 	}
-	if c.lost = slices.Delete(c.lost, 0, over); len(c.lost) == 0 {
-		c.lost = nil
-	}
+	c.forgetLost(over)
 	return over > 0
 }
 
@@ -124,25 +129,35 @@ type member[U comparable] struct {
 	since       int64 // Unix milliseconds
 	keepUntil   int64 // Unix milliseconds: meta and isHidden were set before the user came
 	meta        jsontext.Value
-	fields      jsontext.Value // nil: to be looked up
+	about       About
 	isHidden    bool
 	isListed    bool      // counts in the room's total
 	isChanged   bool      // among the room's changed
 	told        *Entry[U] // nil: watchers do not know of the user
 }
 
+// About is what watchers are told of a user whatever they do.
+type About struct {
+	Name   string // by which watchers know the user
+	Fields jsontext.Value
+}
+
+func (a *About) equal(other *About) bool {
+	return a.Name == other.Name && bytes.Equal(a.Fields, other.Fields)
+}
+
 // Entry is a member as watchers are told. It never changes.
 type Entry[U comparable] struct {
-	User        U
+	User U
+	About
 	Since       int64 // Unix milliseconds
 	Connections int
-	Fields      jsontext.Value
 	Meta        jsontext.Value
 }
 
 func (e *Entry[U]) equal(other *Entry[U]) bool {
-	return e.Since == other.Since && e.Connections == other.Connections &&
-		bytes.Equal(e.Fields, other.Fields) && bytes.Equal(e.Meta, other.Meta)
+	return e.About.equal(&other.About) && e.Since == other.Since && e.Connections == other.Connections &&
+		bytes.Equal(e.Meta, other.Meta)
 }
 
 // New returns rooms without anybody.
@@ -158,8 +173,9 @@ func (r *Rooms[U]) shard(topic string) *shard[U] {
 	return &r.shards[maphash.String(r.seed, topic)%uint64(len(r.shards))]
 }
 
-// Join adds a connection of user.
-func (r *Rooms[U]) Join(topic string, user U) {
+// Join adds a connection of user, who is not listed from now on if it wants that. about is called
+// before Join returns, for a user without another connection; the room is locked meanwhile.
+func (r *Rooms[U]) Join(topic string, user U, isHidden bool, about func() About) {
 	s := r.shard(topic)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -177,7 +193,11 @@ func (r *Rooms[U]) Join(topic string, user U) {
 		m.since = now.UnixMilli()
 		s.users[user]++
 	}
+	if m.connections.live == 0 {
+		m.about = about()
+	}
 	m.connections.come()
+	m.isHidden = m.isHidden || isHidden
 	m.keepUntil = 0
 	s.change(room, m, now)
 }
@@ -232,27 +252,52 @@ func (r *Rooms[U]) Set(topic string, user U, meta *jsontext.Value, isHidden *boo
 	s.change(room, m, now)
 }
 
-// Refresh makes the fields of a user be looked up again.
-func (r *Rooms[U]) Refresh(topic string, user U) {
+// Refresh changes what is told about a user.
+func (r *Rooms[U]) Refresh(topic string, user U, about About) {
 	s := r.shard(topic)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	room := s.byTopic[topic]
-	if room == nil || room.members[user] == nil {
-		return
+	if room := s.byTopic[topic]; room != nil && room.members[user] != nil {
+		s.refresh(room, room.members[user], about, time.Now())
 	}
-	m := room.members[user]
-	m.fields = nil
-	s.change(room, m, time.Now())
 }
 
-// Has reports whether a user has a connection in the room, or had one that was lost a moment ago.
-func (r *Rooms[U]) Has(topic string, user U) bool {
+func (s *shard[U]) refresh(room *room[U], m *member[U], about About, now time.Time) {
+	if !m.about.equal(&about) {
+		m.about = about
+		s.change(room, m, now)
+	}
+}
+
+// RefreshAll is Refresh for everybody, with what aboutOf returns; the room is locked meanwhile.
+// Watchers are told at once, also of other [Terms].
+func (r *Rooms[U]) RefreshAll(aboutOf func(topic string, user U) About) {
+	for i := range r.shards {
+		s := &r.shards[i]
+		s.mu.Lock()
+		now := time.Now()
+		for topic, room := range s.byTopic {
+			for user, m := range room.members {
+				if m.connections.count() > 0 {
+					s.refresh(room, m, aboutOf(topic, user), now)
+				}
+			}
+			s.makeDue(room, now)
+			room.dueAt = now
+			s.wakeAt(now)
+		}
+		s.mu.Unlock()
+	}
+}
+
+// IsConnected reports whether a user has a connection in the room. One that was lost a moment ago
+// does not count.
+func (r *Rooms[U]) IsConnected(topic string, user U) bool {
 	s := r.shard(topic)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	room := s.byTopic[topic]
-	return room != nil && room.members[user] != nil && room.members[user].connections.count() > 0
+	return room != nil && room.members[user] != nil && room.members[user].connections.live > 0
 }
 
 // TopicsOf returns the topics on which a user is, in no order. It looks at all rooms.

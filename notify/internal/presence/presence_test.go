@@ -32,8 +32,10 @@ type world struct {
 	meta   map[string]string
 	hidden map[string]bool
 	kept   map[string]time.Time
+	rename int // how often the users were renamed
 
 	mu       sync.Mutex // guards the fields below: two timers may fire at once
+	terms    Terms
 	watchers []*watcher
 	diffs    int
 }
@@ -41,14 +43,15 @@ type world struct {
 // watcher is what a client puts together from a state and diffs.
 type watcher struct {
 	seq     int64
-	members map[string]Entry[string]
+	members map[string]Entry[string] // by name; nil: only the numbers are told
 	counts  Counts
+	renew   time.Duration
 }
 
 const topic = "topic"
 
 func newWorld() *world {
-	w := &world{live: map[string]int{}, lost: map[string][]time.Time{}, since: map[string]int64{}, meta: map[string]string{}, hidden: map[string]bool{}, kept: map[string]time.Time{}}
+	w := &world{live: map[string]int{}, lost: map[string][]time.Time{}, since: map[string]int64{}, meta: map[string]string{}, hidden: map[string]bool{}, kept: map[string]time.Time{}, terms: Terms{Window: Window, Limit: 1000}}
 	w.rooms = New(Config[string]{Compare: cmp.Compare[string], Due: w.tell, Grace: Grace})
 	return w
 }
@@ -57,14 +60,24 @@ func newWorld() *world {
 func (w *world) tell(string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	diff, any := w.rooms.Take(topic, Window, func(string) jsontext.Value { return jsontext.Value("{}") })
+	diff, any := w.rooms.Take(topic, w.terms)
 	if !any {
 		return
 	}
 	w.diffs++
 	for _, watcher := range w.watchers {
-		watcher.apply(&diff)
+		if watcher.apply(&diff); diff.Kind == Whole {
+			w.read(watcher)
+		}
 	}
+}
+
+func (w *world) about(_, user string) About {
+	return About{fmt.Sprint(user, w.rename), jsontext.Value(`{"renamed":` + strconv.Itoa(w.rename) + `}`)}
+}
+
+func (w *world) join(user string, isHidden bool) {
+	w.rooms.Join(topic, user, isHidden, func() About { return w.about(topic, user) })
 }
 
 func (r *watcher) apply(diff *Diff[string]) {
@@ -72,17 +85,26 @@ func (r *watcher) apply(diff *Diff[string]) {
 		panic(fmt.Sprintf("diff %d after %d", diff.Seq, r.seq))
 	}
 	r.seq, r.counts = diff.Seq, diff.Counts
+	switch {
+	case diff.Kind == Numbers:
+		r.members = nil
+		return
+	case diff.Kind == Whole:
+		return // it reads the state
+	case r.members == nil:
+		panic("changes of a list that is not known")
+	}
 	for _, e := range diff.Join {
-		if _, isThere := r.members[e.User]; isThere {
-			panic(e.User + " joins twice")
+		if _, isThere := r.members[e.Name]; isThere {
+			panic(e.Name + " joins twice")
 		}
-		r.members[e.User] = *e
+		r.members[e.Name] = *e
 	}
 	for _, e := range diff.Update {
-		if before, isThere := r.members[e.User]; !isThere || before.equal(e) {
-			panic(e.User + " is updated for nothing")
+		if before, isThere := r.members[e.Name]; !isThere || before.equal(e) {
+			panic(e.Name + " is updated for nothing")
 		}
-		r.members[e.User] = *e
+		r.members[e.Name] = *e
 	}
 	for _, user := range diff.Leave {
 		if _, isThere := r.members[user]; !isThere {
@@ -92,23 +114,33 @@ func (r *watcher) apply(diff *Diff[string]) {
 	}
 }
 
-// watch adds a watcher, who reads the state in pages of two.
+// watch adds a watcher.
 func (w *world) watch() {
-	r := &watcher{members: map[string]Entry[string]{}}
-	for after := ""; ; {
-		state := w.rooms.State(topic, after, 2)
-		r.seq, r.counts = state.Seq, state.Counts
-		for _, e := range state.Members {
-			r.members[e.User] = *e
-			after = e.User
-		}
-		if !state.More {
-			break
-		}
-	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	r := &watcher{}
+	w.read(r)
 	w.watchers = append(w.watchers, r)
+}
+
+// read lets a watcher read the state, in pages of two.
+func (w *world) read(r *watcher) {
+	r.members = map[string]Entry[string]{}
+	for after := ""; ; {
+		state := w.rooms.State(topic, after, 2)
+		r.seq, r.counts, r.renew = state.Seq, state.Counts, state.Renew
+		for _, e := range state.Members {
+			r.members[e.Name] = *e
+			after = e.User
+		}
+		if state.Numbers {
+			r.members = nil
+			return
+		}
+		if !state.More {
+			return
+		}
+	}
 }
 
 // pass lets time go by.
@@ -143,7 +175,7 @@ func (w *world) connections(user string) int { return w.live[user] + len(w.lost[
 // step does something at random.
 func (w *world) step(random *rand.Rand) {
 	user := []string{"", "ann", "bob", "cleo", "dan", "eve"}[random.IntN(6)]
-	switch random.IntN(8) {
+	switch random.IntN(9) {
 	case 0, 1, 2:
 		if w.connections(user) == 0 {
 			w.since[user] = time.Now().UnixMilli()
@@ -153,7 +185,11 @@ func (w *world) step(random *rand.Rand) {
 		if len(w.lost[user]) > 0 {
 			w.lost[user] = w.lost[user][1:]
 		}
-		w.rooms.Join(topic, user)
+		isHidden := user != "" && random.IntN(10) == 0
+		if isHidden {
+			w.hidden[user] = true
+		}
+		w.join(user, isHidden)
 	case 3, 4:
 		if w.live[user] == 0 {
 			return
@@ -185,6 +221,14 @@ func (w *world) step(random *rand.Rand) {
 		w.keep(user)
 	case 7:
 		w.watch()
+	case 8:
+		if random.IntN(3) == 0 {
+			w.rename++
+		}
+		w.mu.Lock()
+		w.terms.Limit, w.terms.Renew = []int{1, 2, 1000}[random.IntN(3)], time.Duration(random.IntN(2))*time.Second
+		w.mu.Unlock()
+		w.rooms.RefreshAll(w.about)
 	}
 	if random.IntN(2) == 0 {
 		w.pass([]time.Duration{time.Millisecond, 100 * time.Millisecond, Window, 3 * time.Second, Grace + time.Second}[random.IntN(5)])
@@ -202,17 +246,28 @@ func (w *world) want() string {
 	var list []string
 	for user := range w.since {
 		if user != "" && w.connections(user) > 0 && !w.hidden[user] {
-			list = append(list, fmt.Sprint(user, w.since[user], w.connections(user), w.meta[user]))
+			list = append(list, fmt.Sprint(w.about(topic, user), w.since[user], w.connections(user), w.meta[user]))
 		}
 	}
 	slices.Sort(list)
 	return fmt.Sprint(len(list), w.connections(""), list)
 }
 
-func (r *watcher) got() string {
+// got is what r knows; that it only knows the numbers is right above the limit.
+func (w *world) got(r *watcher) string {
+	if total := r.counts.Total; r.members == nil && total > w.terms.Limit-w.terms.Limit/10 {
+		if want := w.want(); strings.HasPrefix(want, fmt.Sprint(total, r.counts.Guests)+" ") {
+			return want
+		}
+	} else if total > w.terms.Limit {
+		return "a list"
+	}
+	if len(r.members) > 0 && w.terms.Renew > 0 && r.renew != w.terms.Renew {
+		return "renew in another rhythm"
+	}
 	var list []string
 	for _, e := range r.members {
-		list = append(list, fmt.Sprint(e.User, e.Since, e.Connections, string(e.Meta)))
+		list = append(list, fmt.Sprint(e.About, e.Since, e.Connections, string(e.Meta)))
 	}
 	slices.Sort(list)
 	return fmt.Sprint(r.counts.Total, r.counts.Guests, list)
@@ -232,13 +287,13 @@ func TestModel(t *testing.T) {
 			}
 			for before := ""; before != w.want(); { // a grace may end just now
 				before = w.want()
-				w.pass(2 * Window)
+				w.pass(2 * NumbersWindow)
 			}
 			w.watch()
 			w.mu.Lock()
 			for n, r := range w.watchers {
-				if r.got() != w.want() {
-					t.Fatalf("history %d, watcher %d of %d: %s, want %s", i, n, len(w.watchers), r.got(), w.want())
+				if w.got(r) != w.want() {
+					t.Fatalf("history %d, watcher %d of %d: %s, want %s", i, n, len(w.watchers), w.got(r), w.want())
 				}
 			}
 			w.mu.Unlock()
@@ -265,14 +320,14 @@ func TestCancelsOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
 		defer w.rooms.Stop()
-		w.rooms.Join(topic, "ann")
+		w.join("ann", false)
 		w.pass(Window)
 		for range 10 {
-			w.rooms.Join(topic, "bob")
+			w.join("bob", false)
 			w.rooms.Leave(topic, "bob", false)
 			w.rooms.Leave(topic, "ann", true)
 			w.pass(Grace - time.Second)
-			w.rooms.Join(topic, "ann")
+			w.join("ann", false)
 			w.pass(2 * Grace)
 		}
 		if w.diffs != 1 {
@@ -291,7 +346,7 @@ func TestStorm(t *testing.T) {
 		defer w.rooms.Stop()
 		w.watch()
 		for i := range 1000 {
-			w.rooms.Join(topic, fmt.Sprint("user", i))
+			w.join(fmt.Sprint("user", i), false)
 			w.pass(10 * time.Millisecond)
 		}
 		w.pass(Window)
@@ -307,7 +362,7 @@ func BenchmarkJoin(b *testing.B) {
 	defer rooms.Stop()
 	b.ReportAllocs()
 	for b.Loop() {
-		rooms.Join(topic, "ann")
+		rooms.Join(topic, "ann", false, func() About { return About{} })
 		rooms.Leave(topic, "ann", false)
 	}
 }

@@ -3,7 +3,6 @@
 package presence
 
 import (
-	"encoding/json/jsontext"
 	"slices"
 	"time"
 )
@@ -14,19 +13,42 @@ type Counts struct {
 	Guests int // connections of guests
 }
 
-// Diff is what has changed in a room since the one before.
-type Diff[U comparable] struct {
-	Seq    int64 // one more than that of the diff before
-	Before Counts
-	Counts
-	Join, Update []*Entry[U]
-	Leave        []U
+// NumbersWindow is the shortest time between two differences of a room that has too many members to
+// list.
+const NumbersWindow = time.Second
+
+// Terms are how watchers are told.
+type Terms struct {
+	Window time.Duration // at least until the next difference
+	// Limit is how many members a room may have before watchers are told numbers only. They are told
+	// the list again when nine tenths of it are left.
+	Limit int
+	Renew time.Duration // after which watchers are to renew their presence; 0: never
 }
 
-// Take returns what has changed on a topic since the last Take, and whether anything has. The next
-// difference is at least window later. fieldsOf returns the fields of a user, whose room is locked
-// meanwhile.
-func (r *Rooms[U]) Take(topic string, window time.Duration, fieldsOf func(user U) jsontext.Value) (d Diff[U], any bool) {
+// Kind is what watchers are told of a difference.
+type Kind int
+
+const (
+	// Changes are those of the list.
+	Changes Kind = iota
+	// Whole is the whole list: watchers do not have it, or are to renew in another rhythm.
+	Whole
+	// Numbers are the Counts only.
+	Numbers
+)
+
+// Diff is what has changed in a room since the one before.
+type Diff[U comparable] struct {
+	Kind
+	Seq int64 // one more than that of the diff before
+	Counts
+	Join, Update []*Entry[U]
+	Leave        []string // the names by which watchers knew them
+}
+
+// Take returns what has changed on a topic since the last Take, and whether anything has.
+func (r *Rooms[U]) Take(topic string, terms Terms) (d Diff[U], any bool) {
 	s := r.shard(topic)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -35,28 +57,24 @@ func (r *Rooms[U]) Take(topic string, window time.Duration, fieldsOf func(user U
 		return d, false
 	}
 	now := time.Now()
-	room.isDue, room.earliest = false, now.Add(window)
+	room.isDue = false
 	s.forgetDue(room)
+	defer s.dropIfEmpty(room)
 	changed := room.changed
 	room.changed = nil
 	for _, m := range changed {
 		m.isChanged = false
-		if m.isListed {
-			if m.fields == nil {
-				m.fields = fieldsOf(m.user)
-			}
-			d.add(m)
-		} else if m.told != nil {
-			m.told = nil
-			d.Leave = append(d.Leave, m.user)
-		}
+		d.add(m)
 		if m.isOver(now) {
 			delete(room.members, m.user)
 		}
 	}
-	d.Before, d.Counts = room.told, Counts{room.total, room.guests.count()}
-	defer s.dropIfEmpty(room)
-	if d.Before == d.Counts && len(d.Join)+len(d.Update)+len(d.Leave) == 0 {
+	d.Counts = Counts{room.total, room.guests.count()}
+	isOther := room.accept(terms, &d)
+	if room.earliest = now.Add(terms.Window); room.toldNumbers {
+		room.earliest = now.Add(max(terms.Window, NumbersWindow))
+	}
+	if !isOther && room.told == d.Counts && len(d.Join)+len(d.Update)+len(d.Leave) == 0 {
 		return d, false
 	}
 	room.seq++
@@ -65,22 +83,49 @@ func (r *Rooms[U]) Take(topic string, window time.Duration, fieldsOf func(user U
 	return d, true
 }
 
+// accept decides the kind of d, and reports whether watchers have to be told of other terms.
+func (room *room[U]) accept(terms Terms, d *Diff[U]) (isOther bool) {
+	before, isOther := room.toldNumbers, room.toldRenew != terms.Renew
+	room.toldRenew = terms.Renew
+	switch {
+	case d.Total > terms.Limit:
+		room.toldNumbers = true
+	case d.Total <= terms.Limit-terms.Limit/10:
+		room.toldNumbers = false
+	}
+	switch {
+	case room.toldNumbers:
+		d.Kind = Numbers
+	case before || isOther:
+		d.Kind = Whole
+	}
+	return isOther || before != room.toldNumbers
+}
+
 func (s *shard[U]) forgetDue(gone *room[U]) {
 	s.due = slices.DeleteFunc(s.due, func(r *room[U]) bool { return r == gone })
 }
 
-// add adds what is to be told of a listed member.
+// add adds what is to be told of m, which has changed.
 func (d *Diff[U]) add(m *member[U]) {
-	entry := &Entry[U]{m.user, m.since, m.connections.count(), m.fields, m.meta}
-	switch {
-	case m.told == nil:
-		d.Join = append(d.Join, entry)
-	case m.told.equal(entry):
-		return
-	default:
-		d.Update = append(d.Update, entry)
+	before := m.told
+	if m.told = nil; m.isListed {
+		m.told = &Entry[U]{m.user, m.about, m.since, m.connections.count(), m.meta}
 	}
-	m.told = entry
+	switch {
+	case before == nil && m.told == nil:
+	case before == nil:
+		d.Join = append(d.Join, m.told)
+	case m.told == nil:
+		d.Leave = append(d.Leave, before.Name)
+	case before.equal(m.told):
+		m.told = before
+	case before.Name != m.told.Name:
+		d.Leave = append(d.Leave, before.Name)
+		d.Join = append(d.Join, m.told)
+	default:
+		d.Update = append(d.Update, m.told)
+	}
 }
 
 // State is what watchers of a topic have been told so far.
@@ -89,6 +134,8 @@ type State[U comparable] struct {
 	Counts
 	Members []*Entry[U] // in order, from the cursor on; do not change it
 	More    bool        // there are members after these
+	Numbers bool        // watchers are told numbers only
+	Renew   time.Duration
 }
 
 // State returns at most limit members that come after a user in order; the zero U begins with the
@@ -120,5 +167,5 @@ func (r *Rooms[U]) State(topic string, after U, limit int) State[U] {
 		list = list[at:]
 	}
 	count := min(limit, len(list))
-	return State[U]{room.seq, room.told, list[:count:count], count < len(list)}
+	return State[U]{room.seq, room.told, list[:count:count], count < len(list), room.toldNumbers, room.toldRenew}
 }
