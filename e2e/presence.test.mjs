@@ -123,9 +123,72 @@ test("presence with herald.js", async (t) => {
   await until("the watcher is denied", () => watcher.size === 0);
 });
 
+test("hidden through restarts, and what is refused", async (t) => {
+  const { herald, ref, names } = await install(t);
+  const [ann, bob] = [await herald.signIn("ann@example.com"), await herald.signIn("bob@example.com")];
+  const changes = [];
+  const mine = await presence(ann, "room/1", { visible: false, meta: "from the beginning" });
+  const theirs = await presence(bob, "room/1", { onChange: (change) => changes.push(change) });
+  await until("Bob is there", () => names(theirs) === "Bob" && names(mine) === "Bob");
+  const restart = async () => {
+    await herald.stop("SIGKILL");
+    await herald.start("--notifyHeartbeat=2s");
+    const { since } = theirs.get(ref("Bob"));
+    await until("Bob is there again, in both", () => [mine, theirs].every((members) => (members.get(ref("Bob"))?.since ?? since) > since));
+    await ann.send("/api/notify/presence", { query: { topic: "room/1" } });
+  };
+  await restart();
+  await mine.show();
+  await until("Ann is seen", () => names(theirs) === "Ann,Bob");
+  assert.equal(theirs.get(ref("Ann")).meta, "from the beginning");
+  await restart();
+  await until("Ann is seen again", () => names(theirs) === "Ann,Bob" && theirs.get(ref("Ann")).meta === "from the beginning");
+
+  // what is refused does not stand in the way of what comes with it, or later
+  const refused = mine.set("x".repeat(2000));
+  const hidden = mine.hide();
+  await assert.rejects(refused, ({ status }) => status === 413);
+  await hidden;
+  await until("Ann is hidden", () => names(theirs) === "Bob");
+  changes.length = 0;
+  await restart();
+  assert.deepEqual(changes.flatMap(({ join }) => join).filter(({ user }) => user === ref("Ann")), []);
+  await mine.show();
+  await until("Ann is seen with what was accepted", () => theirs.get(ref("Ann"))?.meta === "from the beginning");
+
+  // of two on the same page one leaves
+  const second = await presence(ann, "room/1");
+  await second.leave();
+  assert.equal(second.size, 0);
+  await mine.set("still here");
+  await until("Ann is still here", () => theirs.get(ref("Ann"))?.meta === "still here");
+
+  // an id that the server does not take for this user's connection
+  const { send } = ann;
+  ann.send = (path, options) => send.call(ann, path, options.body?.clientId ? { ...options, body: { ...options.body, clientId: "nope" } } : options);
+  await mine.set("nameless");
+  await until("that is shown", () => theirs.get(ref("Ann"))?.meta === "nameless");
+});
+
+test("renewals, for users and for guests, where only numbers are told", async (t) => {
+  const { herald } = await install(t, { presenceTTL: 3, presenceLimit: 1 });
+  const [ann, bob] = [await herald.signIn("ann@example.com"), await herald.signIn("bob@example.com")];
+  await presence(ann, "room/1");
+  const members = await presence(bob, "room/1");
+  await presence(herald.client(), "room/1");
+  const silent = await herald.signIn("ann@example.com");
+  await silent.realtime.subscribe("room/2", () => {}); // the stock SDK does not renew
+  const other = await presence(bob, "room/2", { join: false });
+  await until("all are counted", () => members.total === 2 && members.guests === 1 && other.total === 1);
+  await until("who does not renew is out", () => other.total === 0);
+  for (const began = Date.now(); Date.now() - began < 5000; await new Promise((resolve) => setTimeout(resolve, 50))) {
+    assert.deepEqual([members.total, members.guests], [2, 1]);
+  }
+});
+
 test("more members than a state has", async (t) => {
   const count = 130;
-  const { herald, root } = await install(t, {}, {
+  const { herald, root } = await install(t, { presenceRule: '@request.auth.name != "Bob"' }, {
     "main.pb.js": `
       routerAdd("POST", "/users", (e) => {
         const users = $app.findCollectionByNameOrId("users");
@@ -149,6 +212,31 @@ test("more members than a state has", async (t) => {
   }));
   const members = await presence(herald.client(), "room/1", { join: false });
   await until("all are known", () => members.size === count && members.total === count);
+
+  // a page that is on its way to Ann is not for Bob, who may not see it
+  const pb = await herald.signIn("ann@example.com");
+  const { send } = pb;
+  let release, asked;
+  const released = new Promise((resolve) => (release = resolve));
+  const isAsked = new Promise((resolve) => (asked = resolve));
+  pb.send = async (path, options) => {
+    const answer = await send.call(pb, path, options);
+    if (path === "/api/notify/presence" && options.query?.cursor) {
+      asked();
+      await released;
+    }
+    return answer;
+  };
+  const seen = await presence(pb, "room/1", { join: false });
+  await isAsked;
+  await pb.collection("users").authWithPassword("bob@example.com", password);
+  assert.equal(seen.size, 0);
+  release();
+  const fence = await presence(herald.client(), "room/1", { join: false });
+  await until("others know all", () => fence.size === count);
+  assert.deepEqual([seen.size, seen.total], [0, 0]);
+  await pb.collection("users").authWithPassword("ann@example.com", password);
+  await until("Ann sees them again", () => seen.size === count);
 });
 
 test("two browsers", async (t) => {

@@ -40,7 +40,11 @@ func (n *Notifier) SetPresence(p Publisher, topic string, update PresenceUpdate)
 	if err != nil {
 		return err
 	}
-	if wait := n.buckets.take(bucketKey{"presence " + settings.channelID, p.key()}, metaRate, time.Now()); wait > 0 {
+	who := p.key()
+	if p.Auth == nil {
+		who = "guest " + update.ClientID // not all who share an address
+	}
+	if wait := n.buckets.take(bucketKey{"presence " + settings.channelID, who}, metaRate, time.Now()); wait > 0 {
 		return &TooManyError{wait}
 	}
 	if update.Meta != nil || update.Visible != nil {

@@ -93,7 +93,7 @@ export interface Presence<M = any> extends ReadonlyMap<string, Member<M>> {
   readonly guests: number;
   /** Shows meta, any JSON of at most 1 KiB, beside this user; null removes it. Of several calls in a row the last one counts. */
   set(meta: M | null): Promise<void>;
-  /** Takes this user out of the list, for all; they go on listening. */
+  /** Takes this user out of the list, for all; they go on listening. It holds through reconnects. */
   hide(): Promise<void>;
   /** Undoes hide. */
   show(): Promise<void>;
@@ -104,6 +104,8 @@ export interface Presence<M = any> extends ReadonlyMap<string, Member<M>> {
 export interface PresenceOptions<M = any> {
   /** What to show beside this user from the beginning. */
   meta?: M;
+  /** false: begin as after hide(). Nobody sees this user before show(). */
+  visible?: boolean;
   /** false: only watch, do not subscribe to the topic. */
   join?: boolean;
   /** Is told of each change, after it. */

@@ -355,22 +355,28 @@ class Subscription {
 }
 
 // Who is present on a topic, and what this client shows of its user. The members that
-// were known stay until a new state is whole.
+// were known stay until a new state is whole, unless somebody else signs in.
 class Watch {
   members = new Presence(this);
   #hub;
   #target; // the topic
   #options;
-  #keys;
+  #key; // of what the server tells
+  #joined = null; // the key by which the user is present; null: it only watches
   #epoch = "";
   #seq = 0;
   #state = ""; // of the subscription: "", "open", "denied", "closed"
+  #stateOn = ""; // the client id of the connection that the last state or count came by
   #loading = 0; // counts states; a page of an earlier one is dropped
   #next; // while a state is being loaded: the members so far, and the number of the last diff about each
   #asked = false;
-  #shown = {}; // what has to be shown: meta, visible
-  #sending = null; // the promise of the request that is under way
-  #again = false; // something changed meanwhile
+  #shown = {}; // what the server has accepted: meta, visible
+  #shownFor = ""; // the user whom that is about
+  #wanted = {}; // changes that it has not
+  #waiters = []; // who waits for these
+  #renews = false; // it is to hear that the user is still here
+  #sending = false;
+  #nameless = ""; // a connection that the server does not take for this user's
   #renewal; // the timer
   #undo = [];
 
@@ -379,25 +385,46 @@ class Watch {
     this.#target = topic;
     this.topic = `@presence/${topic}`;
     this.#options = options;
-    this.#keys = [new Key(hub.pb, this.topic, {}), ...(options.join === false ? [] : [new Key(hub.pb, topic, {})])];
-    if (options.meta !== undefined) this.#shown.meta = options.meta;
+    this.#key = new Key(hub.pb, this.topic, {});
+    if (options.join !== false) this.#joined = this.#newJoin(options.visible !== false);
+  }
+
+  /** The key is asked for again on each new connection: who hides is never seen. */
+  #newJoin(isVisible) {
+    return Object.assign(new Key(this.#hub.pb, this.#target, isVisible ? {} : { visible: false }), { isVisible });
   }
 
   get isDenied() {
     return this.#state === "denied";
   }
 
+  get #closed() {
+    return this.#state === "closed";
+  }
+
   get isForgotten() {
-    return this.#state !== "closed" && this.#keys[0].isForgotten;
+    return !this.#closed && this.#key.isForgotten;
+  }
+
+  /** Whether it makes its user present on a topic. */
+  joins(topic) {
+    return !this.#closed && this.#joined !== null && this.#target === topic;
   }
 
   async open() {
+    const { meta, visible } = this.#options;
+    const first = { ...(meta !== undefined && { meta }), ...(visible === false && { visible }) };
     try {
-      if ("meta" in this.#shown) await this.#persist(() => this.#show()); // before anybody sees the user without it
+      if (Object.keys(first).length > 0) { // before anybody sees the user without it
+        await this.#persist(() => this.#put(first));
+        this.#shown = first;
+        this.#shownFor = userOf(this.#hub.pb.authStore);
+      }
       await this.#persist(() => this.#hub.add(this));
       await this.#persist(async () => {
         this.#asked = true;
-        for (const key of this.#keys) await key.subscribe((message) => key === this.#keys[0] && this.#receive(message));
+        await this.#key.subscribe((message) => this.#receive(message));
+        await this.#joined?.subscribe(() => {});
       });
     } catch (error) {
       await this.close();
@@ -420,26 +447,27 @@ class Watch {
       try {
         return await f();
       } catch (error) {
-        if (isRefusal(error) || failures + 1 === openTries || this.#state === "closed") throw error;
+        if (isRefusal(error) || failures + 1 === openTries || this.#closed) throw error;
       }
-      await new Promise((resolve) => setTimeout(resolve, backoff(failures)));
+      await pause(backoff(failures));
     }
   }
 
   /** Never rejects. */
   async close() {
-    if (this.#state === "closed") return;
+    if (this.#closed) return;
     this.#state = "closed";
     clearTimeout(this.#renewal);
+    this.#drop();
     for (const undo of this.#undo.splice(0)) undo();
-    if (this.#asked) await Promise.all(this.#keys.map((key) => key.unsubscribe().catch(() => {})));
+    if (this.#asked) await Promise.all([this.#key, this.#joined].map((key) => key?.unsubscribe().catch(() => {})));
     await this.#hub.remove(this);
   }
 
   async leave() {
-    if (this.#state === "closed") return;
+    if (this.#closed) return;
     this.#forget();
-    const left = this.#leave(false);
+    const left = this.#hub.joins(this.#target, this) ? undefined : this.#leave(false);
     await this.close();
     await left;
   }
@@ -449,42 +477,48 @@ class Watch {
     this.#loading++;
     this.#next = undefined;
     this.#epoch = "";
-    this.members.total = this.members.guests = 0;
     this.#replace(new Map());
-    this.#call(this.#options.onCount, { total: 0, guests: 0 });
+    this.#count({ total: 0, guests: 0 });
   }
 
   /** Leaves at once, and not when the server has waited for the connection to come back. */
   #leave(isUnloading) {
     const { pb } = this.#hub;
     const { clientId } = pb.realtime;
-    if (!clientId || this.#keys.length < 2) return;
+    if (!clientId || !this.#joined) return;
     const query = new URLSearchParams({ topic: this.#target, clientId });
     const headers = pb.authStore.token ? { Authorization: pb.authStore.token } : {};
     return fetch(pb.buildURL ? pb.buildURL(`/api/notify/presence?${query}`) : pb.buildUrl(`/api/notify/presence?${query}`),
       { method: "DELETE", headers, keepalive: isUnloading }).catch(() => {});
   }
 
-  /** The SDK has subscribed on a new connection, or anew: a state comes, and the server may have forgotten what it was shown. */
+  /** The SDK has subscribed on a new connection, or anew: then a state comes. */
   connected() {
-    if (this.#state === "denied") this.#state = "open";
-    if (Object.keys(this.#shown).length > 0) this.renew();
+    if (this.isDenied) this.#state = "open";
+    if ("visible" in this.#shown) this.#joinAs(this.#shown.visible);
+    if (this.#shownFor !== this.#hub.user) this.#restore(); // a guest has signed in
   }
 
   disconnected() {}
 
   wake() {}
 
-  /** Somebody else signs in: what was shown was about the one before. */
+  /** Somebody else signs in: what was shown was about the one before, and what was told was for them. */
   userChanged() {
     this.#shown = {};
+    this.#drop();
+    this.#forget();
+    const isVisible = this.#options.visible !== false;
+    if (this.#joined && this.#joined.isVisible !== isVisible) this.show({ visible: isVisible }).catch(() => {});
   }
 
   async askAgain() {
-    if (this.#state === "closed") return;
+    if (this.#closed || this.isDenied) return;
+    const { user } = this.#hub;
     try {
       await this.#fetch("", 1);
     } catch (error) {
+      if (user !== this.#hub.user || this.#closed) return; // that was the answer to somebody else
       if (isRefusal(error)) {
         this.#state = "denied";
         this.#forget();
@@ -494,41 +528,118 @@ class Watch {
     this.#hub.subscribeAgain();
   }
 
-  /** Tells the server that the user is still here, with what they show. */
+  /** Tells the server that the user is still here. */
   renew() {
-    if (this.#state === "closed" || this.isDenied) return;
-    this.show({}).catch(() => {}); // the next one will do
+    if (this.#closed || this.isDenied || !this.#joined) return;
+    this.#renews = true;
+    this.#send();
   }
 
   /** Shows something of the user: the last of several calls counts. */
-  async show(changes) {
-    Object.assign(this.#shown, changes);
-    this.#again = true;
-    this.#sending ??= this.#sendShown().finally(() => (this.#sending = null));
-    return this.#sending;
+  show(changes) {
+    if (this.#closed) return Promise.resolve();
+    return new Promise((resolve, reject) => {
+      Object.assign(this.#wanted, changes);
+      this.#waiters.push({ changes, resolve, reject });
+      this.#send();
+    });
   }
 
-  async #sendShown() {
-    for (let failures = 0; this.#again && this.#state !== "closed"; ) {
-      this.#again = false;
+  /** What was wanted is not any more. */
+  #drop() {
+    this.#wanted = {};
+    for (const { resolve } of this.#waiters.splice(0)) resolve();
+  }
+
+  async #send() {
+    if (this.#sending) return;
+    this.#sending = true;
+    for (let failures = 0; !this.#closed && (this.#waiters.length > 0 || this.#renews); ) {
+      const { user } = this.#hub;
+      const { clientId } = this.#hub.pb.realtime;
+      const wanted = this.#wanted;
+      const waiters = this.#waiters;
+      this.#wanted = {};
+      this.#waiters = [];
+      this.#renews = false;
+      const finish = (isOver, how) => {
+        for (const waiter of waiters.splice(0)) isOver(waiter) ? how(waiter) : waiters.push(waiter);
+      };
+      const again = () => {
+        this.#wanted = { ...wanted, ...this.#wanted };
+        this.#waiters = [...waiters, ...this.#waiters];
+        this.#renews = true;
+      };
       try {
-        await this.#show();
+        await this.#put(wanted);
+        if (user === this.#hub.user) {
+          this.#shownFor = user;
+          Object.assign(this.#shown, wanted);
+          if ("visible" in wanted) this.#joinAs(wanted.visible);
+        }
+        finish(() => true, ({ resolve }) => resolve());
         failures = 0;
       } catch (error) {
-        if (error.status !== 429 && (isRefusal(error) || failures === openTries)) throw error;
-        this.#again = true;
-        await new Promise((resolve) => setTimeout(resolve, error.status === 429 ? 500 : backoff(failures++)));
+        const { data } = error.response ?? {};
+        if (user !== this.#hub.user) {
+          finish(() => true, ({ resolve }) => resolve());
+        } else if (isRefusal(error) && data.clientId && this.#nameless !== clientId) {
+          this.#nameless = clientId;
+          again();
+        } else if (isRefusal(error) && data.meta) {
+          finish(({ changes }) => "meta" in changes, ({ reject }) => reject(error));
+          if (wanted.meta === this.#shown.meta) delete this.#shown.meta;
+          delete wanted.meta;
+          if (Object.keys(wanted).length > 0) again();
+        } else if (error.status !== 429 && (isRefusal(error) || failures === openTries)) {
+          finish(() => true, ({ reject }) => reject(error));
+          failures = 0;
+        } else {
+          again();
+          await pause(error.status === 429 ? 500 : backoff(failures++));
+        }
       }
     }
+    this.#sending = false;
+    if (this.#closed) this.#drop();
   }
 
-  #show() {
+  /** Makes what comes after the next connection begin as visible, or not. */
+  async #joinAs(isVisible) {
+    const before = this.#joined;
+    if (!before || before.isVisible === isVisible) return;
+    const key = this.#newJoin(isVisible);
+    try {
+      await key.subscribe(() => {});
+    } catch {
+      return; // then it is changed as soon as it is connected
+    }
+    if (this.#closed || this.#joined !== before) return key.unsubscribe().catch(() => {});
+    this.#joined = key;
+    await before.unsubscribe().catch(() => {});
+  }
+
+  /** The server may have forgotten what was shown: it has started anew, or the user was away for too long. */
+  #restore() {
+    const { meta, visible } = this.#shown;
+    const changes = { ...(meta !== undefined && { meta }), ...(visible === false && { visible }), ...this.#wanted };
+    if (!this.#hub.user || Object.keys(changes).length === 0) return;
+    const [, id] = this.#hub.user.split(":");
+    const own = [...this.members].find(([user]) => user.endsWith(`:${id}`))?.[1];
+    // what a member with other connections shows was set by one of these since
+    if (!own || (own.meta === null && own.connections === 1)) this.show(changes).catch(() => {});
+  }
+
+  #put(changes) {
     const { pb } = this.#hub;
-    if (!pb.authStore.token) return; // guests are only counted
     const { clientId } = pb.realtime;
+    const isNamed = clientId && clientId !== this.#nameless && this.#asked && this.#joined;
+    if (!pb.authStore.token) { // guests are only counted
+      if (!isNamed) return;
+      changes = {};
+    }
     return pb.send("/api/notify/presence", {
-      method: "PUT", requestKey: null,
-      body: { topic: this.#target, ...this.#shown, ...(clientId && this.#asked && { clientId }) },
+      method: "PUT", requestKey: null, body: { topic: this.#target, ...changes, ...(isNamed && { clientId }) },
     });
   }
 
@@ -537,17 +648,25 @@ class Watch {
   }
 
   #receive(message) {
-    if (this.#state === "closed" || !isObject(message) || typeof message.epoch !== "string" || !Number.isInteger(message.seq)) return;
+    if (this.#closed || !isObject(message) || typeof message.epoch !== "string" || !Number.isInteger(message.seq)) return;
+    const { clientId } = this.#hub.pb.realtime;
+    const isFirst = this.#stateOn !== clientId; // on this connection
     switch (message.type) {
       case "state":
-        this.#begin(message);
+        if (!Array.isArray(message.members)) return;
+        this.#stateOn = clientId;
+        this.#renewEvery(message.renew);
+        this.#begin(message, isFirst);
         break;
       case "count":
+        this.#stateOn = clientId;
+        this.#renewEvery(message.renew);
         this.#loading++;
         this.#next = undefined;
         this.#epoch = message.epoch;
         this.#seq = message.seq;
         this.#replace(new Map());
+        if (isFirst) this.#restore();
         break;
       case "diff":
         if (message.epoch !== this.#epoch || message.seq <= this.#seq) return;
@@ -555,30 +674,34 @@ class Watch {
         this.#apply(message);
         break;
     }
-    this.members.total = message.total;
-    this.members.guests = message.guests;
-    this.#call(this.#options.onCount, { total: message.total, guests: message.guests });
+    this.#count(message);
+  }
+
+  #count({ total, guests }) {
+    this.members.total = total;
+    this.members.guests = guests;
+    this.#call(this.#options.onCount, { total, guests });
   }
 
   /** A state begins; its other pages are fetched. */
-  async #begin(state) {
+  async #begin(state, isFirst) {
     const loading = ++this.#loading;
     this.#epoch = state.epoch;
     this.#seq = state.seq;
     this.#next = { members: new Map(state.members.map((member) => [member.user, member])), touched: new Map() };
-    clearTimeout(this.#renewal);
-    if (state.renew > 0) this.#renewEvery(state.renew * 1000);
-    for (let cursor = state.next, failures = 0; cursor; ) {
+    const isOver = () => loading !== this.#loading || this.#closed;
+    // one that comes without being asked for comes to all watchers at once
+    if (state.next && !isFirst) await pause(Math.random() * 2000);
+    for (let cursor = state.next, failures = 0; cursor && !isOver(); ) {
       let page;
       try {
         page = await this.#fetch(cursor, 1000);
       } catch (error) {
         if (isRefusal(error)) return; // @denied comes
       }
-      if (loading !== this.#loading || this.#state === "closed") return;
-      if (!isObject(page) || !Array.isArray(page.members) || page.epoch !== this.#epoch) {
-        await new Promise((resolve) => setTimeout(resolve, backoff(failures++)));
-        if (loading !== this.#loading || this.#state === "closed") return;
+      if (isOver()) return;
+      if (!isObject(page) || !Array.isArray(page.members) || typeof page.next !== "string" || page.epoch !== this.#epoch) {
+        await pause(backoff(failures++));
         continue;
       }
       for (const member of page.members) {
@@ -586,9 +709,11 @@ class Watch {
       }
       cursor = page.next;
     }
+    if (isOver()) return;
     const { members } = this.#next;
     this.#next = undefined;
     this.#replace(members);
+    this.#restore();
   }
 
   #apply({ seq, join = [], update = [], leave = [] }) {
@@ -614,11 +739,14 @@ class Watch {
     this.#call(this.#options.onChange, { join, update, leave });
   }
 
-  #renewEvery(ms) {
+  /** seconds is undefined where nobody has to renew. */
+  #renewEvery(seconds) {
+    clearTimeout(this.#renewal);
+    if (!(seconds > 0)) return;
     this.#renewal = setTimeout(() => {
       if (globalThis.document?.visibilityState !== "hidden") this.renew();
-      this.#renewEvery(ms);
-    }, ms);
+      this.#renewEvery(seconds);
+    }, seconds * 1000);
   }
 
   #call(f, ...args) {
@@ -663,6 +791,8 @@ class Presence extends Map {
     for (const user of leave) super.delete(user);
   }
 }
+
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 const backoff = (failures) => Math.min(10_000, 300 * 2 ** failures) * (0.5 + Math.random() / 2); // ms
 
@@ -768,6 +898,11 @@ class Hub {
     clearTimeout(this.#overdue);
     for (const undo of this.#undo.splice(0)) undo();
     await Promise.all(this.#keys.splice(0).map((key) => key.unsubscribe().catch(() => {})));
+  }
+
+  /** Whether another subscription than one makes its user present on a topic. */
+  joins(topic, one) {
+    return [...this.#subscriptions].some((subscription) => subscription !== one && subscription.joins?.(topic));
   }
 
   #each(f) {
