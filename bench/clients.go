@@ -34,6 +34,7 @@ type world struct {
 	client  *http.Client
 	token   string // token of the clients' user; empty if they are guests
 
+	closersMu sync.Mutex
 	closers   []io.Closer
 	readers   sync.WaitGroup
 	received  atomic.Int64
@@ -68,14 +69,22 @@ func start(kind string, http2 bool) (*world, error) {
 	if err := w.process.Start(); err != nil {
 		return nil, err
 	}
+	if err := w.awaitStart(); err != nil {
+		w.stop()
+		return nil, err
+	}
+	w.token, err = w.userToken()
+	return w, err
+}
+
+func (w *world) awaitStart() error {
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if _, err = w.usage(false); err == nil {
-			w.token, err = w.userToken()
-			return w, err
+		_, err := w.usage(false)
+		if err == nil {
+			return nil
 		}
 		if time.Now().After(deadline) {
-			w.stop()
-			return nil, fmt.Errorf("the server did not start: %w", err)
+			return fmt.Errorf("the server did not start: %w", err)
 		}
 	}
 }
@@ -116,7 +125,9 @@ func (w *world) userToken() (string, error) {
 	return string(token), err
 }
 
-func (w *world) post(path string, body any) error {
+func (w *world) post(path string, body any) error { return w.postAs(w.token, path, body) }
+
+func (w *world) postAs(token, path string, body any) error {
 	encoded, err := json.Marshal(body)
 	if err != nil {
 		return err
@@ -126,7 +137,7 @@ func (w *world) post(path string, body any) error {
 		return err
 	}
 	request.Header.Set("Content-Type", "application/json")
-	request.Header.Set("Authorization", w.token)
+	request.Header.Set("Authorization", token)
 	response, err := w.client.Do(request)
 	if err != nil {
 		return err
@@ -156,7 +167,6 @@ func (r rawJSON) MarshalJSON() ([]byte, error) { return []byte(r), nil }
 func (w *world) subscribe(n int, topic string, reading bool) error {
 	var group errgroup.Group
 	group.SetLimit(32)
-	var mu sync.Mutex
 	for i := range n {
 		group.Go(func() error {
 			body, closer, err := w.connect(!reading)
@@ -171,9 +181,7 @@ func (w *world) subscribe(n int, topic string, reading bool) error {
 			if err != nil {
 				return err
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			w.closers = append(w.closers, closer)
+			w.closeLater(closer)
 			if reading {
 				sampled := i%(n/100+1) == 0
 				w.readers.Go(func() { w.read(body, rest, sampled) })
@@ -182,6 +190,13 @@ func (w *world) subscribe(n int, topic string, reading bool) error {
 		})
 	}
 	return group.Wait()
+}
+
+// closeLater closes closer when the world ends.
+func (w *world) closeLater(closer io.Closer) {
+	w.closersMu.Lock()
+	defer w.closersMu.Unlock()
+	w.closers = append(w.closers, closer)
 }
 
 // connect opens one realtime connection. With small buffers it stalls early.

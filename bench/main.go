@@ -59,6 +59,10 @@ func main() {
 		scenario{n: 100, run: burst, label: "burst to 100"},
 		scenario{n: 1000, run: everybody, kinds: [2]string{"signed-in", "channels"}, label: "all of 1000, Herald without and with channels"},
 		scenario{n: 1000, run: everybody, kinds: [2]string{"herald", "history"}, label: "all of 1000, Herald without and with history"},
+		scenario{n: 1000, run: everybody, kinds: [2]string{"crowd", "elsewhere"}, label: "all of 1000, Herald without and with presence on another topic"},
+		scenario{n: 1000, run: storm, kinds: [2]string{"crowd", "presence"}, label: "1000 join before 1000 watchers in 10 s, Herald without and with presence"},
+		scenario{n: 5000, run: comeAndGo, kinds: [2]string{"crowd", "presence"}, label: "5000 join and leave, Herald without and with presence"},
+		scenario{n: 5000, run: restart, kinds: [2]string{"crowd", "presence"}, label: "a restart with 5000, Herald without and with presence"},
 		scenario{n: 100, run: everybody, http2: true, label: "HTTP/2, all of 100"},
 		scenario{n: 1000, run: everybody, http2: true, label: "HTTP/2, all of 1000"},
 	)

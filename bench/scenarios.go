@@ -55,6 +55,10 @@ func everybody(w *world, n int) (map[string]float64, error) {
 	if err := w.await(int64(n), patience); err != nil {
 		return nil, err
 	}
+	subscribed, err := w.usage(false)
+	if err != nil {
+		return nil, err
+	}
 	connected, err := w.usage(true)
 	if err != nil {
 		return nil, err
@@ -93,6 +97,7 @@ func everybody(w *world, n int) (map[string]float64, error) {
 
 	p50, p99 := w.percentiles(messages)
 	return map[string]float64{
+		"CPU µs per connection":     microseconds(subscribed, before) / float64(n),
 		"CPU µs per delivery":       microseconds(paced, connected) / count,
 		"deliveries per second":     count / took.Seconds(),
 		"p50 ms":                    p50,

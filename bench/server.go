@@ -98,6 +98,22 @@ func serve(args []string) error {
 				return err
 			}
 		}
+		if kind == "crowd" || kind == "presence" || kind == "elsewhere" {
+			if err := addRoom(e.App, kind); err != nil {
+				return err
+			}
+		}
+		e.Router.GET("/bench/tokens", func(e *core.RequestEvent) error {
+			n, err := strconv.Atoi(e.Request.URL.Query().Get("n"))
+			if err != nil {
+				return e.BadRequestError("", err)
+			}
+			tokens, err := addUsers(e.App, n)
+			if err != nil {
+				return err
+			}
+			return e.JSON(http.StatusOK, tokens)
+		})
 		e.Router.GET("/bench/token", func(e *core.RequestEvent) error { return e.String(http.StatusOK, token) })
 		e.Router.GET("/bench/profile", func(e *core.RequestEvent) error { // like net/http/pprof, with ?seconds=5
 			pprof.Profile(e.Response, e.Request)
@@ -157,6 +173,57 @@ func addChannels(app core.App) error {
 			channel.Set("pattern", "{bench}")
 		}
 		channel.Set("subscribeRule", `@request.auth.id != ""`)
+		if err := app.Save(channel); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addUsers adds n users and returns their tokens.
+func addUsers(app core.App, n int) (tokens []string, err error) {
+	users, err := app.FindCollectionByNameOrId("users")
+	if err != nil {
+		return nil, err
+	}
+	users.Fields.GetByName(core.FieldNamePassword).(*core.PasswordField).Cost = 4 // else it takes minutes
+	if err := app.Save(users); err != nil {
+		return nil, err
+	}
+	return tokens, app.RunInTransaction(func(tx core.App) error {
+		for i := range n {
+			user := core.NewRecord(users)
+			user.SetEmail(fmt.Sprintf("bench%d@example.com", i))
+			user.Set("name", fmt.Sprintf("User %d", i))
+			user.SetRandomPassword()
+			if err := tx.Save(user); err != nil {
+				return err
+			}
+			token, err := user.NewAuthToken()
+			if err != nil {
+				return err
+			}
+			tokens = append(tokens, token)
+		}
+		return nil
+	})
+}
+
+// addRoom adds the channel of the room, unless there is one from before a restart. Kind "presence"
+// gives it presence, and kind "elsewhere" another channel.
+func addRoom(app core.App, kind string) error {
+	channels, err := app.FindCollectionByNameOrId(pb_migrations.ChannelsCollectionID)
+	if err != nil {
+		return err
+	}
+	if known, err := app.CountRecords(channels.Id); err != nil || known > 0 {
+		return err
+	}
+	for pattern, hasPresence := range map[string]bool{"room/{room}": kind == "presence", "bench": false, "elsewhere": kind == "elsewhere"} {
+		channel := core.NewRecord(channels)
+		channel.Load(map[string]any{
+			"pattern": pattern, "subscribeRule": "*", "presence": hasPresence, "presenceRule": "*", "presenceFields": "name",
+		})
 		if err := app.Save(channel); err != nil {
 			return err
 		}

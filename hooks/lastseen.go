@@ -27,11 +27,11 @@ var lastSeenEvery = 30 * time.Second
 type lastSeen struct {
 	app core.App
 
-	mu      sync.Mutex                     // guards the fields below
-	topics  map[string]map[string]struct{} // on which each user is present
-	changed map[string]seen                // since the last write, by user
-	deleted map[string]time.Time           // users who were deleted a moment ago, and when: what is told of them comes later
-	timer   *time.Timer                    // runs while somebody is present or something has changed
+	mu      sync.Mutex           // guards the fields below
+	topics  map[string]int       // on how many each user is present
+	changed map[string]seen      // since the last write, by user
+	deleted map[string]time.Time // users who were deleted a moment ago, and when: what is told of them comes later
+	timer   *time.Timer          // runs while somebody is present or something has changed
 	closed  bool
 
 	writing sync.Mutex // held while changes are written, so that the last one wins
@@ -39,12 +39,12 @@ type lastSeen struct {
 
 // seen is when a user was last present, and whether they are.
 type seen struct {
-	at       time.Time
+	at       int64 // Unix milliseconds
 	isOnline bool
 }
 
 func newLastSeen(app core.App) *lastSeen {
-	return &lastSeen{app: app, topics: map[string]map[string]struct{}{}, changed: map[string]seen{}, deleted: map[string]time.Time{}}
+	return &lastSeen{app: app, topics: map[string]int{}, changed: map[string]seen{}, deleted: map[string]time.Time{}}
 }
 
 // bind makes it correct what a crash has left behind, and write at the end.
@@ -96,16 +96,17 @@ func (l *lastSeen) forget(app core.App, user string) error {
 	return err
 }
 
-// note notes who has come to and left a topic. Who is in both has left under a former name.
-func (l *lastSeen) note(topic string, join, leave []string) {
+// note notes who has come to and left a topic: each user once. Who is in both has left under a former
+// name.
+func (l *lastSeen) note(join, leave []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := time.Now()
+	now := time.Now().UnixMilli()
 	for _, user := range leave {
-		if l.topics[user] == nil {
+		if l.topics[user] == 0 {
 			continue
 		}
-		if delete(l.topics[user], topic); len(l.topics[user]) == 0 {
+		if l.topics[user]--; l.topics[user] == 0 {
 			delete(l.topics, user)
 			l.changed[user] = seen{now, false}
 		}
@@ -114,11 +115,9 @@ func (l *lastSeen) note(topic string, join, leave []string) {
 		if _, isDeleted := l.deleted[user]; isDeleted {
 			continue
 		}
-		if l.topics[user] == nil {
-			l.topics[user] = map[string]struct{}{}
+		if l.topics[user]++; l.topics[user] == 1 {
 			l.changed[user] = seen{now, true}
 		}
-		l.topics[user][topic] = struct{}{}
 	}
 	l.writeLater()
 }
@@ -190,7 +189,7 @@ func (l *lastSeen) write() {
 
 // saveSeen writes a row. It bypasses the record's events: nothing about the user's rights changes.
 func saveSeen(tx core.App, table, user string, s seen) error {
-	at, err := types.ParseDateTime(s.at)
+	at, err := types.ParseDateTime(time.UnixMilli(s.at))
 	if err != nil {
 		return err
 	}
@@ -234,11 +233,11 @@ func (l *lastSeen) close() {
 		l.timer.Stop()
 	}
 	l.closed = true
-	now := time.Now()
+	now := time.Now().UnixMilli()
 	for user := range l.topics {
 		l.changed[user] = seen{now, false}
 	}
-	l.topics = map[string]map[string]struct{}{}
+	l.topics = map[string]int{}
 	isChanged := len(l.changed) > 0
 	l.mu.Unlock()
 	if isChanged {

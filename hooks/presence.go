@@ -84,7 +84,7 @@ func newPresence(app core.App) *presence {
 
 // changed is the engine's OnPresence.
 func (p *presence) changed(change notify.PresenceChange) {
-	p.lastSeen.note(change.Topic, recordIDs(change.Join), leavers(change.Leave))
+	p.lastSeen.note(recordIDs(change.Join), leavers(change.Leave))
 	if p.hook.Length() == 0 {
 		return
 	}

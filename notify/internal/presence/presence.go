@@ -51,7 +51,6 @@ type shard[U comparable] struct {
 	byTopic map[string]*room[U]
 	due     []*room[U]   // in which something has changed that was not told
 	leaving []parting[U] // whose grace ends, in order
-	users   map[U]int    // in how many rooms of this shard a user is
 	timer   *time.Timer
 	timerAt time.Time // when it fires; zero: it does not run
 	stopped bool
@@ -124,16 +123,22 @@ func (c *crowd) expire(now time.Time) (changed bool) {
 
 // member is a user in a room.
 type member[U comparable] struct {
-	user        U
+	entry       *Entry[U] // as it is now, but for Connections; changed through edit
+	told        *Entry[U] // as watchers know it; nil: they do not. Maybe the same one
 	connections crowd
-	since       int64 // Unix milliseconds
 	keepUntil   int64 // Unix milliseconds: meta and isHidden were set before the user came
-	meta        jsontext.Value
-	about       About
 	isHidden    bool
-	isListed    bool      // counts in the room's total
-	isChanged   bool      // among the room's changed
-	told        *Entry[U] // nil: watchers do not know of the user
+	isListed    bool // counts in the room's total
+	isChanged   bool // among the room's changed
+}
+
+// edit returns the entry to be changed: a copy, if others may have it.
+func (m *member[U]) edit() *Entry[U] {
+	if m.entry == m.told {
+		copied := *m.entry
+		m.entry = &copied
+	}
+	return m.entry
 }
 
 // About is what watchers are told of a user whatever they do.
@@ -164,7 +169,7 @@ func (e *Entry[U]) equal(other *Entry[U]) bool {
 func New[U comparable](config Config[U]) *Rooms[U] {
 	r := &Rooms[U]{config: config, seed: maphash.MakeSeed()}
 	for i := range r.shards {
-		r.shards[i] = shard[U]{rooms: r, byTopic: map[string]*room[U]{}, users: map[U]int{}}
+		r.shards[i] = shard[U]{rooms: r, byTopic: map[string]*room[U]{}}
 	}
 	return r
 }
@@ -190,11 +195,10 @@ func (r *Rooms[U]) Join(topic string, user U, isHidden bool, about func() About)
 	m := s.member(room, user)
 	m.forgetKept(now)
 	if m.connections.count() == 0 {
-		m.since = now.UnixMilli()
-		s.users[user]++
+		m.edit().Since = now.UnixMilli()
 	}
 	if m.connections.live == 0 {
-		m.about = about()
+		m.edit().About = about()
 	}
 	m.connections.come()
 	m.isHidden = m.isHidden || isHidden
@@ -236,8 +240,9 @@ func (r *Rooms[U]) Set(topic string, user U, meta *jsontext.Value, isHidden *boo
 	m := s.member(room, user)
 	m.forgetKept(now)
 	if meta != nil {
-		if m.meta = *meta; string(m.meta) == "null" {
-			m.meta = nil
+		m.edit().Meta = *meta
+		if string(*meta) == "null" {
+			m.edit().Meta = nil
 		}
 	}
 	if isHidden != nil {
@@ -263,8 +268,8 @@ func (r *Rooms[U]) Refresh(topic string, user U, about About) {
 }
 
 func (s *shard[U]) refresh(room *room[U], m *member[U], about About, now time.Time) {
-	if !m.about.equal(&about) {
-		m.about = about
+	if !m.entry.About.equal(&about) {
+		m.edit().About = about
 		s.change(room, m, now)
 	}
 }
@@ -306,11 +311,9 @@ func (r *Rooms[U]) TopicsOf(user U) []string {
 	for i := range r.shards {
 		s := &r.shards[i]
 		s.mu.Lock()
-		if s.users[user] > 0 {
-			for topic, room := range s.byTopic {
-				if m := room.members[user]; m != nil && m.isListed {
-					topics = append(topics, topic)
-				}
+		for topic, room := range s.byTopic {
+			if m := room.members[user]; m != nil && m.isListed {
+				topics = append(topics, topic)
 			}
 		}
 		s.mu.Unlock()
@@ -349,7 +352,7 @@ func firstSeq() int64 { return time.Since(started).Milliseconds() + 1 }
 func (s *shard[U]) member(room *room[U], user U) *member[U] {
 	m := room.members[user]
 	if m == nil {
-		m = &member[U]{user: user}
+		m = &member[U]{entry: &Entry[U]{User: user}}
 		room.members[user] = m
 	}
 	return m
@@ -358,10 +361,7 @@ func (s *shard[U]) member(room *room[U], user U) *member[U] {
 // left does what follows when connections of m are gone.
 func (s *shard[U]) left(room *room[U], m *member[U], now time.Time) {
 	if m.connections.count() == 0 {
-		m.meta, m.isHidden = nil, false
-		if s.users[m.user]--; s.users[m.user] == 0 {
-			delete(s.users, m.user)
-		}
+		m.edit().Meta, m.isHidden = nil, false
 	}
 	s.change(room, m, now)
 }

@@ -66,7 +66,7 @@ func (r *Rooms[U]) Take(topic string, terms Terms) (d Diff[U], any bool) {
 		m.isChanged = false
 		d.add(m)
 		if m.isOver(now) {
-			delete(room.members, m.user)
+			delete(room.members, m.entry.User)
 		}
 	}
 	d.Counts = Counts{room.total, room.guests.count()}
@@ -109,8 +109,11 @@ func (s *shard[U]) forgetDue(gone *room[U]) {
 // add adds what is to be told of m, which has changed.
 func (d *Diff[U]) add(m *member[U]) {
 	before := m.told
+	if count := m.connections.count(); m.isListed && count != m.entry.Connections {
+		m.edit().Connections = count
+	}
 	if m.told = nil; m.isListed {
-		m.told = &Entry[U]{m.user, m.about, m.since, m.connections.count(), m.meta}
+		m.told = m.entry
 	}
 	switch {
 	case before == nil && m.told == nil:
@@ -118,8 +121,10 @@ func (d *Diff[U]) add(m *member[U]) {
 		d.Join = append(d.Join, m.told)
 	case m.told == nil:
 		d.Leave = append(d.Leave, before.Name)
+		copied := *m.entry // others may still have it
+		m.entry = &copied
 	case before.equal(m.told):
-		m.told = before
+		m.told, m.entry = before, before
 	case before.Name != m.told.Name:
 		d.Leave = append(d.Leave, before.Name)
 		d.Join = append(d.Join, m.told)

@@ -95,7 +95,7 @@ func (s *shard[U]) expire(p *parting[U], now time.Time) {
 	case m.connections.expire(now):
 		s.left(room, m, now)
 	case m.isOver(now):
-		delete(room.members, m.user)
+		delete(room.members, p.user)
 		s.dropIfEmpty(room)
 	}
 }
@@ -103,7 +103,7 @@ func (s *shard[U]) expire(p *parting[U], now time.Time) {
 // forgetKept forgets what was set for somebody who did not come in time.
 func (m *member[U]) forgetKept(now time.Time) {
 	if m.keepUntil > 0 && now.UnixMilli() >= m.keepUntil && m.connections.count() == 0 {
-		m.meta, m.isHidden, m.keepUntil = nil, false, 0
+		m.edit().Meta, m.isHidden, m.keepUntil = nil, false, 0
 	}
 }
 
