@@ -2,7 +2,7 @@
 // the stock JavaScript SDK, and Chromium.
 
 import { execFile, spawn } from "node:child_process";
-import { cp, mkdir, mkdtemp, rm } from "node:fs/promises";
+import { cp, mkdir, mkdtemp, readdir, readFile, rm } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -169,11 +169,24 @@ export class Received {
 /** Chromium, or what the environment variable CHROMIUM names. */
 export async function launchBrowser(t) {
   const { chromium } = await import("playwright-core");
-  const browser = await chromium.launch({
+  const server = await chromium.launchServer({
     executablePath: process.env.CHROMIUM || "/usr/bin/chromium",
     args: ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
       "--disable-component-update", "--disable-sync"],
   });
+  t.after(() => server.close());
+  const browser = await chromium.connect(server.wsEndpoint());
   t.after(() => browser.close());
-  return browser;
+  return Object.assign(browser, { signal: (name) => signalAll(server.process().pid, name) });
+}
+
+/** Sends a signal to a process and all that it has started: SIGSTOP is a laptop that is closed. */
+async function signalAll(pid, name) {
+  const parents = new Map();
+  for (const entry of await readdir("/proc")) {
+    const stat = /^\d+$/.test(entry) && (await readFile(`/proc/${entry}/stat`, "utf8").catch(() => ""));
+    if (stat) parents.set(Number(entry), Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]));
+  }
+  const isBelow = (id) => id === pid || (parents.has(id) && isBelow(parents.get(id)));
+  for (const id of parents.keys()) if (isBelow(id)) process.kill(id, name);
 }

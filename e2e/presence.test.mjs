@@ -277,3 +277,32 @@ test("two browsers", async (t) => {
   await bob.waitForFunction((user) => window.members.get(user)?.meta?.typing, ref("Ann"), { timeout: 60_000 });
   await Promise.all([sees(ann, ref("Ann"), ref("Bob")), sees(bob, ref("Ann"), ref("Bob"))]);
 });
+
+test("a laptop that is closed", async (t) => {
+  const { herald, root, ref, names } = await install(t, { presenceTTL: 4 });
+  await addUser(root, "cleo@example.com", { name: "Cleo" });
+  const browser = await launchBrowser(t);
+  const tab = await (await browser.newContext()).newPage();
+  await tab.goto(herald.url);
+  await tab.evaluate(async ({ password }) => {
+    const [{ default: PocketBase }, { presence }] = await Promise.all([import("/lib/pocketbase.es.mjs"), import("/herald.js")]);
+    const pb = new PocketBase(location.origin);
+    await pb.collection("users").authWithPassword("bob@example.com", password);
+    window.changes = [];
+    window.members = await presence(pb, "room/1", { meta: "awake", onChange: (change) => window.changes.push(change) });
+  }, { password });
+  const changes = [];
+  const members = await presence(await herald.signIn("ann@example.com"), "room/1", { onChange: (change) => changes.push(change) });
+  await until("Ann sees Bob", () => names(members) === "Ann,Bob");
+  await tab.waitForFunction(() => window.members.size === 2);
+
+  await browser.signal("SIGSTOP");
+  t.after(() => browser.signal("SIGCONT"));
+  await until("Bob is out", () => names(members) === "Ann");
+  await presence(await herald.signIn("cleo@example.com"), "room/1");
+  await until("Cleo is there", () => names(members) === "Ann,Cleo");
+  await browser.signal("SIGCONT");
+  await until("Bob is back", () => names(members) === "Ann,Bob,Cleo" && members.get(ref("Bob")).meta === "awake");
+  await tab.waitForFunction(() => [...window.members.values()].map(({ fields }) => fields.name).sort().join() === "Ann,Bob,Cleo");
+  assert.deepEqual(changes.flatMap(({ leave }) => leave), [ref("Bob")]);
+});

@@ -63,6 +63,8 @@ func TestFieldsChange(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
+			w.bob.Set("name", "Bob")
+			save(t, w, w.bob)
 			channel := addChannel(t, w, presenceChannel(map[string]any{"presenceFields": "name"}))
 			server := pbtest.Serve(t, w)
 			server.Subscribe(t, w.ann, "room/1")
@@ -295,8 +297,12 @@ func TestPresenceIsNoOracle(t *testing.T) {
 		},
 	} {
 		for who, auth := range map[string]*core.Record{"bob": w.bob, "guest": nil} {
+			began := time.Now()
 			status, text := request("secret/1", auth)
 			nothingStatus, nothingText := request("nothing/1", auth)
+			if took := time.Since(began); took < 2*20*time.Millisecond {
+				t.Errorf("%s, %s: two denials took %s: one that needs a query can be told apart", name, who, took)
+			}
 			if status != 403 || nothingStatus != 403 || text != nothingText {
 				t.Errorf("%s, %s: %d %s, without a channel %d %s", name, who, status, text, nothingStatus, nothingText)
 			}
@@ -327,5 +333,42 @@ func TestWatcherInDoubt(t *testing.T) {
 		watcher.await(t, member)
 		tab.Set(t, member)
 		watcher.await(t)
+	}
+}
+
+// TestHiddenWhileAway: who is hidden, and then overdue or away, comes back hidden.
+func TestHiddenWhileAway(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addChannel(t, w, presenceChannel(map[string]any{"presenceTTL": 2}))
+	server := pbtest.Serve(t, w)
+	watcher := watch(t, server, w.bob, "room/1")
+	ann := server.Subscribe(t, w.ann, "room/1")
+	put := func(body map[string]any) {
+		t.Helper()
+		body["topic"], body["clientId"] = "room/1", ann.ID
+		if status, text := show(t, server, w.ann, body); status != 204 {
+			t.Fatalf("%d %s", status, text)
+		}
+	}
+	watcher.await(t, w.ann)
+	put(map[string]any{"visible": false})
+	watcher.await(t)
+	frames := watcher.frames
+	time.Sleep(4 * time.Second) // overdue
+	put(map[string]any{})
+	query := url.Values{"topic": {"room/1"}, "clientId": {ann.ID}}
+	if status, text := server.DoText(t, http.MethodDelete, "/api/notify/presence?"+query.Encode(), pbtest.Token(t, w.ann), nil); status != 204 {
+		t.Fatalf("%d %s", status, text)
+	}
+	put(map[string]any{"meta": 1})
+	server.Subscribe(t, w.bob, "room/1") // a fence
+	watcher.await(t, w.bob)
+	if watcher.frames != frames+1 {
+		t.Errorf("%d frames after %d: %+v", watcher.frames, frames, watcher.last)
+	}
+	put(map[string]any{"visible": true})
+	for watcher.members[pbtest.Ref(w.ann)].User == "" {
+		watcher.next(t)
 	}
 }

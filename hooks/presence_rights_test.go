@@ -5,9 +5,11 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pocketbase/pocketbase/core"
 
+	"herald/hooks"
 	"herald/internal/pbtest"
 	"herald/notify"
 )
@@ -39,8 +41,12 @@ func TestWhoMayWatch(t *testing.T) {
 				continue
 			}
 			client := server.Connect(t)
+			began := time.Now()
 			if status, answer := client.Try(t, auth, "@presence/"+topic); status != 403 || !strings.Contains(fmt.Sprint(answer), "validation_topic_forbidden") {
 				t.Errorf("%s may watch %q: %d %v", name, topic, status, answer)
+			}
+			if took := time.Since(began); took < 20*time.Millisecond {
+				t.Errorf("%s, %q: the denial took %s: one that needs a query can be told apart", name, topic, took)
 			}
 			client.Close(t)
 			if status, _ := presentOn(t, server, auth, "count=1&topic="+url.QueryEscape(topic)); status != 403 {
@@ -163,5 +169,25 @@ func TestSetBeforeSubscribing(t *testing.T) {
 	watcher.await(t, w.ann, w.bob)
 	if watcher.frames != 3 {
 		t.Errorf("%d frames", watcher.frames)
+	}
+}
+
+// TestWatchStrict: with --notifyStrict nobody watches topics without a channel, either.
+func TestWatchStrict(t *testing.T) {
+	t.Parallel()
+	app := pbtest.NewApp(t, func(app core.App) {
+		hooks.MustRegister(app, nil, hooks.Config{Notify: notify.Config{Strict: true}})
+	})
+	root := pbtest.AddAuth(t, app, core.CollectionNameSuperusers, "root@x.com", nil)
+	ann := pbtest.AddAuth(t, app, "users", "ann@x.com", nil)
+	addChannel(t, app, presenceChannel(nil))
+	server := pbtest.Serve(t, app)
+	server.Subscribe(t, ann, "room/1")
+	watcher := watch(t, server, nil, "room/1")
+	watcher.await(t, ann)
+	for _, auth := range []*core.Record{nil, ann, root} {
+		if status, _ := server.Connect(t).Try(t, auth, "@presence/other"); status != 403 {
+			t.Errorf("status %d", status)
+		}
 	}
 }

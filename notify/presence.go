@@ -96,6 +96,7 @@ type attendance struct {
 	isPresent bool    // rooms has counted user
 	hasLeft   bool    // the client asked not to be counted
 	hides     bool    // it asked not to be listed when it subscribed
+	wasHidden bool    // when it left, or was overdue
 
 	ttl       time.Duration // within which it has to renew; 0: never
 	renewed   int64         // when it did, by conn.Group.Now
@@ -155,15 +156,15 @@ func (c *Client) attendTo(s *subscription, who *identity) {
 	}
 	rooms, isAway := n.presence.rooms, a.hasLeft || a.isOverdue
 	if a.isPresent && (isAway || a.user != who.user) {
-		rooms.Leave(s.topic, a.user, false)
-		a.isPresent = false
+		wasHidden := rooms.Leave(s.topic, a.user, false)
+		a.isPresent, a.wasHidden = false, wasHidden && a.user == who.user
 	}
 	hid := a.hides
 	a.hides = s.hides()
 	switch {
 	case !a.isPresent && !isAway:
 		a.user, a.isPresent = who.user, true
-		rooms.Join(s.topic, a.user, a.hides, func() presence.About { return n.aboutOf(settings, a.user, n.authOf(c)) })
+		rooms.Join(s.topic, a.user, a.hides || a.wasHidden, func() presence.About { return n.aboutOf(settings, a.user, n.authOf(c)) })
 	case a.isPresent && a.hides && !hid && !who.isGuest():
 		rooms.Set(s.topic, a.user, nil, &a.hides)
 	}

@@ -55,7 +55,10 @@ func (n *Notifier) SetPresence(p Publisher, topic string, update PresenceUpdate)
 		}
 		n.presence.rooms.Set(topic, refOf(p.Auth), update.Meta, isHidden)
 	}
-	n.markAttendances(clients, topic, false)
+	n.markAttendances(clients, topic, func(a *attendance) {
+		a.hasLeft = false
+		a.wasHidden = a.wasHidden && update.Visible == nil
+	})
 	return nil
 }
 
@@ -80,7 +83,7 @@ func (n *Notifier) LeavePresence(p Publisher, topic, clientID string) error {
 	if err != nil {
 		return err
 	}
-	n.markAttendances(clients, topic, true)
+	n.markAttendances(clients, topic, func(a *attendance) { a.hasLeft = true })
 	return nil
 }
 
@@ -121,13 +124,14 @@ func (n *Notifier) attendeesOf(p Publisher, clientID string) ([]*Client, error) 
 	return nil, nil
 }
 
-// markAttendances lets connections that are subscribed to topic leave or come back.
-func (n *Notifier) markAttendances(clients []*Client, topic string, hasLeft bool) {
+// markAttendances renews the presence of connections that are subscribed to topic, with a change.
+func (n *Notifier) markAttendances(clients []*Client, topic string, change func(*attendance)) {
 	for _, client := range clients {
 		client.attendAgain(func() {
 			for _, s := range client.subs {
 				if a := s.attendance; s.topic == topic && a != nil {
-					a.hasLeft, a.isOverdue, a.renewed = hasLeft, false, n.conns.Now()
+					a.isOverdue, a.renewed = false, n.conns.Now()
+					change(a)
 				}
 			}
 		})

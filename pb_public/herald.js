@@ -624,10 +624,14 @@ class Watch {
     const { meta, visible } = this.#shown;
     const changes = { ...(meta !== undefined && { meta }), ...(visible === false && { visible }), ...this.#wanted };
     if (!this.#hub.user || Object.keys(changes).length === 0) return;
-    const [, id] = this.#hub.user.split(":");
-    const own = [...this.members].find(([user]) => user.endsWith(`:${id}`))?.[1];
+    const own = [...this.members].find(([user]) => this.#isOwn(user))?.[1];
     // what a member with other connections shows was set by one of these since
     if (!own || (own.meta === null && own.connections === 1)) this.show(changes).catch(() => {});
+  }
+
+  #isOwn(user) {
+    const [, id] = this.#hub.user.split(":"); // of the record, which no other collection has
+    return id !== undefined && user.endsWith(`:${id}`);
   }
 
   #put(changes) {
@@ -672,6 +676,7 @@ class Watch {
         if (message.epoch !== this.#epoch || message.seq <= this.#seq) return;
         this.#seq = message.seq;
         this.#apply(message);
+        if (message.join?.some(({ user }) => this.#isOwn(user))) this.#restore(); // it was away
         break;
     }
     this.#count(message);

@@ -206,8 +206,9 @@ func (r *Rooms[U]) Join(topic string, user U, isHidden bool, about func() About)
 	s.change(room, m, now)
 }
 
-// Leave removes a connection of user that Join has added. If it was lost, it stays for the grace.
-func (r *Rooms[U]) Leave(topic string, user U, isLost bool) {
+// Leave removes a connection of user that Join has added. If it was lost, it stays for the grace. It
+// reports whether the user was hidden.
+func (r *Rooms[U]) Leave(topic string, user U, isLost bool) (wasHidden bool) {
 	s := r.shard(topic)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -222,11 +223,13 @@ func (r *Rooms[U]) Leave(topic string, user U, isLost bool) {
 	if user == guest {
 		room.guests.leave(graceEnds)
 		s.makeDue(room, now)
-		return
+		return false
 	}
 	m := s.member(room, user)
+	wasHidden = m.isHidden
 	m.connections.leave(graceEnds)
 	s.left(room, m, now)
+	return wasHidden
 }
 
 // Set changes what a user shows. Nil leaves it as it is; meta "null" removes it. If the user is not
