@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import { setMaxListeners } from "node:events";
 import { afterEach, test } from "node:test";
 
-import { subscribe } from "../pb_public/herald.js";
+import { presence, subscribe } from "../pb_public/herald.js";
 import OldestPocketBase from "pocketbase-oldest";
 
 import { addUser, Herald, launchBrowser, send, until } from "./kit.mjs";
@@ -106,6 +106,19 @@ test("herald.js", async (t) => {
     const again = await Log.on(herald.client(), "log/begin", { since: last.position });
     assert.deepEqual((await again.count(1)).data, [5]);
     assert.equal(now.messages.length, 1);
+  });
+
+  await t.test("wrong arguments", async () => {
+    const pb = herald.client();
+    for (const [args, message] of [
+      [["log/begin"], /callback/],
+      [["", () => {}], /topic/],
+      [[42, () => {}], /topic/],
+      [["log/begin", () => {}, { since: "zz" }], /position/],
+      [["log/begin", () => {}, { since: "epoch:1", rewind: 2 }], /exclude/],
+    ]) await assert.rejects(subscribe(pb, ...args), message);
+    await assert.rejects(presence(pb), /topic/);
+    assert.equal(pb.realtime.clientId, "");
   });
 
   await t.test("restarts of the server", async () => {

@@ -5,8 +5,10 @@ package hooks
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
@@ -51,30 +53,58 @@ type Config struct {
 // c.
 func (c *Config) BindFlags(flags *pflag.FlagSet) {
 	engine, limits := &c.Notify, &c.Limits
-	flags.IntVar(&engine.MaxSize, "notifyMaxSize", notify.DefaultMaxSize,
+	number := func(value *int, name string, byDefault, atLeast int, usage string) {
+		*value = byDefault
+		flags.Var(&numberFlag{value, atLeast}, name, usage)
+	}
+	number(&engine.MaxSize, "notifyMaxSize", notify.DefaultMaxSize, 1,
 		"the maximum size of a realtime message's data, in bytes of JSON")
-	flags.IntVar(&engine.QueueSize, "notifyQueueSize", notify.DefaultQueueSize,
+	number(&engine.QueueSize, "notifyQueueSize", notify.DefaultQueueSize, 1,
 		"how many messages may wait for a realtime connection before it is closed")
-	flags.IntVar(&engine.QueueBytes, "notifyQueueBytes", notify.DefaultQueueBytes,
+	number(&engine.QueueBytes, "notifyQueueBytes", notify.DefaultQueueBytes, 1,
 		"how many bytes may wait for a realtime connection before it is closed")
 	engine.Heartbeat = notify.DefaultHeartbeat
 	flags.Var((*heartbeatFlag)(&engine.Heartbeat), "notifyHeartbeat",
 		"how long a realtime connection may be idle before it gets a comment line; 0 means never")
-	flags.IntVar(&limits.Connections, "notifyMaxConnections", 0,
+	number(&limits.Connections, "notifyMaxConnections", 0, 0,
 		"the maximum number of realtime connections; 0 means no limit")
-	flags.IntVar(&limits.ConnectionsPerIP, "notifyMaxConnectionsPerIP", 0,
+	number(&limits.ConnectionsPerIP, "notifyMaxConnectionsPerIP", 0, 0,
 		"the maximum number of realtime connections per IP; 0 means no limit")
-	flags.IntVar(&limits.ConnectionsPerUser, "notifyMaxConnectionsPerUser", 0,
+	number(&limits.ConnectionsPerUser, "notifyMaxConnectionsPerUser", 0, 0,
 		"the maximum number of realtime connections per user; 0 means no limit")
-	flags.IntVar(&limits.Subscriptions, "notifyMaxSubscriptions", 0,
+	number(&limits.Subscriptions, "notifyMaxSubscriptions", 0, 0,
 		"the maximum number of subscriptions per realtime connection; 0 means PocketBase's limit, 1000")
-	flags.IntVar(&engine.MaxMeta, "notifyMaxMeta", notify.DefaultMaxMeta,
+	number(&engine.MaxMeta, "notifyMaxMeta", notify.DefaultMaxMeta, 1,
 		"how many bytes of JSON a user may show about themselves on a topic with presence; at most 4096")
 	flags.BoolVar(&engine.Strict, "notifyStrict", false,
 		"let only superusers subscribe to realtime topics that no channel matches")
 	flags.StringVar(&c.MetricsToken, "notifyMetricsToken", "",
 		"a bearer token for scrapers of /api/notify/metrics (or set HERALD_METRICS_TOKEN); without one, only superusers have access")
 }
+
+// numberFlag is a flag for a number that must not be too small.
+type numberFlag struct {
+	value   *int
+	atLeast int
+}
+
+func (f *numberFlag) Set(text string) error {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < f.atLeast {
+		return fmt.Errorf("must be a number, at least %d", f.atLeast)
+	}
+	*f.value = n
+	return nil
+}
+
+func (f *numberFlag) String() string {
+	if f.value == nil { // pflag asks a zero flag
+		return "0"
+	}
+	return strconv.Itoa(*f.value)
+}
+
+func (f *numberFlag) Type() string { return "int" }
 
 // heartbeatFlag is notify.Config.Heartbeat as a flag. For the flag, 0 means never; in a Config it
 // means the default.

@@ -122,7 +122,7 @@ func (j jsNotify) text(argument goja.Value) string {
 // decode decodes an argument like the body of a request. It throws the errors that the API would
 // answer.
 func (j jsNotify) decode(argument goja.Value, dst any) {
-	j.check(api.Decode(j.encode(argument), dst))
+	j.check(api.Decode("Wrong arguments.", j.encode(argument), dst))
 }
 
 // encode returns an argument as JSON. JSON.stringify alone turns raw JSON that Go keeps (a record's

@@ -221,7 +221,7 @@ func (r presenceRoutes) show(e *core.RequestEvent) error {
 		Visible  *bool          `json:"visible"`
 		ClientID string         `json:"clientId"`
 	}
-	if err := api.Decode(raw, &body); err != nil {
+	if err := api.Decode(showFailed, raw, &body); err != nil {
 		return err
 	}
 	update := notify.PresenceUpdate{Visible: body.Visible, ClientID: body.ClientID}

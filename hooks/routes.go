@@ -20,6 +20,11 @@ import (
 // maxBatch is the maximum number of messages in one batch request.
 const maxBatch = 1000
 
+const (
+	batchFailed   = "Failed to send the batch."
+	recheckFailed = "Failed to check the subscriptions again."
+)
+
 // bindRoutes adds the superuser's routes under /api/notify. PocketBase's own middlewares (rate
 // limits, body limit, CORS) apply to them as to its own routes.
 func bindRoutes(app core.App, notifier *notify.Notifier) {
@@ -67,16 +72,16 @@ func (r routes) sendBatch(e *core.RequestEvent) error {
 	var body struct {
 		Messages []jsontext.Value `json:"messages"`
 	}
-	if err := api.Decode(raw, &body); err != nil {
+	if err := api.Decode(batchFailed, raw, &body); err != nil {
 		return err
 	}
 	switch {
 	case len(body.Messages) == 0:
-		return e.BadRequestError("Failed to send the batch.", validation.Errors{
+		return e.BadRequestError(batchFailed, validation.Errors{
 			"messages": validation.NewError("validation_required", "cannot be blank"),
 		})
 	case len(body.Messages) > maxBatch:
-		return e.BadRequestError("Failed to send the batch.", validation.Errors{
+		return e.BadRequestError(batchFailed, validation.Errors{
 			"messages": validation.NewError("validation_length_too_long",
 				fmt.Sprintf("the length must be no more than %d", maxBatch)),
 		})
@@ -155,13 +160,13 @@ func (r routes) recheck(e *core.RequestEvent) error {
 	}
 	var filter notify.RecheckFilter
 	if len(body) > 0 {
-		if err := api.Decode(body, &filter); err != nil {
+		if err := api.Decode(recheckFailed, body, &filter); err != nil {
 			return err
 		}
 	}
 	report, err := r.notifier.Recheck(filter)
 	if err != nil {
-		return api.FieldsError("Failed to check the subscriptions again.", err)
+		return api.FieldsError(recheckFailed, err)
 	}
 	return e.JSON(http.StatusOK, report)
 }

@@ -52,7 +52,7 @@ func TestTriggerRecords(t *testing.T) {
 		{"to", `record:status`, `has no relation field "status"`},
 		{"to", `record:shop`, "does not lead to an auth collection"},
 		{"to", `everybody`, "must be record:FIELD or an audience"},
-		{"to", `{"user":["users:x"]}`, "must be record:FIELD or an audience"},
+		{"to", `{"user":["users:x"]}`, `"user" is unknown or has another type`},
 		{"to", `{"auth":"none"}`, "must be one of"},
 		{"to", `{}`, "leave it out to narrow nothing"},
 		{"to", `{"users":null}`, "leave it out to narrow nothing"},

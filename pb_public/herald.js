@@ -29,7 +29,11 @@ const firstBeatWithin = 5000; // ms
 const openTries = 5;
 const maxClientIds = 20; // that the server looks at
 
-const checkSDK = (pb) => {
+const check = (pb, topic, callback, { since, rewind }) => {
+  if (typeof topic !== "string" || topic === "") throw new TypeError("herald.js: the topic must be a text");
+  if (typeof callback !== "function") throw new TypeError("herald.js: the callback must be a function");
+  if (since && rewind !== undefined) throw new TypeError("herald.js: since and rewind exclude each other");
+  if (since && !/^.+:\d+$/.test(since)) throw new TypeError("herald.js: since must be a position, as onState and each message have it");
   if (!(pb?.realtime?.subscribe?.length >= 3)) { // older ones take no options
     throw new Error("herald.js needs PocketBase's JavaScript SDK 0.21 or newer");
   }
@@ -37,7 +41,7 @@ const checkSDK = (pb) => {
 
 /** See herald.d.ts. */
 export async function subscribe(pb, topic, callback, options = {}) {
-  checkSDK(pb);
+  check(pb, topic, callback, options);
   const subscription = new Subscription(hubOf(pb), topic, callback, options);
   await subscription.open();
   return () => subscription.close();
@@ -45,7 +49,7 @@ export async function subscribe(pb, topic, callback, options = {}) {
 
 /** See herald.d.ts. */
 export async function presence(pb, topic, options = {}) {
-  checkSDK(pb);
+  check(pb, topic, () => {}, {});
   const watch = new Watch(hubOf(pb), topic, options);
   await watch.open();
   return watch.members;

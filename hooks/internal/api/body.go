@@ -54,8 +54,8 @@ func SoundJSON(raw []byte) []byte {
 
 // Decode decodes JSON into dst. A member that dst does not have is an error: if `{"to": {"user":
 // […]}}` were taken for "no restriction" because of the missing s, a message meant for one user
-// would go to everyone.
-func Decode(data []byte, dst any) error {
+// would go to everyone. The error is ready to be answered; failed begins it.
+func Decode(failed string, data []byte, dst any) error {
 	err := json.Unmarshal(data, dst, json.RejectUnknownMembers(true))
 	if err == nil {
 		return nil
@@ -68,13 +68,26 @@ func Decode(data []byte, dst any) error {
 	}
 	var semantic *json.SemanticError
 	if !errors.As(err, &semantic) || semantic.JSONPointer == "" {
-		return router.NewBadRequestError("The message must be a JSON object.", err)
+		return router.NewBadRequestError(failed+" A JSON object is expected.", err)
 	}
 	fieldErr := validation.NewError("validation_invalid_value", "invalid value: expected another JSON type")
 	if errors.Is(err, json.ErrUnknownName) {
 		fieldErr = validation.NewError("validation_unknown_field", "there is no such field")
 	}
-	return router.NewBadRequestError(SendFailed, Nest(validation.Errors{}, fieldErr, slices.Collect(semantic.JSONPointer.Tokens())))
+	return router.NewBadRequestError(failed, Nest(validation.Errors{}, fieldErr, slices.Collect(semantic.JSONPointer.Tokens())))
+}
+
+// InvalidField returns the name of the field that an error of [Decode] is about, such as "to.user",
+// or "".
+func InvalidField(err error) string {
+	var path []string
+	for fields := router.ToApiError(err).Data; len(fields) == 1; {
+		for name, value := range fields {
+			path = append(path, name)
+			fields, _ = value.(map[string]any)
+		}
+	}
+	return strings.Join(path, ".")
 }
 
 // ErrEmptyAudience is for an audience, or a part of one, that is present but empty.
@@ -135,7 +148,7 @@ func DecodeMessage(raw []byte, dst any) error {
 	if err := CheckNarrows(raw, "to", "except"); err != nil {
 		return err
 	}
-	return Decode(raw, dst)
+	return Decode(SendFailed, raw, dst)
 }
 
 // FieldsError turns notify.Errors into PocketBase's form, with the invalid fields in data. Any

@@ -120,8 +120,12 @@ func (t *trigger) compileAudience(app core.App, notifier *notify.Notifier, colle
 		}
 		return
 	}
-	if err := api.Decode([]byte(to), &t.to); err != nil {
-		fail("to", code, `must be record:FIELD or an audience as JSON, such as {"auth": "user"}`)
+	if err := api.Decode("", []byte(to), &t.to); err != nil {
+		detail := `must be record:FIELD or an audience as JSON, such as {"auth": "user"}`
+		if field := api.InvalidField(err); field != "" {
+			detail += fmt.Sprintf("; %q is unknown or has another type", field)
+		}
+		fail("to", code, "%s", detail)
 		return
 	}
 	if api.CheckNarrows([]byte(`{"to":`+to+`}`), "to") != nil {
