@@ -144,7 +144,7 @@ func (w *world) postAs(token, path string, body any) error {
 	}
 	defer response.Body.Close()
 	io.Copy(io.Discard, response.Body)
-	if response.StatusCode != http.StatusNoContent {
+	if response.StatusCode != http.StatusNoContent && response.StatusCode != http.StatusOK {
 		return fmt.Errorf("%s: %s", path, response.Status)
 	}
 	return nil

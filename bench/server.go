@@ -5,6 +5,7 @@
 package main
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -69,17 +70,7 @@ func serve(args []string) error {
 		e.InstallerFunc = nil
 		// the same route for both, so that only the sending differs
 		e.Router.POST("/bench/send", func(e *core.RequestEvent) error {
-			var body struct {
-				Topic string         `json:"topic"`
-				Data  jsontext.Value `json:"data"`
-			}
-			if err := json.UnmarshalRead(e.Request.Body, &body); err != nil {
-				return e.BadRequestError("", err)
-			}
-			if err := send(e.App, body.Topic, body.Data); err != nil {
-				return err
-			}
-			return e.NoContent(http.StatusNoContent)
+			return sendRequest(e, send)
 		}).Bind(apis.SkipSuccessActivityLog())
 		var token string
 		if kind == "signed-in" || kind == "channels" {
@@ -103,6 +94,23 @@ func serve(args []string) error {
 				return err
 			}
 		}
+		e.Router.POST("/bench/send-as-superuser", func(e *core.RequestEvent) error {
+			return sendRequest(e, send)
+		}).Bind(apis.RequireSuperuserAuth(), apis.SkipSuccessActivityLog())
+		e.Router.GET("/bench/superuser", func(e *core.RequestEvent) error {
+			token, err := addSuperuser(e.App)
+			if err != nil {
+				return err
+			}
+			return e.JSON(http.StatusOK, token)
+		})
+		e.Router.GET("/bench/miss", func(e *core.RequestEvent) error {
+			position, err := miss(e.App, e.Request.URL.Query().Get("topic"))
+			if err != nil {
+				return err
+			}
+			return e.JSON(http.StatusOK, position)
+		})
 		e.Router.GET("/bench/tokens", func(e *core.RequestEvent) error {
 			n, err := strconv.Atoi(e.Request.URL.Query().Get("n"))
 			if err != nil {
@@ -143,6 +151,61 @@ func serve(args []string) error {
 		config = apis.ServeConfig{HttpsAddr: address}
 	}
 	return apis.Serve(app, config)
+}
+
+func sendRequest(e *core.RequestEvent, send func(core.App, string, jsontext.Value) error) error {
+	var body struct {
+		Topic string         `json:"topic"`
+		Data  jsontext.Value `json:"data"`
+	}
+	if err := json.UnmarshalRead(e.Request.Body, &body); err != nil {
+		return e.BadRequestError("", err)
+	}
+	if err := send(e.App, body.Topic, body.Data); err != nil {
+		return err
+	}
+	return e.NoContent(http.StatusNoContent)
+}
+
+// addSuperuser adds a superuser and returns their token.
+func addSuperuser(app core.App) (token string, err error) {
+	superusers, err := app.FindCollectionByNameOrId(core.CollectionNameSuperusers)
+	if err != nil {
+		return "", err
+	}
+	superuser := core.NewRecord(superusers)
+	superuser.SetEmail("root@example.com")
+	superuser.SetRandomPassword()
+	if err := app.Save(superuser); err != nil {
+		return "", err
+	}
+	return superuser.NewAuthToken()
+}
+
+// miss adds a channel with a rule and history, of which topic is one, and sends ten messages. It
+// returns the position before them.
+func miss(app core.App, topic string) (position string, err error) {
+	channels, err := app.FindCollectionByNameOrId(pb_migrations.ChannelsCollectionID)
+	if err != nil {
+		return "", err
+	}
+	channel := core.NewRecord(channels)
+	channel.Load(map[string]any{
+		"pattern": "members/{room}", "history": 1000, "subscribeRule": `@request.auth.id != "" && @collection.users.id ?= @request.auth.id`,
+	})
+	if err := app.Save(channel); err != nil {
+		return "", err
+	}
+	for i := range 11 {
+		report, err := notify.New(app, notify.Config{}).Send(context.Background(), notify.Message{Topic: topic, Data: i})
+		if err != nil {
+			return "", err
+		}
+		if i == 0 {
+			position = fmt.Sprintf("%s:%d", report.Epoch, report.Seq)
+		}
+	}
+	return position, nil
 }
 
 // addUser adds a user and returns their token.
