@@ -20,6 +20,7 @@ type turn struct {
 	entry   *Entry
 	deliver func()             // called by the leader once entry is stored
 	do      func(*store) error // instead of entry
+	reads   bool               // do does not write
 	last    bool               // no turn comes after it
 
 	leads chan bool // receives true to lead, false when the turn is done
@@ -121,8 +122,12 @@ func (h *Log) serve(group []*turn) (err error) {
 		return err
 	}
 	if do := group[0].do; do != nil {
+		if !group[0].reads {
+			defer h.shared.wrote(nil)
+		}
 		return do(s)
 	}
+	defer h.shared.wrote(group) // before they are delivered
 	if err = h.append(s, group); err == nil {
 		h.stored.Add(int64(len(group)))
 		h.groups.Add(1)

@@ -118,6 +118,7 @@ type Log struct {
 	damaged                  atomic.Int64 // files that were set aside
 
 	lapses lapses
+	shared sharedPages
 
 	closing  chan struct{}  // closed when closed is set
 	sweeping sync.WaitGroup // goroutines that sweep or record lapses
@@ -137,7 +138,7 @@ type topicState struct {
 
 // New returns a log that opens its database when it is first needed.
 func New(config Config) *Log {
-	return &Log{config: config, topics: map[string]*topicState{}, closing: make(chan struct{})}
+	return &Log{config: config, topics: map[string]*topicState{}, shared: newSharedPages(), closing: make(chan struct{})}
 }
 
 // Counts are totals since the start.
@@ -193,13 +194,13 @@ func (h *Log) Settled(topic string) (head Position, err error) {
 	if h.config.Keep(topic).Count == 0 {
 		return Position{}, nil
 	}
-	err = h.exclusive(func(s *store) error {
+	err = h.take(context.Background(), &turn{reads: true, do: func(s *store) error {
 		state, err := h.state(s, topic)
 		if err == nil {
 			head = Position{s.epoch, state.head}
 		}
 		return err
-	})
+	}})
 	return head, err
 }
 

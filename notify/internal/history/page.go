@@ -1,6 +1,6 @@
 package history
 
-// Page is a part of a topic's history.
+// Page is a part of a topic's history. Others may have the same one: do not change it.
 type Page struct {
 	Entries []*Entry
 	Epoch   string // empty if the topic has no history
@@ -26,7 +26,20 @@ func (h *Log) Read(topic string, from Start, limit, maxBytes int) (*Page, error)
 	if err != nil {
 		return nil, err
 	}
-	page, err := h.readFrom(s, topic, keep, from, limit, maxBytes)
+	read := func() (*Page, error) { return h.readFrom(s, topic, keep, from, limit, maxBytes) }
+	var page *Page
+	if from.Lasted > 0 || len(h.lapses.pending()) > 0 { // depends on more than what is written
+		page, err = read()
+	} else {
+		r := request{
+			store: s, topic: topic, keep: keep, hasSince: from.Since != nil, rewind: from.Rewind, count: from.Count,
+			end: from.end, limit: limit, maxBytes: maxBytes,
+		}
+		if r.hasSince {
+			r.since = *from.Since
+		}
+		page, err = h.shared.get(r, h.config.Now(), read)
+	}
 	if err != nil {
 		return nil, h.reading(s, err)
 	}
