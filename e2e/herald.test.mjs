@@ -108,6 +108,32 @@ test("herald.js", async (t) => {
     assert.equal(now.messages.length, 1);
   });
 
+  await t.test("many topics with one request", async () => {
+    const topics = Array.from({ length: 12 }, (_, i) => `log/many${i}`);
+    for (const topic of topics) await say(topic, "before");
+    const pb = herald.client();
+    const { send: original } = pb;
+    const requests = [];
+    pb.send = (path, options) => {
+      requests.push(`${options.method ?? "GET"} ${path}`);
+      return original.call(pb, path, options);
+    };
+    const logs = await Promise.all([...topics.map((topic, i) => Log.on(pb, topic, i === 0 ? { rewind: 1 } : {})), Log.on(herald.client(), "members/many").catch(({ status }) => status)]);
+    assert.equal(logs.pop(), 403);
+    await Promise.all(logs.map((log) => log.live()));
+    assert.ok(requests.filter((request) => request.endsWith("history")).length <= 6, requests.join());
+    // on their way back, too, with one that is denied
+    const denied = assert.rejects(Log.on(pb, "members/many"), ({ status }) => status === 403);
+    await denied;
+    requests.length = 0;
+    await herald.stop("SIGKILL");
+    await herald.start();
+    for (const topic of topics) await say(topic, "after");
+    for (const [i, log] of logs.entries()) assert.deepEqual((await log.count(i === 0 ? 2 : 1)).data, i === 0 ? ["before", "after"] : ["after"]);
+    assert.ok(requests.filter((request) => request.endsWith("history")).length <= 6, requests.join());
+    await Promise.all(logs.map((log) => log.stop()));
+  });
+
   await t.test("wrong arguments", async () => {
     const pb = herald.client();
     for (const [args, message] of [

@@ -3,6 +3,7 @@
 package hooks
 
 import (
+	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
+	"github.com/pocketbase/pocketbase/tools/router"
 
 	"herald/hooks/internal/api"
 	"herald/notify"
@@ -20,6 +22,13 @@ import (
 
 // defaultHistoryPage is how many messages a request gets if it does not set a limit.
 const defaultHistoryPage = 100
+
+const (
+	// maxHistoryTopics is how many topics one request may ask for.
+	maxHistoryTopics = 100
+	// minPageBytes is how many bytes of messages each of them gets at least.
+	minPageBytes = 16 << 10
+)
 
 type history struct{ notifier *notify.Notifier }
 
@@ -32,6 +41,7 @@ func bindHistory(app core.App, notifier *notify.Notifier) {
 				e.App.Logger().Error("Failed to open the history of topics", slog.String("error", err.Error()))
 			}
 			e.Router.GET("/api/notify/history", h.page).Bind(apis.SkipSuccessActivityLog())
+			e.Router.POST("/api/notify/history", h.pages).Bind(apis.SkipSuccessActivityLog())
 			return e.Next()
 		},
 	})
@@ -41,37 +51,110 @@ func bindHistory(app core.App, notifier *notify.Notifier) {
 	})
 }
 
+const historyFailed = "Failed to load the history."
+
+// wanted is a page that a client asks for.
+type wanted struct {
+	Topic  string `json:"topic"`
+	Since  string `json:"since"`
+	Rewind string `json:"rewind"`
+	Limit  *int   `json:"limit"`
+}
+
 // page handles GET /api/notify/history.
 func (h history) page(e *core.RequestEvent) error {
 	began := time.Now()
-	const failed = "Failed to load the history."
 	query := e.Request.URL.Query()
 	errs := validation.Errors{}
-	from, err := notify.ParseStart(query.Get("since"), query.Get("rewind"))
+	limit := api.IntParam(e, "limit", defaultHistoryPage, errs)
+	reader := publisherOf(e)
+	reader.ClientIDs = notify.ParseClientIDs(query.Get("clientId"))
+	page, apiErr := h.read(e, reader, wanted{query.Get("topic"), query.Get("since"), query.Get("rewind"), &limit}, notify.MaxPageBytes, errs)
+	if apiErr != nil {
+		if apiErr.Status == http.StatusForbidden {
+			delayDenial(e, began)
+		}
+		return apiErr
+	}
+	e.Response.Header().Set("Cache-Control", "no-store")
+	return e.JSON(http.StatusOK, page)
+}
+
+// pages handles POST /api/notify/history. It answers as PocketBase's own /api/batch does, with one
+// {status, body} for each topic.
+func (h history) pages(e *core.RequestEvent) error {
+	began := time.Now()
+	raw, err := api.ReadBody(e)
+	if err != nil {
+		return err
+	}
+	var body struct {
+		Topics   []wanted `json:"topics"`
+		ClientID string   `json:"clientId"`
+	}
+	if err := api.Decode(historyFailed, raw, &body); err != nil {
+		return err
+	}
+	switch count := len(body.Topics); {
+	case count == 0:
+		return e.BadRequestError(historyFailed, validation.Errors{"topics": validation.NewError("validation_required", "cannot be blank")})
+	case count > maxHistoryTopics:
+		return e.BadRequestError(historyFailed, validation.Errors{
+			"topics": validation.NewError("validation_length_too_long", fmt.Sprintf("the length must be no more than %d", maxHistoryTopics)),
+		})
+	}
+	reader := publisherOf(e)
+	reader.ClientIDs = notify.ParseClientIDs(body.ClientID)
+	// all pages together are about as large as one alone may be
+	maxBytes := max(notify.MaxPageBytes/len(body.Topics), minPageBytes)
+	type result struct {
+		Status int `json:"status"`
+		Body   any `json:"body"`
+	}
+	results := make([]result, len(body.Topics))
+	isDenied := false
+	for i, topic := range body.Topics {
+		page, apiErr := h.read(e, reader, topic, maxBytes, validation.Errors{})
+		if apiErr != nil {
+			isDenied = isDenied || apiErr.Status == http.StatusForbidden
+			results[i] = result{apiErr.Status, apiErr}
+			continue
+		}
+		results[i] = result{http.StatusOK, page}
+	}
+	if isDenied {
+		delayDenial(e, began)
+	}
+	e.Response.Header().Set("Cache-Control", "no-store")
+	return e.JSON(http.StatusOK, results)
+}
+
+// read reads a page. errs are errors that are known already.
+func (h history) read(e *core.RequestEvent, reader notify.Publisher, w wanted, maxBytes int, errs validation.Errors) (*notify.HistoryPage, *router.ApiError) {
+	from, err := notify.ParseStart(w.Since, w.Rewind)
 	if err != nil {
 		field := "since"
-		if query.Get("since") == "" {
+		if w.Since == "" {
 			field = "rewind"
 		}
 		errs[field] = validation.NewError("validation_invalid_position", err.Error())
 	}
-	limit := api.IntParam(e, "limit", defaultHistoryPage, errs)
 	if len(errs) > 0 {
-		return e.BadRequestError(failed, errs)
+		return nil, e.BadRequestError(historyFailed, errs)
 	}
-	reader := publisherOf(e)
-	reader.ClientIDs = notify.ParseClientIDs(query.Get("clientId"))
-	page, err := h.notifier.History(e.Request.Context(), reader, query.Get("topic"), from, min(limit, notify.MaxHistoryPage))
-	if err != nil {
-		if isForbidden(err) {
-			delayDenial(e, began)
-			// the code distinguishes this refusal from one by a proxy
-			return e.ForbiddenError(notify.DeniedMessage, validation.Errors{"topic": validation.NewError("validation_topic_forbidden", notify.DeniedMessage)})
-		}
-		return api.FieldsError(failed, err)
+	limit := defaultHistoryPage
+	if w.Limit != nil {
+		limit = *w.Limit
 	}
-	e.Response.Header().Set("Cache-Control", "no-store")
-	return e.JSON(http.StatusOK, page)
+	page, err := h.notifier.History(e.Request.Context(), reader, w.Topic, from, min(limit, notify.MaxHistoryPage), maxBytes)
+	switch {
+	case err == nil:
+		return page, nil
+	case isForbidden(err):
+		// the code distinguishes this refusal from one by a proxy
+		return nil, e.ForbiddenError(notify.DeniedMessage, validation.Errors{"topic": validation.NewError("validation_topic_forbidden", notify.DeniedMessage)})
+	}
+	return nil, api.FieldsError(historyFailed, err)
 }
 
 // backup puts a copy of the history's database into the backup instead of the files in use. If the

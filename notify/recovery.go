@@ -18,9 +18,9 @@ import (
 const (
 	// MaxHistoryPage is the maximum number of messages that [Notifier.History] returns.
 	MaxHistoryPage = 1000
-	// maxPageBytes is the maximum number of bytes of data in a page; only the last message may
+	// MaxPageBytes is the maximum number of bytes of data in a page; only the last message may
 	// exceed it.
-	maxPageBytes = 256 << 10
+	MaxPageBytes = 256 << 10
 )
 
 // HistoryPage is a part of a topic's history.
@@ -43,12 +43,12 @@ type HistoryPage struct {
 }
 
 // History returns messages of topic that p may have, beginning at from: up to limit (1 to
-// [MaxHistoryPage]) and 256 KiB of data. A position of another epoch starts at the oldest kept
+// [MaxHistoryPage]) and maxBytes of data (up to [MaxPageBytes]). A position of another epoch starts at the oldest kept
 // message, and the page is not complete.
 //
 // The subscribe rule applies. The error is of type [Errors], with the fields "topic" and "limit",
 // [ErrForbidden], [ErrHistory] or an error of a query.
-func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from Start, limit int) (*HistoryPage, error) {
+func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from Start, limit, maxBytes int) (*HistoryPage, error) {
 	if err := n.checkTopic(topic, false); err != nil {
 		if errors.Is(err, ErrReservedTopic) && !p.isSuperuser() {
 			return nil, ErrForbidden // do not reveal which names are the server's
@@ -62,7 +62,7 @@ func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from 
 	if err != nil {
 		return nil, err
 	}
-	page, err := n.history.Read(topic, from, limit, maxPageBytes)
+	page, err := n.history.Read(topic, from, limit, min(maxBytes, MaxPageBytes))
 	if err != nil {
 		return nil, err
 	}

@@ -175,7 +175,7 @@ func (c *Client) readPage(p pendingReplay, from Start) (*history.Page, error) {
 		stripe.mu.Unlock()
 		from = from.Before(head)
 	}
-	return n.history.Read(p.topic, from, max(1, n.config.QueueSize/conn.PageShare), min(maxPageBytes, n.config.QueueBytes/conn.PageShare))
+	return n.history.Read(p.topic, from, max(1, n.config.QueueSize/conn.PageShare), min(MaxPageBytes, n.config.QueueBytes/conn.PageShare))
 }
 
 // framesOf returns the messages of page that are meant for who. gap says that messages before them

@@ -21,6 +21,7 @@
 //   - Who is signed in is what the token says. The device's clock is never asked.
 
 const pageSize = 500;
+const maxPages = 100; // that the server answers with at once
 const maxWaiting = 1000; // messages; more can be fetched
 const kickAfter = 3000; // ms
 const watchEvery = 5000; // ms
@@ -275,20 +276,10 @@ class Subscription {
 
   async #fetch(query, failures = 0) {
     const known = Object.fromEntries(Object.entries(query).filter(([, value]) => value !== "" && value !== undefined));
-    // the browser may have sent it on a connection that is dead
-    const { signal, done } = timeout(Math.min(30, 5 + 5 * failures) * 1000);
-    try {
-      const page = await this.#hub.pb.send("/api/notify/history", {
-        query: { topic: this.topic, limit: pageSize, ...(this.#hub.clientIds && { clientId: this.#hub.clientIds }), ...known },
-        requestKey: null,
-        signal,
-      });
-      if (!isPage(page, this.topic)) throw new Error("the answer is none of Herald's");
-      this.#hub.expectBeats(page.beat);
-      return page;
-    } finally {
-      done();
-    }
+    const page = await this.#hub.page({ topic: this.topic, limit: pageSize, ...known }, failures);
+    if (!isPage(page, this.topic)) throw new Error("the answer is none of Herald's");
+    this.#hub.expectBeats(page.beat);
+    return page;
   }
 
   /** Delivers the messages of a page. */
@@ -872,6 +863,8 @@ class Hub {
   user = ""; // who is signed in
   connection = ""; // the client id under which the SDK has subscribed; empty: it has not
 
+  #wanted = []; // pages that are asked for
+  #isOlder = false; // the server answers for one topic at a time
   #clientIds = []; // of the connections that the user has had, the last ones
 
   constructor(pb) {
@@ -883,6 +876,47 @@ class Hub {
     const { clientId } = this.pb.realtime;
     if (clientId && this.#clientIds.at(-1) !== clientId) this.#clientIds = [...this.#clientIds.slice(1 - maxClientIds), clientId];
     return this.#clientIds.join(",");
+  }
+
+  /** A page of the history. Those that are asked for at once come by one request. */
+  page(query, failures) {
+    return new Promise((resolve, reject) => {
+      this.#wanted.push({ query, failures, resolve, reject });
+      if (this.#wanted.length === 1) Promise.resolve().then(() => this.#fetchWanted());
+    });
+  }
+
+  #fetchWanted() {
+    for (const all = this.#wanted.splice(0); all.length > 0; ) {
+      const some = all.splice(0, this.#isOlder ? 1 : maxPages);
+      this.#fetchPages(some).catch((error) => {
+        // a server without this route: one by one, then
+        if (some.length > 1 && (error.status === 404 || error.status === 405)) this.#isOlder = true;
+        for (const { reject } of some) reject(error);
+      });
+    }
+  }
+
+  async #fetchPages(all) {
+    const clientId = this.clientIds || undefined;
+    // the browser may have sent it on a connection that is dead
+    const { signal, done } = timeout(Math.min(30, 5 + 5 * Math.max(...all.map(({ failures }) => failures))) * 1000);
+    try {
+      if (all.length === 1) {
+        const [{ query, resolve }] = all;
+        resolve(await this.pb.send("/api/notify/history", { query: { ...query, ...(clientId && { clientId }) }, requestKey: null, signal }));
+        return;
+      }
+      const topics = all.map(({ query: { rewind, ...query } }) => ({ ...query, ...(rewind !== undefined && { rewind: String(rewind) }) }));
+      const pages = await this.pb.send("/api/notify/history", { method: "POST", body: { topics, clientId }, requestKey: null, signal });
+      if (!Array.isArray(pages) || pages.length !== all.length) throw new Error("the answer is none of Herald's");
+      pages.forEach((page, i) => {
+        if (page?.status === 200) all[i].resolve(page.body);
+        else all[i].reject(Object.assign(new Error(page?.body?.message), { status: page?.status, response: page?.body }));
+      });
+    } finally {
+      done();
+    }
   }
 
   async add(subscription) {
