@@ -78,10 +78,20 @@ test("presence with herald.js", async (t) => {
   const { herald, ref, names, channels } = await install(t);
   const [ann, bob] = [await herald.signIn("ann@example.com"), await herald.signIn("bob@example.com")];
   const changes = [];
-  const mine = await presence(ann, "room/1", { meta: { status: "here" }, onChange: (change) => changes.push(change) });
-  const theirs = await presence(bob, "room/1");
+  const seen = []; // at each change
+  const mine = await presence(ann, "room/1", { meta: { status: "here" }, onChange: (change) => {
+    changes.push(change);
+    seen.push([names(mine), mine.total]);
+  } });
+  await until("Ann is told of herself", () => names(mine) === "Ann");
+  // whoever is there is known at once, and told afterwards
+  const states = [];
+  const theirs = await presence(bob, "room/1", { onState: (state) => states.push(state), onChange: () => assert.equal(theirs.total, theirs.size) });
+  assert.match(names(theirs), /^Ann/);
   await until("they see each other", () => names(mine) === "Ann,Bob" && names(theirs) === "Ann,Bob");
   assert.equal(mine.total, 2);
+  assert.deepEqual(seen, [["Ann", 1], ["Ann,Bob", 2]]);
+  assert.deepEqual(changes.flatMap(({ join }) => join.map(({ fields }) => fields.name)), ["Ann", "Bob"]);
   assert.deepEqual(theirs.get(ref("Ann")).meta, { status: "here" });
 
   const watcher = await presence(herald.client(), "room/1", { join: false }); // a guest who does not take part
@@ -96,12 +106,16 @@ test("presence with herald.js", async (t) => {
   await mine.set({ typing: "done" });
 
   // a restart of the server: nobody goes, and what was set is there again
-  changes.length = 0;
+  changes.length = seen.length = 0;
+  assert.deepEqual(states.splice(0), ["live"]);
   await herald.stop("SIGKILL");
   await herald.start("--notifyHeartbeat=2s");
   await until("they see each other again", () => theirs.get(ref("Ann"))?.meta?.typing === "done" && theirs.get(ref("Ann")).since > "2026" && names(mine) === "Ann,Bob");
   await until("the watcher sees both", () => names(watcher) === "Ann,Bob");
-  assert.deepEqual(changes.flatMap(({ leave }) => leave).filter((user) => user === ref("Ann")), []);
+  assert.deepEqual(changes.flatMap(({ join, leave }) => [...join, ...leave]), []);
+  assert.deepEqual(seen.filter(([names, total]) => names !== "Ann,Bob" || total !== 2), []);
+  await until("it is live again", () => states.at(-1) === "live");
+  assert.deepEqual(states.splice(0), ["connecting", "live"]);
 
   await mine.hide();
   await until("Ann is hidden", () => names(theirs) === "Bob");
@@ -109,9 +123,18 @@ test("presence with herald.js", async (t) => {
   await until("Ann is shown", () => names(theirs) === "Ann,Bob");
 
   // another one signs in on the same client
+  const began = Date.now();
   await ann.collection("users").authWithPassword("bob@example.com", password);
-  await until("Ann has left", () => names(theirs) === "Bob" && names(mine) === "Bob");
+  await until("Ann has left", () => names(theirs) === "Bob");
+  assert.ok(Date.now() - began < 9000, `it took ${Date.now() - began} ms: as long as for a connection that is lost`);
+  await until("Bob is the only one for the next user", () => names(mine) === "Bob");
   assert.equal(theirs.get(ref("Bob")).meta, null);
+  await mine.set(undefined);
+  const circle = {};
+  await assert.rejects(mine.set(Object.assign(circle, { circle })), TypeError);
+  await assert.rejects(mine.set(() => {}), TypeError);
+  await assert.rejects(presence(ann, "room/1", { visibel: false }), /visibel/);
+  await assert.rejects(presence(ann, "room/1", { visible: "no" }), /visible/);
   await mine.leave();
   assert.equal(mine.size, 0);
   await until("Bob has one connection", () => theirs.get(ref("Bob"))?.connections === 1);
@@ -121,6 +144,21 @@ test("presence with herald.js", async (t) => {
   const [channel] = await channels.getFullList();
   await channels.update(channel.id, { presenceRule: "" });
   await until("the watcher is denied", () => watcher.size === 0);
+  await until("Bob is denied, too", () => states.at(-1) === "denied" && theirs.size === 0);
+
+  // the server is stopped, and somebody does not come back
+  await channels.update(channel.id, { presenceRule: "*" });
+  const last = [];
+  const [cleo, dan] = [herald.client(), await herald.signIn("ann@example.com")];
+  const still = await presence(cleo, "room/1", { join: false, onChange: ({ leave }) => last.push(...leave) });
+  await dan.realtime.subscribe("room/1", () => {});
+  await until("Ann is there", () => names(still).includes("Ann"));
+  dan.realtime.eventSource.close(); // it is switched off
+  clearTimeout(dan.realtime.reconnectTimeoutId);
+  await herald.stop("SIGKILL");
+  await herald.start("--notifyHeartbeat=2s");
+  await until("Ann is taken out", () => !names(still).includes("Ann"));
+  assert.deepEqual(last, [ref("Ann")]);
 });
 
 test("hidden through restarts, and what is refused", async (t) => {

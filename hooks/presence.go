@@ -265,6 +265,8 @@ func presenceError(e *core.RequestEvent, message string, err error, began time.T
 	case isForbidden(err):
 		delayDenial(e, began)
 		return e.ForbiddenError(notify.DeniedMessage, validation.Errors{"topic": validation.NewError("validation_topic_forbidden", notify.DeniedMessage)})
+	case errors.Is(err, notify.ErrGuest):
+		return e.ForbiddenError("Guests are only counted. Sign in to show something.", nil)
 	case errors.As(err, &tooMany):
 		e.Response.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(tooMany.RetryAfter.Seconds()))))
 		return e.TooManyRequestsError("You change your presence too often.", nil)

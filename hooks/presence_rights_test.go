@@ -60,6 +60,14 @@ func TestWhoMayWatch(t *testing.T) {
 	if status, _ := presentOn(t, server, w.root, "topic=room/1"); status != 200 {
 		t.Errorf("superuser: status %d", status)
 	}
+	for _, topic := range []string{"plain", "nothing", "@inbox"} { // a superuser is told why
+		if status, text := server.DoText(t, "GET", "/api/notify/presence?topic="+url.QueryEscape(topic), pbtest.Token(t, w.root), nil); status != 400 || !strings.Contains(text, "validation_no_presence") {
+			t.Errorf("superuser, %q: %d %s", topic, status, text)
+		}
+		if status, text := show(t, server, w.root, map[string]any{"topic": topic, "meta": 1}); status != 400 || !strings.Contains(text, "validation_no_presence") {
+			t.Errorf("superuser, %q: %d %s", topic, status, text)
+		}
+	}
 	// the right to look ends
 	watcher.Set(t, w.ann, "@presence/room/1", "@denied")
 	member, err := w.FindFirstRecordByData("room_members", "user", w.ann.Id)
@@ -190,4 +198,82 @@ func TestWatchStrict(t *testing.T) {
 			t.Errorf("status %d", status)
 		}
 	}
+}
+
+// TestPresenceFieldsAreChecked: a name that no user has is a mistake.
+func TestPresenceFieldsAreChecked(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	channel := addChannel(t, w, presenceChannel(nil))
+	for fields, want := range map[string]bool{
+		"name": true, "name, avatar": true, "*": true, "id,collectionName": true, "name:excerpt(20,true),email": true, "": true,
+		"nam": false, "name,nope": false, "name avatar": false, "name;avatar": false, "password": false, "tokenKey": false, "expand.x": false,
+		"name:nope(1)": false, ",": true,
+	} {
+		channel.Set("presenceFields", fields)
+		if err := w.Save(channel); (err == nil) != want || err != nil && !strings.Contains(err.Error(), "presenceFields") {
+			t.Errorf("%q: error %v", fields, err)
+		}
+	}
+}
+
+// TestWrongVisible: what cannot be understood is refused, and never taken for visible.
+func TestWrongVisible(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addChannel(t, w, presenceChannel(nil))
+	server := pbtest.Serve(t, w)
+	watcher := watch(t, server, nil, "room/1")
+	client := server.Connect(t)
+	for _, value := range []string{"no", "maybe", ""} {
+		if status, answer := client.Try(t, w.ann, withQuery("room/1", "visible", value)); status != 400 || !strings.Contains(fmt.Sprint(answer), "visible") {
+			t.Errorf("%q: %d %v", value, status, answer)
+		}
+	}
+	client.Set(t, w.ann, withQuery("room/1", "visible", "0"))
+	server.Subscribe(t, w.bob, withQuery("room/1", "visible", "true"))
+	watcher.await(t, w.bob)
+	if watcher.frames != 2 {
+		t.Errorf("%d frames", watcher.frames)
+	}
+}
+
+// TestGivingUp: a connection that was lost leaves at once if its user says so. Nobody else can.
+func TestGivingUp(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addChannel(t, w, presenceChannel(nil))
+	server := pbtest.Serve(t, w)
+	watcher := watch(t, server, nil, "room/1")
+	ann, bob := server.Subscribe(t, w.ann, "room/1"), server.Subscribe(t, w.bob, "room/1")
+	watcher.await(t, w.ann, w.bob)
+	ann.Close(t)
+	pbtest.WaitFor(t, "ann has no connection", func() bool { return !engine(w).Online(pbtest.Ref(w.ann)) })
+	leave := func(auth *core.Record, id string) int {
+		token := ""
+		if auth != nil {
+			token = pbtest.Token(t, auth)
+		}
+		status, _ := server.DoText(t, "DELETE", "/api/notify/presence?topic=room/1&clientId="+id, token, nil)
+		return status
+	}
+	if status := leave(nil, ann.ID); status != 400 {
+		t.Errorf("a guest: status %d", status)
+	}
+	if status := leave(w.bob, ann.ID); status != 204 { // he has lost none
+		t.Errorf("bob: status %d", status)
+	}
+	if status := leave(w.ann, bob.ID); status != 400 {
+		t.Errorf("ann, of bob's: status %d", status)
+	}
+	if users, _ := engine(w).PresenceCount("room/1"); users != 2 {
+		t.Errorf("%d users", users)
+	}
+	if status := leave(w.ann, ann.ID); status != 204 {
+		t.Errorf("ann: status %d", status)
+	}
+	if users, _ := engine(w).PresenceCount("room/1"); users != 1 {
+		t.Errorf("%d users", users)
+	}
+	watcher.await(t, w.bob)
 }

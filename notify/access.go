@@ -87,7 +87,7 @@ func (n *Notifier) Admit(client subscriptions.Client, auth *core.Record, keys []
 			continue
 		}
 		if strings.Contains(key, "?") {
-			if _, err := startOf(optionsOf(key)); err != nil {
+			if err := checkOptions(optionsOf(key)); err != nil {
 				a.Denied = append(a.Denied, Denial{key, http.StatusBadRequest, err.Error()})
 				continue
 			}

@@ -108,6 +108,11 @@ func (n *Notifier) CheckChannel(app core.App, record *core.Record, others []*cor
 	if c == nil {
 		return errs
 	}
+	if c.presence != nil {
+		if name := n.unknownField(c.presence.fields); name != "" {
+			errs.add(invalid(channelPresenceFields, ErrInvalidFields, "no auth collection has a field %q that may be shown", name))
+		}
+	}
 	for _, other := range others {
 		if other.Id == record.Id {
 			continue

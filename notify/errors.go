@@ -28,7 +28,11 @@ var (
 	ErrOutOfRange      error = &kind{"validation_out_of_range", "out of range"}
 	ErrInvalidFields   error = &kind{"validation_invalid_fields", "invalid fields"}
 	ErrInvalidRule     error = &kind{"validation_invalid_rule", "invalid rule"}
+	ErrNoPresence      error = &kind{"validation_no_presence", "no presence"}
 )
+
+// ErrGuest refuses what only signed-in users can do.
+var ErrGuest = errors.New("guests are only counted")
 
 // ErrForbidden refuses a client's message. It is the same whether a rule, a reserved name or a
 // missing channel forbids the message.

@@ -3,6 +3,7 @@
 package notify
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -47,10 +48,22 @@ func wantsEnvelope(options subscriptions.SubscriptionOptions) bool {
 }
 
 // wantsToHide reports whether the options of a subscription key ask not to list the user among who
-// is present.
+// is present. What is not understood hides.
 func wantsToHide(options subscriptions.SubscriptionOptions) bool {
-	isVisible, err := strconv.ParseBool(options.Query["visible"])
-	return err == nil && !isVisible
+	text, isSet := options.Query["visible"]
+	isVisible, _ := strconv.ParseBool(text)
+	return isSet && !isVisible
+}
+
+// checkOptions returns what is wrong with the options of a subscription key.
+func checkOptions(options subscriptions.SubscriptionOptions) error {
+	if text, isSet := options.Query["visible"]; isSet {
+		if _, err := strconv.ParseBool(text); err != nil {
+			return fmt.Errorf("the option visible must be true or false, and is %q", text)
+		}
+	}
+	_, err := startOf(options)
+	return err
 }
 
 // optionsOf parses the options of a subscription key as PocketBase does.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/picker"
+	"github.com/pocketbase/pocketbase/tools/tokenizer"
 
 	"herald/notify/internal/presence"
 	"herald/notify/internal/rules"
@@ -60,6 +61,33 @@ func newPresenceSettings(record *core.Record, rule *rules.Rule) (*presenceSettin
 		}
 	}
 	return p, nil
+}
+
+// unknownField returns the first of fields (see picker.Pick) that no user has, or that is hidden for
+// all, or "".
+func (n *Notifier) unknownField(fields string) string {
+	collections, err := n.authCollections()
+	if err != nil || fields == "" {
+		return ""
+	}
+	parts, err := tokenizer.NewFromString(fields).ScanAll() // as Pick does
+	if err != nil {
+		return fields
+	}
+	for _, part := range parts {
+		name, _, _ := strings.Cut(strings.TrimSpace(part), ".")
+		name, _, _ = strings.Cut(name, ":")
+		if name == "*" || name == core.FieldNameCollectionId || name == core.FieldNameCollectionName {
+			continue
+		}
+		if !slices.ContainsFunc(collections, func(collection *core.Collection) bool {
+			known := collection.Fields.GetByName(name)
+			return known != nil && !known.GetHidden()
+		}) {
+			return name
+		}
+	}
+	return ""
 }
 
 // attendances are who is present.

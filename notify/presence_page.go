@@ -85,6 +85,9 @@ func (n *Notifier) mayWatch(p Publisher, topic string) error {
 	if err := n.checkTopic(topic, true); err != nil {
 		return Errors{err}
 	}
+	if n.presenceOf(topic) == nil {
+		return noPresence(p)
+	}
 	a := n.newMemo().mayWatch(topic, p.Auth, "", func() map[string]string { return p.Headers })
 	switch {
 	case a.err != nil:

@@ -22,14 +22,14 @@ type PresenceUpdate struct {
 // SetPresence changes how p is shown on topic. If p is not subscribed yet, the change is kept for a
 // moment, for when they are. Guests are only counted: all that they can do is to let a connection
 // count again. The error is of type [Errors], with the fields "topic", "meta" and "clientId",
-// [ErrForbidden], a [*TooManyError], or comes from a query.
+// [ErrForbidden], [ErrGuest], a [*TooManyError], or comes from a query.
 func (n *Notifier) SetPresence(p Publisher, topic string, update PresenceUpdate) error {
 	settings, err := n.checkPresence(p, topic)
 	if err != nil {
 		return err
 	}
 	if p.Auth == nil && (update.Meta != nil || update.Visible != nil) {
-		return ErrForbidden
+		return ErrGuest
 	}
 	if update.Meta != nil {
 		if err := n.checkMeta(*update.Meta); err != nil {
@@ -73,11 +73,15 @@ func (n *Notifier) checkMeta(meta jsontext.Value) *FieldError {
 }
 
 // LeavePresence takes a connection of p (empty: all) out of the presence on topic at once, although
-// it stays subscribed, until it calls SetPresence or subscribes anew. The error is as for
-// SetPresence.
+// it stays subscribed, until it calls SetPresence or subscribes anew. One that was lost a moment ago
+// does not come back. The error is as for SetPresence.
 func (n *Notifier) LeavePresence(p Publisher, topic, clientID string) error {
 	if _, err := n.checkPresence(p, topic); err != nil {
 		return err
+	}
+	if _, err := n.app.SubscriptionsBroker().ClientById(clientID); err != nil && clientID != "" && p.Auth != nil {
+		n.presence.rooms.GiveUp(topic, refOf(p.Auth))
+		return nil
 	}
 	clients, err := n.attendeesOf(p, clientID)
 	if err != nil {
@@ -95,7 +99,7 @@ func (n *Notifier) checkPresence(p Publisher, topic string) (*presenceSettings, 
 	}
 	settings := n.presenceOf(topic)
 	if settings == nil {
-		return nil, ErrForbidden
+		return nil, noPresence(p)
 	}
 	// who is connected may listen: it would have ended otherwise
 	if p.Auth == nil || !n.presence.rooms.IsConnected(topic, refOf(p.Auth)) {
@@ -104,6 +108,14 @@ func (n *Notifier) checkPresence(p Publisher, topic string) (*presenceSettings, 
 		}
 	}
 	return settings, nil
+}
+
+// noPresence refuses a topic without presence: only superusers may know that this is the reason.
+func noPresence(p Publisher) error {
+	if p.isSuperuser() {
+		return Errors{invalid("topic", ErrNoPresence, "no channel with presence matches it")}
+	}
+	return ErrForbidden
 }
 
 // attendeesOf returns the connections of p: the one with an id, or all.

@@ -91,7 +91,11 @@ export interface Presence<M = any> extends ReadonlyMap<string, Member<M>> {
   readonly total: number;
   /** The number of connections of guests. */
   readonly guests: number;
-  /** Shows meta, any JSON of at most 1 KiB, beside this user; null removes it. Of several calls in a row the last one counts. */
+  /**
+   * Shows meta, any JSON of at most 1 KiB, beside this user; null removes it. Of several calls in a row the last one counts.
+   * It stays as long as one of the user's connections does, through a reload, too. It does nothing for guests, who are only
+   * counted, and after leave().
+   */
   set(meta: M | null): Promise<void>;
   /** Takes this user out of the list, for all; they go on listening. It holds through reconnects. */
   hide(): Promise<void>;
@@ -102,20 +106,24 @@ export interface Presence<M = any> extends ReadonlyMap<string, Member<M>> {
 }
 
 export interface PresenceOptions<M = any> {
-  /** What to show beside this user from the beginning. */
+  /** What to show beside this user from the beginning. Without it, what another tab or the page before a reload has set stays. */
   meta?: M;
   /** false: begin as after hide(). Nobody sees this user before show(). */
   visible?: boolean;
   /** false: only watch, do not subscribe to the topic. */
   join?: boolean;
-  /** Is told of each change, after it. */
+  /** Is told of each change, after it; first of all members that were there when presence() returned. */
   onChange?: (change: { join: Member<M>[]; update: Member<M>[]; leave: string[] }) => void;
   onCount?: (count: { total: number; guests: number }) => void;
+  /** Is told whether the members are right ("live"), or may be out of date until the connection is back. "denied": they may not be seen any more. */
+  onState?: (state: "connecting" | "live" | "denied" | "closed") => void;
 }
 
 /**
- * Subscribes to a topic whose channel has presence, and tells who else is there. Survives
- * reconnects and restarts of the server: the members that are known stay until the new ones
- * have come. Rejects with status 403 where the topic, or to watch it, is denied.
+ * Subscribes to a topic whose channel has presence, and tells who else is there. Resolves when
+ * the members are known (after 10 seconds in any case). Survives reconnects and restarts of the
+ * server: the members that are known stay until the new ones have come, and after a restart for
+ * 10 seconds more, in which they come back. Rejects with status 403 where the topic, or to watch
+ * it, is denied; with `join: false` only the latter counts.
  */
 export function presence<M = any>(pb: PocketBase, topic: string, options?: PresenceOptions<M>): Promise<Presence<M>>;

@@ -28,9 +28,17 @@ const watchEvery = 5000; // ms
 const submitWithin = 15_000; // ms
 const firstBeatWithin = 5000; // ms
 const openTries = 5;
+const firstStateWithin = 10_000; // ms
+const backWithin = 10_000; // ms; the server waits as long for a lost connection to come back
 const maxClientIds = 20; // that the server looks at
 
-const check = (pb, topic, callback, { since, rewind }) => {
+const check = (pb, topic, callback, options, known) => {
+  const { since, rewind } = options;
+  const unknown = Object.keys(options).find((name) => !known.includes(name));
+  if (unknown !== undefined) throw new TypeError(`herald.js: there is no option ${unknown}`);
+  for (const name of ["visible", "join"]) {
+    if (![undefined, true, false].includes(options[name])) throw new TypeError(`herald.js: ${name} must be true or false`);
+  }
   if (typeof topic !== "string" || topic === "") throw new TypeError("herald.js: the topic must be a text");
   if (typeof callback !== "function") throw new TypeError("herald.js: the callback must be a function");
   if (since && rewind !== undefined) throw new TypeError("herald.js: since and rewind exclude each other");
@@ -42,7 +50,7 @@ const check = (pb, topic, callback, { since, rewind }) => {
 
 /** See herald.d.ts. */
 export async function subscribe(pb, topic, callback, options = {}) {
-  check(pb, topic, callback, options);
+  check(pb, topic, callback, options, ["since", "rewind", "onGap", "onState"]);
   const subscription = new Subscription(hubOf(pb), topic, callback, options);
   await subscription.open();
   return () => subscription.close();
@@ -50,7 +58,7 @@ export async function subscribe(pb, topic, callback, options = {}) {
 
 /** See herald.d.ts. */
 export async function presence(pb, topic, options = {}) {
-  check(pb, topic, () => {}, {});
+  check(pb, topic, () => {}, options, ["meta", "visible", "join", "onChange", "onCount", "onState"]);
   const watch = new Watch(hubOf(pb), topic, options);
   await watch.open();
   return watch.members;
@@ -360,10 +368,15 @@ class Watch {
   #joined = null; // the key by which the user is present; null: it only watches
   #epoch = "";
   #seq = 0;
-  #state = ""; // of the subscription: "", "open", "denied", "closed"
+  #state = ""; // "connecting", "live", "denied", "closed"
+  #isOpen = false; // the application has its members, and is told of changes
+  #begun = () => {}; // resolves what open waits for
   #stateOn = ""; // the client id of the connection that the last state or count came by
   #loading = 0; // counts states; a page of an earlier one is dropped
   #next; // while a state is being loaded: the members so far, and the number of the last diff about each
+  #counts = { total: 0, guests: 0 }; // as the server says
+  #awaited = new Set(); // members of before a restart of the server that may not have come back yet
+  #settling; // the timer
   #asked = false;
   #shown = {}; // what the server has accepted: meta, visible
   #shownFor = ""; // the user whom that is about
@@ -382,6 +395,7 @@ class Watch {
     this.#options = options;
     this.#key = new Key(hub.pb, this.topic, {});
     if (options.join !== false) this.#joined = this.#newJoin(options.visible !== false);
+    this.#setState("connecting");
   }
 
   /** The key is asked for again on each new connection: who hides is never seen. */
@@ -421,14 +435,47 @@ class Watch {
         await this.#key.subscribe((message) => this.#receive(message));
         await this.#joined?.subscribe(() => {});
       });
+      await this.#firstState();
     } catch (error) {
       await this.close();
       throw error;
     }
-    if (this.#state === "") this.#state = "open";
+    setTimeout(() => this.#tell(), 0); // when the application has the members
     this.#listen("pagehide", () => this.#leave(true));
     this.#listen("pageshow", (event) => event.persisted && this.renew());
     this.#listen("visibilitychange", () => globalThis.document.visibilityState === "visible" && this.renew(), globalThis.document);
+  }
+
+  /** Waits for the members, and not for ever: the connection may break now. */
+  #firstState() {
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(resolve, firstStateWithin);
+      this.#begun = (error) => {
+        clearTimeout(timer);
+        error ? reject(error) : resolve();
+      };
+      if (this.#state === "live") this.#begun();
+    });
+  }
+
+  /** Tells what there is, and from now on what changes. */
+  #tell() {
+    if (this.#closed) return;
+    this.#isOpen = true;
+    this.#call(this.#options.onState, this.#state);
+    if (this.members.size > 0) this.#changed([...this.members.values()], [], []);
+    this.#call(this.#options.onCount, { total: this.members.total, guests: this.members.guests });
+  }
+
+  #setState(state) {
+    if (state === this.#state || this.#closed) return;
+    this.#state = state;
+    if (this.#isOpen) this.#call(this.#options.onState, state);
+    if (state === "live") this.#begun();
+  }
+
+  #changed(join, update, leave) {
+    if (this.#isOpen && join.length + update.length + leave.length > 0) this.#call(this.#options.onChange, { join, update, leave });
   }
 
   #listen(event, listener, target = globalThis.window) {
@@ -451,8 +498,10 @@ class Watch {
   /** Never rejects. */
   async close() {
     if (this.#closed) return;
-    this.#state = "closed";
+    this.#setState("closed");
     clearTimeout(this.#renewal);
+    clearTimeout(this.#settling);
+    this.#begun();
     this.#drop();
     for (const undo of this.#undo.splice(0)) undo();
     if (this.#asked) await Promise.all([this.#key, this.#joined].map((key) => key?.unsubscribe().catch(() => {})));
@@ -472,34 +521,41 @@ class Watch {
     this.#loading++;
     this.#next = undefined;
     this.#epoch = "";
+    this.#awaited.clear();
+    this.#counts = { total: 0, guests: 0 };
+    this.#count();
     this.#replace(new Map());
-    this.#count({ total: 0, guests: 0 });
+    this.#tellCount();
   }
 
   /** Leaves at once, and not when the server has waited for the connection to come back. */
-  #leave(isUnloading) {
+  #leave(isUnloading, token = this.#hub.pb.authStore.token) {
     const { pb } = this.#hub;
     const { clientId } = pb.realtime;
     if (!clientId || !this.#joined) return;
     const query = new URLSearchParams({ topic: this.#target, clientId });
-    const headers = pb.authStore.token ? { Authorization: pb.authStore.token } : {};
+    const headers = token ? { Authorization: token } : {};
     return fetch(pb.buildURL ? pb.buildURL(`/api/notify/presence?${query}`) : pb.buildUrl(`/api/notify/presence?${query}`),
       { method: "DELETE", headers, keepalive: isUnloading }).catch(() => {});
   }
 
   /** The SDK has subscribed on a new connection, or anew: then a state comes. */
   connected() {
-    if (this.isDenied) this.#state = "open";
+    if (this.isDenied) this.#setState("connecting");
     if ("visible" in this.#shown) this.#joinAs(this.#shown.visible);
     if (this.#shownFor !== this.#hub.user) this.#restore(); // a guest has signed in
   }
 
-  disconnected() {}
+  disconnected() {
+    if (this.#state === "live") this.#setState("connecting");
+  }
 
   wake() {}
 
   /** Somebody else signs in: what was shown was about the one before, and what was told was for them. */
-  userChanged() {
+  userChanged(token) {
+    this.#leave(false, token);
+    this.disconnected();
     this.#shown = {};
     this.#drop();
     this.#forget();
@@ -515,7 +571,8 @@ class Watch {
     } catch (error) {
       if (user !== this.#hub.user || this.#closed) return; // that was the answer to somebody else
       if (isRefusal(error)) {
-        this.#state = "denied";
+        this.#setState("denied");
+        this.#begun(error);
         this.#forget();
         return;
       }
@@ -650,44 +707,56 @@ class Watch {
     if (this.#closed || !isObject(message) || typeof message.epoch !== "string" || !Number.isInteger(message.seq)) return;
     const { clientId } = this.#hub.pb.realtime;
     const isFirst = this.#stateOn !== clientId; // on this connection
+    if (message.type === "diff" && (message.epoch !== this.#epoch || message.seq <= this.#seq)) return;
+    const isRestarted = this.#epoch !== "" && message.epoch !== this.#epoch;
+    this.#counts = { total: message.total, guests: message.guests };
+    this.#epoch = message.epoch;
+    this.#seq = message.seq;
+    this.#count();
     switch (message.type) {
       case "state":
         if (!Array.isArray(message.members)) return;
         this.#stateOn = clientId;
         this.#renewEvery(message.renew);
-        this.#begin(message, isFirst);
+        this.#begin(message, isFirst, isRestarted);
         break;
       case "count":
         this.#stateOn = clientId;
         this.#renewEvery(message.renew);
         this.#loading++;
         this.#next = undefined;
-        this.#epoch = message.epoch;
-        this.#seq = message.seq;
+        this.#awaited.clear();
         this.#replace(new Map());
+        this.#setState("live");
         if (isFirst) this.#restore();
         break;
       case "diff":
-        if (message.epoch !== this.#epoch || message.seq <= this.#seq) return;
-        this.#seq = message.seq;
         this.#apply(message);
         if (message.join?.some(({ user }) => this.#isOwn(user))) this.#restore(); // it was away
         break;
     }
-    this.#count(message);
+    this.#tellCount();
   }
 
-  #count({ total, guests }) {
-    this.members.total = total;
+  #count() {
+    const { total, guests } = this.#counts;
+    this.members.total = this.#awaited.size > 0 ? Math.max(total, this.members.size) : total;
     this.members.guests = guests;
-    this.#call(this.#options.onCount, { total, guests });
+  }
+
+  #tellCount() {
+    const { total, guests } = this.members;
+    if (this.#isOpen) this.#call(this.#options.onCount, { total, guests });
   }
 
   /** A state begins; its other pages are fetched. */
-  async #begin(state, isFirst) {
+  async #begin(state, isFirst, isRestarted) {
     const loading = ++this.#loading;
-    this.#epoch = state.epoch;
-    this.#seq = state.seq;
+    if (isRestarted) { // and the others are on their way back, too
+      for (const user of this.members.keys()) this.#awaited.add(user);
+      clearTimeout(this.#settling);
+      this.#settling = setTimeout(() => this.#settle(), backWithin);
+    }
     this.#next = { members: new Map(state.members.map((member) => [member.user, member])), touched: new Map() };
     const isOver = () => loading !== this.#loading || this.#closed;
     // one that comes without being asked for comes to all watchers at once
@@ -712,8 +781,24 @@ class Watch {
     if (isOver()) return;
     const { members } = this.#next;
     this.#next = undefined;
+    for (const user of [...this.#awaited]) {
+      if (members.has(user)) this.#awaited.delete(user);
+      else members.set(user, this.members.get(user));
+    }
     this.#replace(members);
+    this.#count();
+    this.#setState("live");
     this.#restore();
+  }
+
+  /** Who has not come back after a restart has left. */
+  #settle() {
+    const leave = [...this.#awaited].filter((user) => this.members.has(user));
+    this.#awaited.clear();
+    this.members.change([], [], leave);
+    this.#count();
+    this.#changed([], [], leave);
+    if (leave.length > 0) this.#tellCount();
   }
 
   #apply({ seq, join = [], update = [], leave = [] }) {
@@ -723,8 +808,12 @@ class Watch {
       for (const user of [...[...join, ...update].map(({ user }) => user), ...leave]) this.#next.touched.set(user, seq);
       return;
     }
+    const isBack = ({ user }) => this.#awaited.has(user);
+    const [back, others] = [join.filter(isBack), join.filter((member) => !isBack(member))];
+    for (const user of [...back.map(({ user }) => user), ...leave]) this.#awaited.delete(user);
     this.members.change(join, update, leave);
-    this.#call(this.#options.onChange, { join, update, leave });
+    this.#count();
+    this.#changed(others, [...back, ...update], leave);
   }
 
   /** Makes members the ones that are present, and tells what that changes. */
@@ -734,9 +823,8 @@ class Watch {
     const join = [...members.values()].filter(({ user }) => !before.has(user));
     const update = [...members.values()].filter((member) => before.has(member.user) && !same(before.get(member.user), member));
     const leave = [...before.keys()].filter((user) => !members.has(user));
-    if (join.length + update.length + leave.length === 0) return;
     before.change(join, update, leave);
-    this.#call(this.#options.onChange, { join, update, leave });
+    this.#changed(join, update, leave);
   }
 
   /** seconds is undefined where nobody has to renew. */
@@ -769,7 +857,8 @@ class Presence extends Map {
     this.#watch = watch;
   }
 
-  set(meta) {
+  async set(meta) {
+    if (meta !== undefined && JSON.stringify(meta) === undefined) throw new TypeError("herald.js: meta must be JSON"); // a circle throws, too
     return this.#watch.show({ meta: meta ?? null });
   }
 
@@ -861,6 +950,7 @@ class Hub {
   #beaten = false; // this one has
   #overdue; // the timer
   user = ""; // who is signed in
+  #token = ""; // of that user
   connection = ""; // the client id under which the SDK has subscribed; empty: it has not
 
   #wanted = []; // pages that are asked for
@@ -955,6 +1045,7 @@ class Hub {
   async #open() {
     const { realtime, authStore } = this.pb;
     this.user = userOf(authStore);
+    this.#token = authStore.token;
     const before = realtime.isConnected ? realtime.clientId : "";
     const disconnect = realtime.onDisconnect;
     const onDisconnect = (topics) => {
@@ -1076,8 +1167,9 @@ class Hub {
   }
 
   #authChanged() {
-    const before = this.user;
+    const [before, token] = [this.user, this.#token];
     this.user = userOf(this.pb.authStore);
+    this.#token = this.pb.authStore.token;
     const { clientId } = this.pb.realtime;
     if (before === this.user) {
       // a renewed token, which may be let in
@@ -1086,10 +1178,10 @@ class Hub {
       // What is on its way on a user's connection is not for the next one, who gets
       // another connection.
       this.#clientIds = [];
-      this.#each((subscription) => subscription.userChanged());
+      this.#each((subscription) => subscription.userChanged(token));
       kick(this.pb, clientId);
     } else {
-      this.#each((subscription) => before && subscription.userChanged());
+      this.#each((subscription) => before && subscription.userChanged(token));
       this.subscribeAgain();
     }
   }

@@ -67,7 +67,7 @@ export class Here {
       const people = [...members.values()].map(({ user, fields, meta }) =>
         element("span", { className: meta?.typing ? "person typing" : "person", title: user }, String(fields.name || fields.email || user)));
       const rest = members.total - people.length;
-      if (rest > 0) people.push(element("span", { className: "muted" }, `${people.length ? "and " : ""}${rest} users`));
+      if (rest > 0) people.push(element("span", { className: "muted" }, `${people.length ? "and " : ""}${rest} ${rest === 1 ? "user" : "users"}`));
       if (members.guests > 0) people.push(element("span", { className: "muted" }, members.guests === 1 ? "1 guest" : `${members.guests} guests`));
       return element("li", {}, element("span", { className: "topic" }, topic), ...people);
     });

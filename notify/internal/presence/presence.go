@@ -232,6 +232,20 @@ func (r *Rooms[U]) Leave(topic string, user U, isLost bool) (wasHidden bool) {
 	return wasHidden
 }
 
+// GiveUp ends the grace of a connection of user that was lost, if there is one.
+func (r *Rooms[U]) GiveUp(topic string, user U) {
+	s := r.shard(topic)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	room := s.byTopic[topic]
+	if room == nil || room.members[user] == nil || len(room.members[user].connections.lost) == 0 {
+		return
+	}
+	m := room.members[user]
+	m.connections.forgetLost(1)
+	s.left(room, m, time.Now())
+}
+
 // Set changes what a user shows. Nil leaves it as it is; meta "null" removes it. If the user is not
 // in the room, it is kept for as long as the grace, for when they come.
 func (r *Rooms[U]) Set(topic string, user U, meta *jsontext.Value, isHidden *bool) {

@@ -176,7 +176,7 @@ func (w *world) connections(user string) int { return w.live[user] + len(w.lost[
 // step does something at random.
 func (w *world) step(random *rand.Rand) {
 	user := []string{"", "ann", "bob", "cleo", "dan", "eve"}[random.IntN(6)]
-	switch random.IntN(9) {
+	switch random.IntN(10) {
 	case 0, 1, 2:
 		if w.connections(user) == 0 {
 			w.since[user] = time.Now().UnixMilli()
@@ -222,6 +222,16 @@ func (w *world) step(random *rand.Rand) {
 		w.keep(user)
 	case 7:
 		w.watch()
+	case 9:
+		if user == "" {
+			return
+		}
+		if len(w.lost[user]) > 0 {
+			if w.lost[user] = w.lost[user][1:]; w.connections(user) == 0 {
+				w.forget(user)
+			}
+		}
+		w.rooms.GiveUp(topic, user)
 	case 8:
 		if random.IntN(3) == 0 {
 			w.rename++
