@@ -65,7 +65,7 @@ test("presence with the stock SDK, in pb_hooks and on the command line", async (
   assert.match(listed, /USER +SINCE/);
   assert.match(listed, new RegExp(`${ref("Ann")} .*"name":"Ann".*"typing":true`));
   assert.equal(JSON.parse(await herald.command("notify", "presence", "room/1", "--json", "--url", herald.url)).total, 1);
-  await assert.rejects(herald.command("notify", "presence", "nothing", "--url", herald.url), /not allowed/);
+  await assert.rejects(herald.command("notify", "presence", "nothing", "--url", herald.url), /No channel with presence/);
 
   await ann.realtime.unsubscribe("room/1");
   assert.deepEqual((await watched.next()).leave, [ref("Ann")]);
@@ -206,6 +206,69 @@ test("hidden through restarts, and what is refused", async (t) => {
   ann.send = (path, options) => send.call(ann, path, options.body?.clientId ? { ...options, body: { ...options.body, clientId: "nope" } } : options);
   await mine.set("nameless");
   await until("that is shown", () => theirs.get(ref("Ann"))?.meta === "nameless");
+});
+
+test("leaving, and coming back", async (t) => {
+  const { herald, names, ref } = await install(t);
+  const [ann, bob, otherTab] = await Promise.all(["ann", "bob", "ann"].map((name) => herald.signIn(`${name}@example.com`)));
+  const told = [];
+  const theirs = await presence(bob, "room/1", { join: false, onChange: ({ join, leave }) => told.push(...join.map(() => "join"), ...leave.map(() => "leave")) });
+  const awaitNames = (want) => until(`they see ${want}`, () => names(theirs) === want);
+  await ann.realtime.subscribe("room/1", () => {}); // which goes on
+  const mine = await presence(ann, "room/1");
+  await awaitNames("Ann");
+  await mine.leave();
+  await awaitNames("");
+  // another tab does not bring back the one that has left
+  const inOtherTab = await presence(otherTab, "room/1", { meta: 1 });
+  await awaitNames("Ann");
+  assert.equal(theirs.get(ref("Ann")).connections, 1);
+  await inOtherTab.leave();
+  await awaitNames("");
+  const again = await presence(ann, "room/1");
+  await awaitNames("Ann");
+
+  // the SDK's own call ends it, and its user has left
+  const states = [];
+  const closed = await presence(ann, "room/1", { onState: (state) => states.push(state) });
+  const began = Date.now();
+  await ann.realtime.unsubscribe("room/1");
+  await awaitNames("");
+  assert.ok(Date.now() - began < 9000, `it took ${Date.now() - began} ms`);
+  await until("it is closed", () => states.at(-1) === "closed" && closed.size === 0 && again.size === 0);
+
+  // a page that is loaded again
+  globalThis.window = new EventTarget();
+  t.after(() => delete globalThis.window);
+  const page = await herald.signIn("ann@example.com");
+  await presence(page, "room/1");
+  await awaitNames("Ann");
+  told.length = 0;
+  globalThis.window.dispatchEvent(new Event("pagehide"));
+  page.realtime.disconnect();
+  delete globalThis.window;
+  await presence(await herald.signIn("ann@example.com"), "room/1");
+  await presence(await herald.signIn("bob@example.com"), "room/1"); // a fence
+  await awaitNames("Ann,Bob");
+  assert.deepEqual(told, ["join"]);
+});
+
+test("a hidden user's page, on which another one signs in", async (t) => {
+  const { herald, names } = await install(t);
+  const [pb, bob] = [await herald.signIn("ann@example.com"), await herald.signIn("bob@example.com")];
+  const joins = [];
+  const theirs = await presence(herald.client(), "room/1", { join: false, onChange: ({ join }) => joins.push(...join.map(({ fields }) => fields.name)) });
+  const mine = await presence(pb, "room/1", { visible: false });
+  await mine.show();
+  await until("Ann is seen", () => names(theirs) === "Ann");
+  for (let i = 0; i < 8; i++) mine.set({ typing: i }); // as many as to be told to wait
+  pb.authStore.save(bob.authStore.token, bob.authStore.record);
+  await until("Ann has left", () => names(theirs) === "");
+  await until("the page sees the room again", () => mine.total === 0 && pb.realtime.isConnected);
+  await mine.set("hidden");
+  await mine.show();
+  await until("Bob is seen", () => names(theirs) === "Bob");
+  assert.deepEqual(joins, ["Ann", "Bob"]);
 });
 
 test("renewals, for users and for guests, where only numbers are told", async (t) => {

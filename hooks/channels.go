@@ -67,6 +67,7 @@ func bindChannels(app core.App, notifier *notify.Notifier) {
 		if e.Type == core.ModelEventTypeCreate && e.Collection.Id == id {
 			c.restore(false)
 		}
+		notifier.CollectionChanged(e.Collection)
 		if count, _ := c.load(); count > 0 { // a rule may look at something that was removed or renamed
 			notifier.ChangeOfAll().End(true)
 		}

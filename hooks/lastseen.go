@@ -65,6 +65,17 @@ func (l *lastSeen) bind() {
 			return e.Next()
 		},
 	})
+	l.app.OnRecordAfterCreateSuccess().Bind(&hook.Handler[*core.RecordEvent]{
+		Id: "heraldLastSeen",
+		Func: func(e *core.RecordEvent) error {
+			if e.Record.Collection().IsAuth() { // with the id of one that was deleted, as by an import
+				l.mu.Lock()
+				delete(l.deleted, e.Record.Id)
+				l.mu.Unlock()
+			}
+			return e.Next()
+		},
+	})
 	l.app.OnRecordAfterDeleteSuccess().Bind(&hook.Handler[*core.RecordEvent]{
 		Id: "heraldLastSeen",
 		Func: func(e *core.RecordEvent) error {

@@ -6,6 +6,7 @@ package hooks
 import (
 	"encoding/json/jsontext"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math"
 	"net/http"
@@ -27,6 +28,8 @@ const (
 	defaultPresencePage = 100
 	// maxCounts is how many topics one request may count.
 	maxCounts = 100
+	// maxGrace is how many seconds a connection that leaves may have to come back.
+	maxGrace = 10
 	// maxChanges is how many changes may wait for the handlers of OnPresence.
 	maxChanges = 10_000
 
@@ -148,6 +151,7 @@ func (p *presence) trigger(change notify.PresenceChange) {
 // bindPresence adds the routes.
 func bindPresence(app core.App, notifier *notify.Notifier) {
 	r := presenceRoutes{notifier}
+	bindUsers(app, notifier)
 	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
 		Id: "heraldPresence",
 		Func: func(e *core.ServeEvent) error {
@@ -158,6 +162,22 @@ func bindPresence(app core.App, notifier *notify.Notifier) {
 			return e.Next()
 		},
 	})
+}
+
+// bindUsers tells the engine what becomes of users who are still shown.
+func bindUsers(app core.App, notifier *notify.Notifier) {
+	changed := func(e *core.RecordEvent) error {
+		if e.Record.Collection().IsAuth() {
+			after := e.Record
+			if e.Type == core.ModelEventTypeDelete {
+				after = nil
+			}
+			notifier.UserChanged(e.Record, after)
+		}
+		return e.Next()
+	}
+	app.OnRecordAfterUpdateSuccess().Bind(&hook.Handler[*core.RecordEvent]{Id: "heraldUsers", Func: changed})
+	app.OnRecordAfterDeleteSuccess().Bind(&hook.Handler[*core.RecordEvent]{Id: "heraldUsers", Func: changed})
 }
 
 type presenceRoutes struct{ notifier *notify.Notifier }
@@ -237,11 +257,21 @@ func (r presenceRoutes) show(e *core.RequestEvent) error {
 	return e.NoContent(http.StatusNoContent)
 }
 
-// leave handles DELETE /api/notify/presence?topic=&clientId=.
+// leave handles DELETE /api/notify/presence?topic=&clientId=&grace=.
 func (r presenceRoutes) leave(e *core.RequestEvent) error {
 	began := time.Now()
 	query := e.Request.URL.Query()
-	if err := r.notifier.LeavePresence(publisherOf(e), query.Get("topic"), query.Get("clientId")); err != nil {
+	grace := 0.0
+	if text := query.Get("grace"); text != "" {
+		seconds, err := strconv.ParseFloat(text, 64)
+		if err != nil || !(seconds >= 0 && seconds <= maxGrace) {
+			return e.BadRequestError(showFailed, validation.Errors{
+				"grace": validation.NewError("validation_invalid_number", fmt.Sprintf("must be a number of seconds, 0 to %d", maxGrace)),
+			})
+		}
+		grace = seconds
+	}
+	if err := r.notifier.LeavePresence(publisherOf(e), query.Get("topic"), query.Get("clientId"), time.Duration(grace*float64(time.Second))); err != nil {
 		return presenceError(e, showFailed, err, began)
 	}
 	return e.NoContent(http.StatusNoContent)

@@ -66,6 +66,28 @@ func (n *Notifier) foreignIdentity(client subscriptions.Client) *identity {
 	return identityOf(auth, expires).at(time.Now().Unix())
 }
 
+// CollectionChanged must be called when a collection was changed. It brings the auth records of
+// connections up to date with it: PocketBase ends the rights of those whose user was changed or
+// deleted, and finds them by the collection's name (realtimeUpdateClientsAuth in its apis/realtime.go).
+func (n *Notifier) CollectionChanged(collection *core.Collection) {
+	for _, client := range n.index.clientsIn(collection.Id) {
+		client.renewRecord(collection.Id)
+	}
+}
+
+// renewRecord brings the client's auth record up to date with its collection.
+func (c *Client) renewRecord(collectionID string) {
+	c.authMu.Lock()
+	defer c.authMu.Unlock()
+	auth, _ := c.Client.Get(apis.RealtimeClientAuthKey).(*core.Record)
+	if auth == nil || c.auth.Load().user != refOf(auth) || auth.Collection().Id != collectionID {
+		return
+	}
+	renewed := c.notifier.upToDate(auth)
+	c.Client.Set(apis.RealtimeClientAuthKey, renewed)
+	c.setAuthLocked(renewed)
+}
+
 // authOf returns the auth record of client's connection, or nil for a guest.
 func (n *Notifier) authOf(client subscriptions.Client) *core.Record {
 	auth, _ := client.Get(apis.RealtimeClientAuthKey).(*core.Record)

@@ -41,6 +41,7 @@ type subscription struct {
 	client *Client
 	topic  string
 
+	hidden     hiddenUser  // guarded by the client's subsMu, as is attendance
 	attendance *attendance // nil if it does not count for the presence on its topic; guarded by the client's subsMu
 
 	// guarded by the lock of the topic's stripe; keys is written only with the client's subsMu held
@@ -193,6 +194,19 @@ func (x *index) clientsOf(user userRef) []*Client {
 	x.usersMu.RLock()
 	defer x.usersMu.RUnlock()
 	return slices.Clone(x.users[user])
+}
+
+// clientsIn returns the connections of the users of a collection.
+func (x *index) clientsIn(collectionID string) []*Client {
+	x.usersMu.RLock()
+	defer x.usersMu.RUnlock()
+	var clients []*Client
+	for user, of := range x.users {
+		if user.collectionID == collectionID {
+			clients = append(clients, of...)
+		}
+	}
+	return clients
 }
 
 // namesOf returns the keys of s as the client knows them.

@@ -28,7 +28,7 @@
 //	stripe.mu, changes.mu, foreign.mu, Client.channelMu
 //	the locks of internal/presence
 //	the locks of internal/conn
-//	outboxes.mu, index.usersMu, recent.mu, stats.mu
+//	outboxes.mu, index.usersMu, recent.mu, stats.mu, bases.mu
 //	foreign.rightsMu, lapses.mu of internal/history
 //
 // The other locks of internal/history are never held together with these, in either order.
@@ -67,6 +67,7 @@ type Notifier struct {
 	storing sync.WaitGroup // sends of stored messages; each begins with sending held
 
 	presence attendances
+	basis    bases
 
 	outboxes outboxes
 	recent   recent
@@ -105,6 +106,7 @@ func New(app core.App, config Config) *Notifier {
 		n.recent = recent{window: config.IDWindow, byID: map[string]*result{}, bySender: map[string][]*result{}}
 		n.channels.Store(unknownChannels)
 		n.presence = n.newAttendances()
+		n.basis = bases{app: app, known: map[basis]string{}}
 		n.hadHistory = sets.Of[string]{}
 		n.history = n.newHistory()
 		n.changes.pending = sets.Of[*Change]{}

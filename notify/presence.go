@@ -92,11 +92,9 @@ func (n *Notifier) unknownField(fields string) string {
 
 // attendances are who is present.
 type attendances struct {
-	rooms *presence.Rooms[userRef]
-	epoch string
-	// telling is held from taking what has changed in a room until it is in the watchers' queues,
-	// and while a new watcher gets the state. One for the topics of each hash.
-	telling [64]sync.Mutex
+	rooms   *presence.Rooms[userRef]
+	epoch   string
+	telling [64]teller
 	isUsed  atomic.Bool // a channel has or had presence
 
 	renewMu  sync.Mutex       // guards the fields below
@@ -117,6 +115,13 @@ func compareUsers(a, b userRef) int {
 	return cmp.Or(cmp.Compare(a.collectionID, b.collectionID), cmp.Compare(a.id, b.id))
 }
 
+// hiddenUser is who was not listed when they last left the presence on a topic, while they stayed
+// subscribed. They come back as they have left.
+type hiddenUser struct {
+	isHidden bool
+	user     userRef
+}
+
 // attendance is what a subscription contributes to the presence on its topic. Guarded by the
 // client's subsMu.
 type attendance struct {
@@ -124,7 +129,8 @@ type attendance struct {
 	isPresent bool    // rooms has counted user
 	hasLeft   bool    // the client asked not to be counted
 	hides     bool    // it asked not to be listed when it subscribed
-	wasHidden bool    // when it left, or was overdue
+
+	grace time.Duration // when it leaves
 
 	ttl       time.Duration // within which it has to renew; 0: never
 	renewed   int64         // when it did, by conn.Group.Now
@@ -184,15 +190,15 @@ func (c *Client) attendTo(s *subscription, who *identity) {
 	}
 	rooms, isAway := n.presence.rooms, a.hasLeft || a.isOverdue
 	if a.isPresent && (isAway || a.user != who.user) {
-		wasHidden := rooms.Leave(s.topic, a.user, false)
-		a.isPresent, a.wasHidden = false, wasHidden && a.user == who.user
+		s.hidden = hiddenUser{rooms.Leave(s.topic, a.user, a.grace), a.user}
+		a.isPresent, a.grace = false, 0
 	}
 	hid := a.hides
 	a.hides = s.hides()
 	switch {
 	case !a.isPresent && !isAway:
 		a.user, a.isPresent = who.user, true
-		rooms.Join(s.topic, a.user, a.hides || a.wasHidden, func() presence.About { return n.aboutOf(settings, a.user, n.authOf(c)) })
+		rooms.Join(s.topic, a.user, a.hides || s.hidden == hiddenUser{true, a.user}, func() presence.About { return n.aboutOf(settings, a.user, n.authOf(c)) })
 	case a.isPresent && a.hides && !hid && !who.isGuest():
 		rooms.Set(s.topic, a.user, nil, &a.hides)
 	}
@@ -219,7 +225,19 @@ func (c *Client) depart(s *subscription) {
 	a := s.attendance
 	s.attendance = nil
 	if a != nil && a.isPresent {
-		c.notifier.presence.rooms.Leave(s.topic, a.user, c.isLost())
+		grace := time.Duration(0)
+		if c.isLost() {
+			grace = presence.Grace
+		}
+		s.hidden = hiddenUser{c.notifier.presence.rooms.Leave(s.topic, a.user, grace), a.user}
+	}
+}
+
+// askedAgain lets a subscription that has left, or is overdue, count again: its client has asked for
+// the topic anew. subsMu is held.
+func (s *subscription) askedAgain(now int64) {
+	if a := s.attendance; a != nil {
+		a.hasLeft, a.isOverdue, a.renewed = false, false, now
 	}
 }
 
@@ -258,9 +276,25 @@ func (n *Notifier) attendAll() {
 	}
 	if n.presence.isUsed.Load() {
 		// After that: who has joined by what was in force before is in a room now.
-		n.presence.rooms.RefreshAll(func(topic string, user userRef) presence.About {
+		n.presence.rooms.RefreshAll(func(topic string, user userRef) string { return n.basis.of(n.presenceOf(topic), user) }, func(topic string, user userRef) presence.About {
 			return n.aboutOf(n.presenceOf(topic), user, n.authOfUser(user))
 		})
+	}
+}
+
+// UserChanged must be called when an auth record was changed or deleted (after is nil): it may be of
+// somebody whose connection was lost a moment ago, and who is still shown.
+func (n *Notifier) UserChanged(before, after *core.Record) {
+	if !n.presence.isUsed.Load() {
+		return
+	}
+	user := refOf(before)
+	for _, topic := range n.presence.rooms.InGrace(user) {
+		if after == nil {
+			n.presence.rooms.GiveUpAll(topic, user)
+		} else {
+			n.presence.rooms.Refresh(topic, user, n.aboutOf(n.presenceOf(topic), user, after))
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"encoding/json/v2"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/picker"
@@ -125,7 +126,7 @@ func (n *Notifier) PresentOn(user string) ([]string, error) {
 // aboutOf returns what watchers are told about a user by the settings of a channel. auth is the
 // user's record as one of their connections has it: no query. It may be nil.
 func (n *Notifier) aboutOf(settings *presenceSettings, user userRef, auth *core.Record) presence.About {
-	about := presence.About{Name: n.nameOf(user), Fields: jsontext.Value("{}")}
+	about := presence.About{Name: n.nameOf(user), Fields: jsontext.Value("{}"), Basis: n.basis.of(settings, user)}
 	if settings == nil || settings.fields == "" || auth == nil || refOf(auth) != user {
 		return about
 	}
@@ -139,6 +140,41 @@ func (n *Notifier) aboutOf(settings *presenceSettings, user userRef, auth *core.
 	return about
 }
 
+// bases says what a user's presence depends on beside their record: which fields are shown, and the
+// collection. The texts are shared by all for whom they are the same.
+type bases struct {
+	app core.App
+
+	mu    sync.Mutex // guards known
+	known map[basis]string
+}
+
+type basis struct {
+	fields, collectionID, name, updated string
+}
+
+// of returns the basis of a user on a topic with settings; empty without settings.
+func (b *bases) of(settings *presenceSettings, user userRef) string {
+	if settings == nil {
+		return ""
+	}
+	key := basis{fields: settings.fields, collectionID: user.collectionID}
+	if collection, err := b.app.FindCachedCollectionByNameOrId(user.collectionID); err == nil && collection.Id == user.collectionID {
+		key.name, key.updated = collection.Name, collection.Updated.String()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	text, isKnown := b.known[key]
+	if !isKnown {
+		if len(b.known) > 1000 {
+			clear(b.known)
+		}
+		text = fmt.Sprintf("%q", key)
+		b.known[key] = text
+	}
+	return text
+}
+
 // upToDate returns a copy of record as its collection is now: a field may have been hidden, renamed
 // or removed since it was read.
 func (n *Notifier) upToDate(record *core.Record) *core.Record {
@@ -148,6 +184,7 @@ func (n *Notifier) upToDate(record *core.Record) *core.Record {
 		return record.Fresh()
 	}
 	current := core.NewRecord(collection)
+	current.MarkAsNotNew()
 	for _, field := range collection.Fields {
 		if known := before.Fields.GetById(field.GetId()); known != nil {
 			current.SetRaw(field.GetName(), record.GetRaw(known.GetName()))

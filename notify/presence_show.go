@@ -14,8 +14,8 @@ type PresenceUpdate struct {
 	Meta *jsontext.Value
 	// Visible false keeps the user out of the list, while they go on listening.
 	Visible *bool
-	// ClientID is the connection that this comes from; empty means all of the user's. It counts as
-	// present again if it had left, or not renewed in time.
+	// ClientID is the connection that this comes from. It counts as present again if it had left, or
+	// not renewed in time. Empty means all of the user's, but for those that have left.
 	ClientID string
 }
 
@@ -40,14 +40,10 @@ func (n *Notifier) SetPresence(p Publisher, topic string, update PresenceUpdate)
 	if err != nil {
 		return err
 	}
-	who := p.key()
-	if p.Auth == nil {
-		who = "guest " + update.ClientID // not all who share an address
-	}
-	if wait := n.buckets.take(bucketKey{"presence " + settings.channelID, who}, metaRate, time.Now()); wait > 0 {
-		return &TooManyError{wait}
-	}
 	if update.Meta != nil || update.Visible != nil {
+		if wait := n.buckets.take(bucketKey{"presence " + settings.channelID, p.key()}, metaRate, time.Now()); wait > 0 {
+			return &TooManyError{wait}
+		}
 		var isHidden *bool
 		if update.Visible != nil {
 			isHidden = new(bool)
@@ -55,9 +51,11 @@ func (n *Notifier) SetPresence(p Publisher, topic string, update PresenceUpdate)
 		}
 		n.presence.rooms.Set(topic, refOf(p.Auth), update.Meta, isHidden)
 	}
-	n.markAttendances(clients, topic, func(a *attendance) {
-		a.hasLeft = false
-		a.wasHidden = a.wasHidden && update.Visible == nil
+	n.markAttendances(clients, topic, func(s *subscription) {
+		s.attendance.hasLeft = s.attendance.hasLeft && update.ClientID == ""
+		if update.Visible != nil {
+			s.hidden = hiddenUser{}
+		}
 	})
 	return nil
 }
@@ -72,22 +70,25 @@ func (n *Notifier) checkMeta(meta jsontext.Value) *FieldError {
 	return nil
 }
 
-// LeavePresence takes a connection of p (empty: all) out of the presence on topic at once, although
-// it stays subscribed, until it calls SetPresence or subscribes anew. One that was lost a moment ago
-// does not come back. The error is as for SetPresence.
-func (n *Notifier) LeavePresence(p Publisher, topic, clientID string) error {
+// LeavePresence takes a connection of p (empty: all) out of the presence on topic, although it stays
+// subscribed, until it calls SetPresence or subscribes anew: at once, or if it has not come back
+// after grace (at most 10 seconds), like one that is lost. One that was lost a moment ago does not
+// come back. The error is as for SetPresence.
+func (n *Notifier) LeavePresence(p Publisher, topic, clientID string, grace time.Duration) error {
 	if _, err := n.checkPresence(p, topic); err != nil {
 		return err
 	}
 	if _, err := n.app.SubscriptionsBroker().ClientById(clientID); err != nil && clientID != "" && p.Auth != nil {
-		n.presence.rooms.GiveUp(topic, refOf(p.Auth))
+		n.presence.rooms.GiveUp(topic, refOf(p.Auth), grace)
 		return nil
 	}
 	clients, err := n.attendeesOf(p, clientID)
 	if err != nil {
 		return err
 	}
-	n.markAttendances(clients, topic, func(a *attendance) { a.hasLeft = true })
+	n.markAttendances(clients, topic, func(s *subscription) {
+		s.attendance.hasLeft, s.attendance.grace = true, grace
+	})
 	return nil
 }
 
@@ -137,13 +138,13 @@ func (n *Notifier) attendeesOf(p Publisher, clientID string) ([]*Client, error) 
 }
 
 // markAttendances renews the presence of connections that are subscribed to topic, with a change.
-func (n *Notifier) markAttendances(clients []*Client, topic string, change func(*attendance)) {
+func (n *Notifier) markAttendances(clients []*Client, topic string, change func(*subscription)) {
 	for _, client := range clients {
 		client.attendAgain(func() {
 			for _, s := range client.subs {
 				if a := s.attendance; s.topic == topic && a != nil {
 					a.isOverdue, a.renewed = false, n.conns.Now()
-					change(a)
+					change(s)
 				}
 			}
 		})

@@ -57,9 +57,29 @@ type PresenceChange struct {
 	Guests       int      // connections of guests now
 }
 
+// teller is held from taking what has changed in a room until it is in the watchers' queues, and
+// while a new watcher gets the state. One for the topics of each hash.
+type teller struct {
+	sync.Mutex
+	// the last state that a new watcher got: after a restart the next ones get the same
+	topic   string
+	seq     int64
+	renew   float64
+	encoded []byte
+}
+
+// state returns the state of a topic, encoded. The teller is locked.
+func (t *teller) state(n *Notifier, topic string) []byte {
+	state := n.presence.rooms.State(topic, userRef{}, statePage)
+	if m := n.stateOf(topic, &state); t.encoded == nil || t.topic != topic || t.seq != m.Seq || t.renew != m.Renew {
+		t.topic, t.seq, t.renew, t.encoded = topic, m.Seq, m.Renew, n.encodePresence(m.with(n, &state))
+	}
+	return t.encoded
+}
+
 var tellingSeed = maphash.MakeSeed()
 
-func (n *Notifier) telling(topic string) *sync.Mutex {
+func (n *Notifier) telling(topic string) *teller {
 	return &n.presence.telling[maphash.String(tellingSeed, topic)%uint64(len(n.presence.telling))]
 }
 
@@ -93,7 +113,8 @@ func (n *Notifier) tellPresence(topic string) {
 // messageOf returns what watchers are told of diff. telling is held.
 func (n *Notifier) messageOf(topic string, diff *presence.Diff[userRef]) presenceMessage {
 	if diff.Kind != presence.Changes {
-		return n.stateOf(topic)
+		state := n.presence.rooms.State(topic, userRef{}, statePage)
+		return n.stateOf(topic, &state).with(n, &state)
 	}
 	leave := diff.Leave
 	if leave == nil {
@@ -105,16 +126,25 @@ func (n *Notifier) messageOf(topic string, diff *presence.Diff[userRef]) presenc
 	}
 }
 
-// stateOf returns what watchers have been told so far, for those who have not: the first members,
-// or only their number. telling is held.
-func (n *Notifier) stateOf(topic string) presenceMessage {
-	state := n.presence.rooms.State(topic, userRef{}, statePage)
+// stateOf returns what watchers have been told so far, for those who have not, without the members.
+func (n *Notifier) stateOf(topic string, state *presence.State[userRef]) presenceMessage {
 	m := presenceMessage{
 		Type: "count", Epoch: n.presence.epoch, Seq: state.Seq, Total: state.Total, Guests: state.Guests, Renew: state.Renew.Seconds(),
 	}
+	if settings := n.presenceOf(topic); state.Renew == 0 && settings != nil { // nobody there was told yet
+		m.Renew = (settings.ttl / 3).Seconds()
+	}
 	if !state.Numbers {
-		page := n.pageOf(&state)
-		m.Type, m.Members, m.Next = "state", page.Members, &page.Next
+		m.Type = "state"
+	}
+	return m
+}
+
+// with returns m with the members, if they are to be listed.
+func (m presenceMessage) with(n *Notifier, state *presence.State[userRef]) presenceMessage {
+	if m.Type == "state" {
+		page := n.pageOf(state)
+		m.Members, m.Next = page.Members, &page.Next
 	}
 	return m
 }
@@ -168,7 +198,7 @@ func (c *Client) sendState(p pendingReplay) {
 	if !is {
 		return
 	}
-	state := n.encodePresence(n.stateOf(topic))
+	state := lock.state(n, topic)
 
 	stripe.mu.Lock()
 	defer stripe.mu.Unlock()

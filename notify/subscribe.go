@@ -142,6 +142,9 @@ func (c *Client) reindex(grants map[string]grant) {
 			return true
 		}
 		delete(wanted, s.topic)
+		if slices.ContainsFunc(keys, func(key subscriptionKey) bool { _, isKnown := known[key.name]; return !isKnown }) {
+			s.askedAgain(c.notifier.conns.Now())
+		}
 		if sortKeys(keys); !slices.Equal(keys, s.keys) {
 			index.setKeys(s, keys)
 		}

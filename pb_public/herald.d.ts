@@ -115,7 +115,7 @@ export interface PresenceOptions<M = any> {
   /** Is told of each change, after it; first of all members that were there when presence() returned. */
   onChange?: (change: { join: Member<M>[]; update: Member<M>[]; leave: string[] }) => void;
   onCount?: (count: { total: number; guests: number }) => void;
-  /** Is told whether the members are right ("live"), or may be out of date until the connection is back. "denied": they may not be seen any more. */
+  /** Is told whether the members are right ("live"), or may be out of date until the connection is back. "denied": they may not be seen; it is tried again on the next connection, and when somebody signs in. */
   onState?: (state: "connecting" | "live" | "denied" | "closed") => void;
 }
 

@@ -29,6 +29,7 @@ const submitWithin = 15_000; // ms
 const firstBeatWithin = 5000; // ms
 const openTries = 5;
 const firstStateWithin = 10_000; // ms
+const reloadWithin = 3; // s
 const backWithin = 10_000; // ms; the server waits as long for a lost connection to come back
 const maxClientIds = 20; // that the server looks at
 
@@ -75,6 +76,7 @@ class Subscription {
   #asked = false; // the SDK knows of it
   #waiting = []; // live messages that came before their turn
   #dropped = false; // some of these were too many
+  #doubts = 0; // how often it was denied since it was live
   #lastLive = 0; // highest number that came by the connection
   #recovering = false;
   #again = false; // something happened while it was
@@ -192,7 +194,7 @@ class Subscription {
     } catch (error) {
       if (isRefusal(error) && user === this.#hub.user) return this.#denied();
     }
-    this.#hub.subscribeAgain();
+    this.#hub.subscribeAfter(this.#doubts++);
   }
 
   #denied() {
@@ -263,6 +265,7 @@ class Subscription {
         return;
       }
       this.#setState("live");
+      this.#doubts = 0;
       for (const message of this.#waiting.splice(0)) this.#receive(message);
       if (!this.#again) return;
     }
@@ -371,6 +374,7 @@ class Watch {
   #state = ""; // "connecting", "live", "denied", "closed"
   #isOpen = false; // the application has its members, and is told of changes
   #begun = () => {}; // resolves what open waits for
+  #doubts = 0; // how often it was denied since it was live
   #stateOn = ""; // the client id of the connection that the last state or count came by
   #loading = 0; // counts states; a page of an earlier one is dropped
   #next; // while a state is being loaded: the members so far, and the number of the last diff about each
@@ -412,7 +416,7 @@ class Watch {
   }
 
   get isForgotten() {
-    return !this.#closed && this.#key.isForgotten;
+    return !this.#closed && (this.#key.isForgotten || (this.#joined?.isForgotten ?? false));
   }
 
   /** Whether it makes its user present on a topic. */
@@ -460,9 +464,9 @@ class Watch {
 
   /** Tells what there is, and from now on what changes. */
   #tell() {
-    if (this.#closed) return;
     this.#isOpen = true;
     this.#call(this.#options.onState, this.#state);
+    if (this.#closed) return;
     if (this.members.size > 0) this.#changed([...this.members.values()], [], []);
     this.#call(this.#options.onCount, { total: this.members.total, guests: this.members.guests });
   }
@@ -471,7 +475,9 @@ class Watch {
     if (state === this.#state || this.#closed) return;
     this.#state = state;
     if (this.#isOpen) this.#call(this.#options.onState, state);
-    if (state === "live") this.#begun();
+    if (state !== "live") return;
+    this.#begun();
+    this.#doubts = 0;
   }
 
   #changed(join, update, leave) {
@@ -498,22 +504,22 @@ class Watch {
   /** Never rejects. */
   async close() {
     if (this.#closed) return;
+    this.#forget();
     this.#setState("closed");
     clearTimeout(this.#renewal);
     clearTimeout(this.#settling);
     this.#begun();
     this.#drop();
     for (const undo of this.#undo.splice(0)) undo();
+    // the SDK may just close its connection, which could have been lost, for all the server knows
+    const left = this.#asked && !this.#hub.joins(this.#target, this) && this.#leave(false);
     if (this.#asked) await Promise.all([this.#key, this.#joined].map((key) => key?.unsubscribe().catch(() => {})));
     await this.#hub.remove(this);
+    await left;
   }
 
-  async leave() {
-    if (this.#closed) return;
-    this.#forget();
-    const left = this.#hub.joins(this.#target, this) ? undefined : this.#leave(false);
-    await this.close();
-    await left;
+  leave() {
+    return this.close();
   }
 
   /** Nobody is known to be present any more. */
@@ -528,12 +534,12 @@ class Watch {
     this.#tellCount();
   }
 
-  /** Leaves at once, and not when the server has waited for the connection to come back. */
+  /** Leaves sooner than when the server has waited for the connection to come back: a page that
+   * goes may be loaded again, and all else is meant. */
   #leave(isUnloading, token = this.#hub.pb.authStore.token) {
-    const { pb } = this.#hub;
-    const { clientId } = pb.realtime;
+    const { pb, lastClientId: clientId } = this.#hub;
     if (!clientId || !this.#joined) return;
-    const query = new URLSearchParams({ topic: this.#target, clientId });
+    const query = new URLSearchParams({ topic: this.#target, clientId, ...(isUnloading && { grace: reloadWithin }) });
     const headers = token ? { Authorization: token } : {};
     return fetch(pb.buildURL ? pb.buildURL(`/api/notify/presence?${query}`) : pb.buildUrl(`/api/notify/presence?${query}`),
       { method: "DELETE", headers, keepalive: isUnloading }).catch(() => {});
@@ -542,7 +548,7 @@ class Watch {
   /** The SDK has subscribed on a new connection, or anew: then a state comes. */
   connected() {
     if (this.isDenied) this.#setState("connecting");
-    if ("visible" in this.#shown) this.#joinAs(this.#shown.visible);
+    if ("visible" in this.#shown) this.joinAs(this.#shown.visible);
     if (this.#shownFor !== this.#hub.user) this.#restore(); // a guest has signed in
   }
 
@@ -559,8 +565,7 @@ class Watch {
     this.#shown = {};
     this.#drop();
     this.#forget();
-    const isVisible = this.#options.visible !== false;
-    if (this.#joined && this.#joined.isVisible !== isVisible) this.show({ visible: isVisible }).catch(() => {});
+    this.joinAs(this.#options.visible !== false); // before the SDK connects anew
   }
 
   async askAgain() {
@@ -577,7 +582,7 @@ class Watch {
         return;
       }
     }
-    this.#hub.subscribeAgain();
+    this.#hub.subscribeAfter(this.#doubts++);
   }
 
   /** Tells the server that the user is still here. */
@@ -627,7 +632,7 @@ class Watch {
         if (user === this.#hub.user) {
           this.#shownFor = user;
           Object.assign(this.#shown, wanted);
-          if ("visible" in wanted) this.#joinAs(wanted.visible);
+          if ("visible" in wanted) this.#hub.joinAs(this.#target, wanted.visible);
         }
         finish(() => true, ({ resolve }) => resolve());
         failures = 0;
@@ -656,19 +661,14 @@ class Watch {
     if (this.#closed) this.#drop();
   }
 
-  /** Makes what comes after the next connection begin as visible, or not. */
-  async #joinAs(isVisible) {
+  /** Makes the user begin as visible, or not, on the next connection. The SDK has what it will ask
+   * for then when this returns; whether it can tell the server now does not matter. */
+  joinAs(isVisible) {
     const before = this.#joined;
-    if (!before || before.isVisible === isVisible) return;
-    const key = this.#newJoin(isVisible);
-    try {
-      await key.subscribe(() => {});
-    } catch {
-      return; // then it is changed as soon as it is connected
-    }
-    if (this.#closed || this.#joined !== before) return key.unsubscribe().catch(() => {});
-    this.#joined = key;
-    await before.unsubscribe().catch(() => {});
+    if (this.#closed || !before || before.isVisible === isVisible) return;
+    this.#joined = this.#newJoin(isVisible);
+    this.#joined.subscribe(() => {}, true).catch(() => {});
+    before.unsubscribe().catch(() => {});
   }
 
   /** The server may have forgotten what was shown: it has started anew, or the user was away for too long. */
@@ -694,13 +694,21 @@ class Watch {
       if (!isNamed) return;
       changes = {};
     }
-    return pb.send("/api/notify/presence", {
-      method: "PUT", requestKey: null, body: { topic: this.#target, ...changes, ...(isNamed && { clientId }) },
-    });
+    return this.#request({ method: "PUT", body: { topic: this.#target, ...changes, ...(isNamed && { clientId }) } });
+  }
+
+  /** The browser may send it on a connection that is dead. */
+  async #request(options) {
+    const { signal, done } = timeout(submitWithin);
+    try {
+      return await this.#hub.pb.send("/api/notify/presence", { requestKey: null, signal, ...options });
+    } finally {
+      done();
+    }
   }
 
   #fetch(cursor, limit) {
-    return this.#hub.pb.send("/api/notify/presence", { query: { topic: this.#target, cursor, limit }, requestKey: null });
+    return this.#request({ query: { topic: this.#target, cursor, limit } });
   }
 
   #receive(message) {
@@ -766,7 +774,7 @@ class Watch {
       try {
         page = await this.#fetch(cursor, 1000);
       } catch (error) {
-        if (isRefusal(error)) return; // @denied comes
+        if (isRefusal(error) && !isOver()) return this.askAgain();
       }
       if (isOver()) return;
       if (!isObject(page) || !Array.isArray(page.members) || typeof page.next !== "string" || page.epoch !== this.#epoch) {
@@ -834,7 +842,7 @@ class Watch {
     this.#renewal = setTimeout(() => {
       if (globalThis.document?.visibilityState !== "hidden") this.renew();
       this.#renewEvery(seconds);
-    }, seconds * 1000);
+    }, seconds * 1000 * (0.7 + 0.3 * Math.random())); // not all at once
   }
 
   #call(f, ...args) {
@@ -1009,6 +1017,11 @@ class Hub {
     }
   }
 
+  /** That of the connection, or of the one that there was. */
+  get lastClientId() {
+    return this.pb.realtime.clientId || this.#clientIds.at(-1);
+  }
+
   async add(subscription) {
     this.#subscriptions.add(subscription);
     this.#opening ??= this.#open();
@@ -1031,6 +1044,11 @@ class Hub {
     clearTimeout(this.#overdue);
     for (const undo of this.#undo.splice(0)) undo();
     await Promise.all(this.#keys.splice(0).map((key) => key.unsubscribe().catch(() => {})));
+  }
+
+  /** All of a user's watches of a topic show the same. */
+  joinAs(topic, isVisible) {
+    this.#each((subscription) => subscription.joins?.(topic) && subscription.joinAs(isVisible));
   }
 
   /** Whether another subscription than one makes its user present on a topic. */
@@ -1097,6 +1115,7 @@ class Hub {
 
   #connected(id) {
     this.connection = id;
+    this.clientIds; // keeps it
     this.#beaten = false;
     this.#awaitBeat();
   }
@@ -1197,6 +1216,12 @@ class Hub {
     }).catch(console.error).finally(() => (this.#running = false));
   }
 
+  /** The server has said no, and yes when it was asked: at once for the first time, and then less and less often. */
+  async subscribeAfter(doubts) {
+    if (doubts > 0) await pause(backoff(doubts));
+    this.subscribeAgain();
+  }
+
   async #subscribeAgain(failures) {
     if (!this.#opening) return;
     const id = this.connection;
@@ -1239,13 +1264,14 @@ class Key {
     return this.#isAsked && isObject(subscriptions) && !(subscriptions[this.#name]?.length > 0);
   }
 
-  async subscribe(listener) {
+  /** Where it fails, the SDK forgets it again, unless it is to keep it for its next connection. */
+  async subscribe(listener, keeps = false) {
     try {
       const asked = this.#pb.realtime.subscribe(this.topic, listener, { query: this.#query });
       this.#isAsked = true;
       await this.#bounded(asked);
     } catch (error) {
-      await this.unsubscribe().catch(() => {});
+      if (!keeps) await this.unsubscribe().catch(() => {});
       throw error;
     }
   }

@@ -230,7 +230,7 @@ func (t *tail) findPosition(ctx context.Context, topic string) error {
 // key returns the subscription key of topic. It continues after the last position, if that is
 // known.
 func (t *tail) key(topic string) string {
-	query := map[string]string{"envelope": "true"}
+	query := map[string]string{"envelope": "true", "visible": "false"} // who looks is not among those who are present
 	switch position := t.positions[topic]; {
 	case position != "":
 		query["since"] = position

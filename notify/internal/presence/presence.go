@@ -13,6 +13,7 @@ import (
 	"bytes"
 	"encoding/json/jsontext"
 	"hash/maphash"
+	"slices"
 	"sync"
 	"time"
 )
@@ -107,8 +108,14 @@ func (c *crowd) forgetLost(count int) {
 func (c *crowd) leave(graceEnds time.Time) {
 	c.live--
 	if !graceEnds.IsZero() {
-		c.lost = append(c.lost, graceEnds)
+		c.lose(graceEnds)
 	}
+}
+
+// lose adds a connection that was lost.
+func (c *crowd) lose(graceEnds time.Time) {
+	at, _ := slices.BinarySearchFunc(c.lost, graceEnds, time.Time.Compare)
+	c.lost = slices.Insert(c.lost, at, graceEnds)
 }
 
 // expire removes those whose grace is over.
@@ -145,6 +152,7 @@ func (m *member[U]) edit() *Entry[U] {
 type About struct {
 	Name   string // by which watchers know the user
 	Fields jsontext.Value
+	Basis  string // what else than the user's record that depends on; not told
 }
 
 func (a *About) equal(other *About) bool {
@@ -206,16 +214,16 @@ func (r *Rooms[U]) Join(topic string, user U, isHidden bool, about func() About)
 	s.change(room, m, now)
 }
 
-// Leave removes a connection of user that Join has added. If it was lost, it stays for the grace. It
-// reports whether the user was hidden.
-func (r *Rooms[U]) Leave(topic string, user U, isLost bool) (wasHidden bool) {
+// Leave removes a connection of user that Join has added. It stays for the grace, which is at most
+// that of the rooms. It reports whether the user was hidden.
+func (r *Rooms[U]) Leave(topic string, user U, grace time.Duration) (wasHidden bool) {
 	s := r.shard(topic)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
 	var graceEnds time.Time
-	if isLost {
-		graceEnds = now.Add(r.config.Grace)
+	if grace > 0 {
+		graceEnds = now.Add(min(grace, r.config.Grace))
 		s.part(parting[U]{graceEnds, topic, user})
 	}
 	room := s.room(topic)
@@ -232,8 +240,9 @@ func (r *Rooms[U]) Leave(topic string, user U, isLost bool) (wasHidden bool) {
 	return wasHidden
 }
 
-// GiveUp ends the grace of a connection of user that was lost, if there is one.
-func (r *Rooms[U]) GiveUp(topic string, user U) {
+// GiveUp makes the grace of a connection of user that was lost, if there is one, end after grace, if
+// that is sooner.
+func (r *Rooms[U]) GiveUp(topic string, user U, grace time.Duration) {
 	s := r.shard(topic)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -241,9 +250,19 @@ func (r *Rooms[U]) GiveUp(topic string, user U) {
 	if room == nil || room.members[user] == nil || len(room.members[user].connections.lost) == 0 {
 		return
 	}
-	m := room.members[user]
-	m.connections.forgetLost(1)
-	s.left(room, m, time.Now())
+	m, now := room.members[user], time.Now()
+	ends := now.Add(grace)
+	last := len(m.connections.lost) - 1
+	if !ends.Before(m.connections.lost[last]) {
+		return
+	}
+	m.connections.lost = m.connections.lost[:last]
+	if grace > 0 {
+		m.connections.lose(ends)
+		s.part(parting[U]{ends, topic, user})
+		return
+	}
+	s.left(room, m, now)
 }
 
 // Set changes what a user shows. Nil leaves it as it is; meta "null" removes it. If the user is not
@@ -265,13 +284,14 @@ func (r *Rooms[U]) Set(topic string, user U, meta *jsontext.Value, isHidden *boo
 	if isHidden != nil {
 		m.isHidden = *isHidden
 	}
-	if m.connections.count() == 0 {
+	if m.connections.live == 0 {
 		until := now.Add(r.config.Grace)
 		m.keepUntil = until.UnixMilli()
 		s.part(parting[U]{until, topic, user})
-		return
 	}
-	s.change(room, m, now)
+	if m.connections.count() > 0 {
+		s.change(room, m, now)
+	}
 }
 
 // Refresh changes what is told about a user.
@@ -285,22 +305,32 @@ func (r *Rooms[U]) Refresh(topic string, user U, about About) {
 }
 
 func (s *shard[U]) refresh(room *room[U], m *member[U], about About, now time.Time) {
-	if !m.entry.About.equal(&about) {
-		m.edit().About = about
+	isOther := !m.entry.About.equal(&about)
+	m.edit().About = about
+	if isOther {
 		s.change(room, m, now)
 	}
 }
 
-// RefreshAll is Refresh for everybody, with what aboutOf returns; the room is locked meanwhile.
-// Watchers are told at once, also of other [Terms].
-func (r *Rooms[U]) RefreshAll(aboutOf func(topic string, user U) About) {
+// RefreshAll brings what is told of all users up to date, after a change of what it depends on.
+// basisOf returns the present [About.Basis]; empty means that nobody is present on the topic any
+// more, and who has lost their connection does not come back. Only of those for whom it is another
+// one, aboutOf returns the rest; the room is locked meanwhile. Watchers are told at once, also of
+// other [Terms].
+func (r *Rooms[U]) RefreshAll(basisOf func(topic string, user U) string, aboutOf func(topic string, user U) About) {
 	for i := range r.shards {
 		s := &r.shards[i]
 		s.mu.Lock()
 		now := time.Now()
 		for topic, room := range s.byTopic {
 			for user, m := range room.members {
-				if m.connections.count() > 0 {
+				if m.connections.count() == 0 {
+					continue
+				}
+				switch basis := basisOf(topic, user); {
+				case basis == "":
+					s.giveUp(room, m, now)
+				case basis != m.entry.Basis:
 					s.refresh(room, m, aboutOf(topic, user), now)
 				}
 			}
@@ -309,6 +339,41 @@ func (r *Rooms[U]) RefreshAll(aboutOf func(topic string, user U) About) {
 			s.wakeAt(now)
 		}
 		s.mu.Unlock()
+	}
+}
+
+// giveUp ends all graces of m.
+func (s *shard[U]) giveUp(room *room[U], m *member[U], now time.Time) {
+	if len(m.connections.lost) > 0 {
+		m.connections.lost = nil
+		s.left(room, m, now)
+	}
+}
+
+// InGrace returns the topics on which a user has a connection that was lost a moment ago.
+func (r *Rooms[U]) InGrace(user U) []string {
+	var topics []string
+	for i := range r.shards {
+		s := &r.shards[i]
+		s.mu.Lock()
+		for _, p := range s.leaving {
+			if p.user == user {
+				topics = append(topics, p.topic)
+			}
+		}
+		s.mu.Unlock()
+	}
+	slices.Sort(topics)
+	return slices.Compact(topics)
+}
+
+// GiveUpAll ends the graces of a user on a topic.
+func (r *Rooms[U]) GiveUpAll(topic string, user U) {
+	s := r.shard(topic)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if room := s.byTopic[topic]; room != nil && room.members[user] != nil {
+		s.giveUp(room, room.members[user], time.Now())
 	}
 }
 
@@ -377,8 +442,8 @@ func (s *shard[U]) member(room *room[U], user U) *member[U] {
 
 // left does what follows when connections of m are gone.
 func (s *shard[U]) left(room *room[U], m *member[U], now time.Time) {
-	if m.connections.count() == 0 {
-		m.edit().Meta, m.isHidden = nil, false
+	if m.connections.count() == 0 && now.UnixMilli() >= m.keepUntil {
+		m.edit().Meta, m.isHidden, m.keepUntil = nil, false, 0
 	}
 	s.change(room, m, now)
 }

@@ -74,7 +74,8 @@ func (w *world) tell(string) {
 }
 
 func (w *world) about(_, user string) About {
-	return About{fmt.Sprint(user, w.rename), jsontext.Value(`{"renamed":` + strconv.Itoa(w.rename) + `}`)}
+	renamed := strconv.Itoa(w.rename)
+	return About{user + renamed, jsontext.Value(`{"renamed":` + renamed + `}`), "basis" + renamed}
 }
 
 func (w *world) join(user string, isHidden bool) {
@@ -152,8 +153,8 @@ func (w *world) pass(d time.Duration) {
 	for user, ends := range w.lost {
 		before := w.connections(user)
 		w.lost[user] = slices.DeleteFunc(ends, func(end time.Time) bool { return !end.After(now) })
-		if before > 0 && w.connections(user) == 0 {
-			w.forget(user)
+		if before > 0 {
+			w.forgetIfGone(user)
 		}
 	}
 	for user, until := range w.kept {
@@ -163,6 +164,13 @@ func (w *world) pass(d time.Duration) {
 				w.forget(user)
 			}
 		}
+	}
+}
+
+// forgetIfGone forgets what a user shows, unless it was set for when they come back.
+func (w *world) forgetIfGone(user string) {
+	if _, isKept := w.kept[user]; w.connections(user) == 0 && !isKept {
+		w.forget(user)
 	}
 }
 
@@ -180,8 +188,8 @@ func (w *world) step(random *rand.Rand) {
 	case 0, 1, 2:
 		if w.connections(user) == 0 {
 			w.since[user] = time.Now().UnixMilli()
-			delete(w.kept, user)
 		}
+		delete(w.kept, user)
 		w.live[user]++
 		if len(w.lost[user]) > 0 {
 			w.lost[user] = w.lost[user][1:]
@@ -196,14 +204,13 @@ func (w *world) step(random *rand.Rand) {
 			return
 		}
 		w.live[user]--
-		isLost := random.IntN(2) == 0
-		if isLost {
-			w.lost[user] = append(w.lost[user], time.Now().Add(Grace))
+		grace := []time.Duration{0, 0, Grace / 3, Grace}[random.IntN(4)]
+		if grace > 0 {
+			w.lost[user] = append(w.lost[user], time.Now().Add(grace))
+			slices.SortFunc(w.lost[user], time.Time.Compare)
 		}
-		w.rooms.Leave(topic, user, isLost)
-		if w.connections(user) == 0 {
-			w.forget(user)
-		}
+		w.rooms.Leave(topic, user, grace)
+		w.forgetIfGone(user)
 	case 5:
 		if user == "" {
 			return
@@ -226,12 +233,15 @@ func (w *world) step(random *rand.Rand) {
 		if user == "" {
 			return
 		}
-		if len(w.lost[user]) > 0 {
-			if w.lost[user] = w.lost[user][1:]; w.connections(user) == 0 {
-				w.forget(user)
+		grace := []time.Duration{0, Grace / 5}[random.IntN(2)]
+		if last := len(w.lost[user]) - 1; last >= 0 && time.Now().Add(grace).Before(w.lost[user][last]) {
+			if w.lost[user] = w.lost[user][:last]; grace > 0 {
+				w.lost[user] = append(w.lost[user], time.Now().Add(grace))
+				slices.SortFunc(w.lost[user], time.Time.Compare)
 			}
+			w.forgetIfGone(user)
 		}
-		w.rooms.GiveUp(topic, user)
+		w.rooms.GiveUp(topic, user, grace)
 	case 8:
 		if random.IntN(3) == 0 {
 			w.rename++
@@ -239,7 +249,7 @@ func (w *world) step(random *rand.Rand) {
 		w.mu.Lock()
 		w.terms.Limit, w.terms.Renew = []int{1, 2, 1000}[random.IntN(3)], time.Duration(random.IntN(2))*time.Second
 		w.mu.Unlock()
-		w.rooms.RefreshAll(w.about)
+		w.rooms.RefreshAll(func(_, user string) string { return w.about(topic, user).Basis }, w.about)
 	}
 	if random.IntN(2) == 0 {
 		w.pass([]time.Duration{time.Millisecond, 100 * time.Millisecond, Window, 3 * time.Second, Grace + time.Second}[random.IntN(5)])
@@ -247,7 +257,7 @@ func (w *world) step(random *rand.Rand) {
 }
 
 func (w *world) keep(user string) {
-	if w.connections(user) == 0 {
+	if w.live[user] == 0 {
 		w.kept[user] = time.Now().Add(Grace)
 	}
 }
@@ -311,7 +321,7 @@ func TestModel(t *testing.T) {
 			// when all have left, nothing is kept
 			for user, count := range maps.Clone(w.live) {
 				for range count {
-					w.rooms.Leave(topic, user, false)
+					w.rooms.Leave(topic, user, 0)
 				}
 			}
 			w.pass(2 * Grace)
@@ -335,8 +345,8 @@ func TestCancelsOut(t *testing.T) {
 		w.pass(Window)
 		for range 10 {
 			w.join("bob", false)
-			w.rooms.Leave(topic, "bob", false)
-			w.rooms.Leave(topic, "ann", true)
+			w.rooms.Leave(topic, "bob", 0)
+			w.rooms.Leave(topic, "ann", Grace)
 			w.pass(Grace - time.Second)
 			w.join("ann", false)
 			w.pass(2 * Grace)
@@ -374,7 +384,7 @@ func BenchmarkJoin(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		rooms.Join(topic, "ann", false, func() About { return About{} })
-		rooms.Leave(topic, "ann", false)
+		rooms.Leave(topic, "ann", 0)
 	}
 }
 
@@ -384,7 +394,7 @@ func BenchmarkMemory(b *testing.B) {
 	const count = 50_000
 	about := func(id string) func() About {
 		return func() About {
-			return About{"users:" + id, jsontext.Value(`{"name":"` + id + `"}`)}
+			return About{"users:" + id, jsontext.Value(`{"name":"` + id + `"}`), "basis"}
 		}
 	}
 	for b.Loop() {

@@ -77,6 +77,9 @@ func (r *Rooms[U]) Take(topic string, terms Terms) (d Diff[U], any bool) {
 	if !isOther && room.told == d.Counts && len(d.Join)+len(d.Update)+len(d.Leave) == 0 {
 		return d, false
 	}
+	if room.told == (Counts{}) {
+		room.seq = max(room.seq, firstSeq()) // see State
+	}
 	room.seq++
 	room.told, room.toldList = d.Counts, nil
 	d.Seq = room.seq
@@ -85,8 +88,15 @@ func (r *Rooms[U]) Take(topic string, terms Terms) (d Diff[U], any bool) {
 
 // accept decides the kind of d, and reports whether watchers have to be told of other terms.
 func (room *room[U]) accept(terms Terms, d *Diff[U]) (isOther bool) {
+	if room.told == (Counts{}) {
+		room.toldRenew = 0 // those who have come since do not know of it
+	}
 	before, isOther := room.toldNumbers, room.toldRenew != terms.Renew
-	room.toldRenew = terms.Renew
+	if isOther && d.Counts == (Counts{}) && room.told == (Counts{}) {
+		isOther = false // who has come is hidden, and nobody may notice
+	} else {
+		room.toldRenew = terms.Renew
+	}
 	switch {
 	case d.Total > terms.Limit:
 		room.toldNumbers = true
@@ -150,8 +160,8 @@ func (r *Rooms[U]) State(topic string, after U, limit int) State[U] {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	room := s.byTopic[topic]
-	if room == nil {
-		return State[U]{Seq: firstSeq()}
+	if room == nil || room.told == (Counts{}) {
+		return State[U]{Seq: firstSeq()} // as if there was nobody, also where somebody is hidden
 	}
 	if room.toldList == nil {
 		room.toldList = make([]*Entry[U], 0, room.told.Total)

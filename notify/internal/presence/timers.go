@@ -22,7 +22,13 @@ func (s *shard[U]) makeDue(room *room[U], now time.Time) {
 
 // part remembers the end of a grace.
 func (s *shard[U]) part(p parting[U]) {
-	s.leaving = append(s.leaving, p)
+	at, _ := slices.BinarySearchFunc(s.leaving, p.at, func(other parting[U], at time.Time) int {
+		if other.at.After(at) {
+			return +1
+		}
+		return -1 // equal ones go behind
+	})
+	s.leaving = slices.Insert(s.leaving, at, p)
 	s.wakeAt(p.at)
 }
 
