@@ -23,7 +23,7 @@ import (
 // room is the topic on which everybody is.
 const room = "room/1"
 
-// crowd is users who come to the room, and watchers, who are told of that and get ordinary messages.
+// crowd is users who come to the room, and watchers, who get messages about that and ordinary ones.
 type crowd struct {
 	world  *world
 	kind   string

@@ -30,7 +30,7 @@ type lastSeen struct {
 	mu      sync.Mutex           // guards the fields below
 	topics  map[string]int       // on how many each user is present
 	changed map[string]seen      // since the last write, by user
-	deleted map[string]time.Time // users who were deleted a moment ago, and when: what is told of them comes later
+	deleted map[string]time.Time // users who were deleted a moment ago, and when: changes about them may still arrive
 	timer   *time.Timer          // runs while somebody is present or something has changed
 	closed  bool
 
@@ -107,8 +107,7 @@ func (l *lastSeen) forget(app core.App, user string) error {
 	return err
 }
 
-// note notes who has come to and left a topic: each user once. Who is in both has left under a former
-// name.
+// note notes which users have come to and left a topic. A user in both lists has a new name.
 func (l *lastSeen) note(join, leave []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -227,3 +227,52 @@ func TestLeavingAndSubscribingAnew(t *testing.T) {
 		}
 	}
 }
+
+// TestPresenceOfExpiredToken: whose token ends is gone, after the grace in which most come back with
+// another one.
+func TestPresenceOfExpiredToken(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addChannel(t, w, presenceChannel(nil))
+	server := pbtest.Serve(t, w)
+	watcher := watch(t, server, nil, "room/1")
+	token, err := w.ann.NewStaticAuthToken(2 * time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := server.Connect(t)
+	if status, answer := server.Do(t, http.MethodPost, "/api/realtime", token, map[string]any{"clientId": client.ID, "subscriptions": []string{"room/1"}}); status != 204 {
+		t.Fatalf("%d %v", status, answer)
+	}
+	watcher.await(t, w.ann)
+	client.ExpectEnd(t)
+	watcher.await(t)
+}
+
+// TestPresenceOfStalled: somebody whose connection is not read is cut, and is gone after the grace.
+// Other watchers do not notice anything else.
+func TestPresenceOfStalled(t *testing.T) {
+	t.Parallel()
+	for name, serve := range map[string]func(testing.TB, core.App) *pbtest.Server{"HTTP/1": pbtest.Serve, "HTTP/2": pbtest.ServeHTTP2} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			addChannel(t, w, presenceChannel(nil))
+			server := serve(t, w)
+			watcher := watch(t, server, nil, "room/1")
+			id, _ := open(t, server)
+			status, answer := server.Do(t, http.MethodPost, "/api/realtime", pbtest.Token(t, w.ann),
+				map[string]any{"clientId": id, "subscriptions": []string{"room/1", "@presence/room/1", "flood"}})
+			if status != http.StatusNoContent {
+				t.Fatalf("%d %v", status, answer)
+			}
+			watcher.await(t, w.ann)
+			sendUntilDropped(t, w, "flood", func() {})
+			bob := server.Subscribe(t, w.bob, "room/1")
+			watcher.await(t, w.ann, w.bob) // she may come back
+			watcher.await(t, w.bob)
+			bob.Set(t, w.bob)
+			watcher.await(t)
+		})
+	}
+}

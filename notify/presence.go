@@ -275,7 +275,7 @@ func (n *Notifier) attendAll() {
 		client.attendAgain(func() {})
 	}
 	if n.presence.isUsed.Load() {
-		// After that: who has joined by what was in force before is in a room now.
+		// Only after the loop: now every client that joined under the former settings is in a room.
 		n.presence.rooms.RefreshAll(func(topic string, user userRef) string { return n.basis.of(n.presenceOf(topic), user) }, func(topic string, user userRef) presence.About {
 			return n.aboutOf(n.presenceOf(topic), user, n.authOfUser(user))
 		})

@@ -141,7 +141,7 @@ func (n *Notifier) aboutOf(settings *presenceSettings, user userRef, auth *core.
 }
 
 // bases says what a user's presence depends on beside their record: which fields are shown, and the
-// collection. The texts are shared by all for whom they are the same.
+// collection. Users with the same basis share its text.
 type bases struct {
 	app core.App
 

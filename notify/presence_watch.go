@@ -110,7 +110,7 @@ func (n *Notifier) tellPresence(topic string) {
 	}
 }
 
-// messageOf returns what watchers are told of diff. telling is held.
+// messageOf returns the message for watchers about diff. telling is held.
 func (n *Notifier) messageOf(topic string, diff *presence.Diff[userRef]) presenceMessage {
 	if diff.Kind != presence.Changes {
 		state := n.presence.rooms.State(topic, userRef{}, statePage)

@@ -112,10 +112,10 @@ export interface PresenceOptions<M = any> {
   visible?: boolean;
   /** false: only watch, do not subscribe to the topic. */
   join?: boolean;
-  /** Is told of each change, after it; first of all members that were there when presence() returned. */
+  /** Called after each change, and first for all members that were there when presence() returned. */
   onChange?: (change: { join: Member<M>[]; update: Member<M>[]; leave: string[] }) => void;
   onCount?: (count: { total: number; guests: number }) => void;
-  /** Is told whether the members are right ("live"), or may be out of date until the connection is back. "denied": they may not be seen; it is tried again on the next connection, and when somebody signs in. */
+  /** Says whether the members are right ("live"), or may be out of date until the connection is back. "denied": they may not be seen; it is tried again on the next connection, and when somebody signs in. */
   onState?: (state: "connecting" | "live" | "denied" | "closed") => void;
 }
 

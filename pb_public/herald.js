@@ -372,7 +372,7 @@ class Watch {
   #epoch = "";
   #seq = 0;
   #state = ""; // "connecting", "live", "denied", "closed"
-  #isOpen = false; // the application has its members, and is told of changes
+  #isOpen = false; // the application has its members, and its callbacks are called
   #begun = () => {}; // resolves what open waits for
   #doubts = 0; // how often it was denied since it was live
   #stateOn = ""; // the client id of the connection that the last state or count came by
@@ -383,7 +383,7 @@ class Watch {
   #settling; // the timer
   #asked = false;
   #shown = {}; // what the server has accepted: meta, visible
-  #shownFor = ""; // the user whom that is about
+  #shownFor = ""; // the user that this is about
   #wanted = {}; // changes that it has not
   #waiters = []; // who waits for these
   #renews = false; // it is to hear that the user is still here
@@ -402,7 +402,7 @@ class Watch {
     this.#setState("connecting");
   }
 
-  /** The key is asked for again on each new connection: who hides is never seen. */
+  /** The SDK asks for the key again on each new connection, so a hidden user is never seen. */
   #newJoin(isVisible) {
     return Object.assign(new Key(this.#hub.pb, this.#target, isVisible ? {} : { visible: false }), { isVisible });
   }
@@ -799,7 +799,7 @@ class Watch {
     this.#restore();
   }
 
-  /** Who has not come back after a restart has left. */
+  /** After a restart, members that have not come back have left. */
   #settle() {
     const leave = [...this.#awaited].filter((user) => this.members.has(user));
     this.#awaited.clear();

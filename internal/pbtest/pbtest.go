@@ -46,6 +46,7 @@ func NewApp(t testing.TB, register ...func(core.App)) *tests.TestApp {
 	// that want to see each message and the end of each connection
 	app.OnRealtimeConnectRequest().UnbindAll()
 	app.OnRealtimeMessageSend().UnbindAll()
+	countQueries(t, app)
 	for _, f := range register {
 		f(app)
 	}
@@ -179,6 +180,8 @@ func serve(t testing.TB, app core.App, start func(http.Handler) *httptest.Server
 	if err != nil {
 		t.Fatal(err)
 	}
+	// what runs at a certain time of day does not belong to a test
+	app.Cron().Stop()
 	server := start(handler)
 	t.Cleanup(func() {
 		server.CloseClientConnections()
@@ -370,13 +373,25 @@ func WaitFor(t testing.TB, what string, condition func() bool) {
 // returns tells how many there were.
 func CountQueries(t testing.TB, app core.App) func() int64 {
 	t.Helper()
+	count, ok := app.Store().Get(queriesKey).(*atomic.Int64)
+	if !ok {
+		t.Fatal("the application is not of NewApp")
+	}
+	before := count.Load()
+	return func() int64 { return count.Load() - before }
+}
+
+// queriesKey is the key of the number of queries in an application's store.
+const queriesKey = "pbtestQueries"
+
+// countQueries counts from the beginning: later the database is in use.
+func countQueries(t testing.TB, app core.App) {
+	t.Helper()
 	db, ok := app.ConcurrentDB().(*dbx.DB)
 	if !ok {
 		t.Fatalf("unexpected database type %T", app.ConcurrentDB())
 	}
-	var count atomic.Int64
-	before := db.QueryLogFunc
+	count := new(atomic.Int64)
+	app.Store().Set(queriesKey, count)
 	db.QueryLogFunc = func(context.Context, time.Duration, string, *sql.Rows, error) { count.Add(1) }
-	t.Cleanup(func() { db.QueryLogFunc = before })
-	return count.Load
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -375,51 +374,4 @@ func TestStorm(t *testing.T) {
 			t.Errorf("%d diffs, %d members", w.diffs, len(got.members))
 		}
 	})
-}
-
-// BenchmarkJoin is what it costs to come and go.
-func BenchmarkJoin(b *testing.B) {
-	rooms := New(Config[string]{Compare: strings.Compare, Due: func(string) {}, Grace: Grace})
-	defer rooms.Stop()
-	b.ReportAllocs()
-	for b.Loop() {
-		rooms.Join(topic, "ann", false, func() About { return About{} })
-		rooms.Leave(topic, "ann", 0)
-	}
-}
-
-// BenchmarkMemory is what a member of a large room costs, in bytes of the heap.
-func BenchmarkMemory(b *testing.B) {
-	type ref struct{ collection, id string }
-	const count = 50_000
-	about := func(id string) func() About {
-		return func() About {
-			return About{"users:" + id, jsontext.Value(`{"name":"` + id + `"}`), "basis"}
-		}
-	}
-	for b.Loop() {
-		ids := make([]string, count)
-		for i := range ids {
-			ids[i] = fmt.Sprintf("user%011d", i)
-		}
-		rooms := New(Config[ref]{Compare: func(a, b ref) int { return cmp.Compare(a.id, b.id) }, Due: func(string) {}, Grace: Grace})
-		before := heap()
-		for _, id := range ids {
-			rooms.Join(topic, ref{"_pb_users_auth_", id}, false, about(id))
-		}
-		rooms.Take(topic, Terms{Window: Window, Limit: count})
-		rooms.State(topic, ref{}, 1)
-		b.ReportMetric(float64(heap()-before)/count, "B/member")
-		runtime.KeepAlive(ids)
-		runtime.KeepAlive(rooms)
-		rooms.Stop()
-	}
-}
-
-func heap() int64 {
-	runtime.GC()
-	runtime.GC() // what pools hold lives through one
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
 }

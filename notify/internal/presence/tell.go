@@ -26,7 +26,7 @@ type Terms struct {
 	Renew time.Duration // after which watchers are to renew their presence; 0: never
 }
 
-// Kind is what watchers are told of a difference.
+// Kind is what watchers learn about a difference.
 type Kind int
 
 const (
@@ -86,14 +86,14 @@ func (r *Rooms[U]) Take(topic string, terms Terms) (d Diff[U], any bool) {
 	return d, true
 }
 
-// accept decides the kind of d, and reports whether watchers have to be told of other terms.
+// accept decides the kind of d, and reports whether the terms have changed for watchers.
 func (room *room[U]) accept(terms Terms, d *Diff[U]) (isOther bool) {
 	if room.told == (Counts{}) {
 		room.toldRenew = 0 // those who have come since do not know of it
 	}
 	before, isOther := room.toldNumbers, room.toldRenew != terms.Renew
 	if isOther && d.Counts == (Counts{}) && room.told == (Counts{}) {
-		isOther = false // who has come is hidden, and nobody may notice
+		isOther = false // only hidden users have come, and nobody may notice
 	} else {
 		room.toldRenew = terms.Renew
 	}
@@ -116,7 +116,7 @@ func (s *shard[U]) forgetDue(gone *room[U]) {
 	s.due = slices.DeleteFunc(s.due, func(r *room[U]) bool { return r == gone })
 }
 
-// add adds what is to be told of m, which has changed.
+// add adds the change of m, if there is one to tell.
 func (d *Diff[U]) add(m *member[U]) {
 	before := m.told
 	if count := m.connections.count(); m.isListed && count != m.entry.Connections {

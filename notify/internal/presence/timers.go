@@ -106,18 +106,6 @@ func (s *shard[U]) expire(p *parting[U], now time.Time) {
 	}
 }
 
-// forgetKept forgets what was set for somebody who did not come in time.
-func (m *member[U]) forgetKept(now time.Time) {
-	if m.keepUntil > 0 && now.UnixMilli() >= m.keepUntil && m.connections.count() == 0 {
-		m.edit().Meta, m.isHidden, m.keepUntil = nil, false, 0
-	}
-}
-
-// isOver reports whether nothing has to be kept of m.
-func (m *member[U]) isOver(now time.Time) bool {
-	return m.connections.count() == 0 && !m.isChanged && m.told == nil && now.UnixMilli() >= m.keepUntil
-}
-
 func (s *shard[U]) dropIfEmpty(room *room[U]) {
 	if len(room.members) == 0 && room.guests.count() == 0 && !room.isDue {
 		delete(s.byTopic, room.topic)
