@@ -17,8 +17,9 @@ import (
 	"github.com/pocketbase/pocketbase/tools/security"
 )
 
-// maxTokens is how many tokens are remembered.
-const maxTokens = 1000
+// maxTokens is how many tokens are remembered: those of all who come back at once, 2 KiB each. The next
+// write to the database makes them forgotten.
+const maxTokens = 10_000
 
 // tokenVersionKey is the key under which a request keeps the version of the database before its
 // token was verified.

@@ -41,7 +41,6 @@ type subscription struct {
 	client *Client
 	topic  string
 
-	hidden     hiddenUser  // guarded by the client's subsMu, as is attendance
 	attendance *attendance // nil if it does not count for the presence on its topic; guarded by the client's subsMu
 
 	// guarded by the lock of the topic's stripe; keys is written only with the client's subsMu held

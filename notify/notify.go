@@ -45,6 +45,7 @@ import (
 
 	"herald/notify/internal/conn"
 	"herald/notify/internal/history"
+	"herald/notify/internal/presence"
 	"herald/notify/internal/sets"
 )
 
@@ -106,7 +107,7 @@ func New(app core.App, config Config) *Notifier {
 		n.recent = recent{window: config.IDWindow, byID: map[string]*result{}, bySender: map[string][]*result{}}
 		n.channels.Store(unknownChannels)
 		n.presence = n.newAttendances()
-		n.basis = bases{app: app, known: map[basis]string{}}
+		n.basis = bases{app: app, known: map[basis]presence.Basis{}}
 		n.hadHistory = sets.Of[string]{}
 		n.history = n.newHistory()
 		n.changes.pending = sets.Of[*Change]{}

@@ -115,13 +115,6 @@ func compareUsers(a, b userRef) int {
 	return cmp.Or(cmp.Compare(a.collectionID, b.collectionID), cmp.Compare(a.id, b.id))
 }
 
-// hiddenUser is who was not listed when they last left the presence on a topic, while they stayed
-// subscribed. They come back as they have left.
-type hiddenUser struct {
-	isHidden bool
-	user     userRef
-}
-
 // attendance is what a subscription contributes to the presence on its topic. Guarded by the
 // client's subsMu.
 type attendance struct {
@@ -129,6 +122,7 @@ type attendance struct {
 	isPresent bool    // rooms has counted user
 	hasLeft   bool    // the client asked not to be counted
 	hides     bool    // it asked not to be listed when it subscribed
+	wasHidden bool    // when it left: the user comes back as they have left
 
 	grace time.Duration // when it leaves
 
@@ -190,15 +184,16 @@ func (c *Client) attendTo(s *subscription, who *identity) {
 	}
 	rooms, isAway := n.presence.rooms, a.hasLeft || a.isOverdue
 	if a.isPresent && (isAway || a.user != who.user) {
-		s.hidden = hiddenUser{rooms.Leave(s.topic, a.user, a.grace), a.user}
+		a.wasHidden = rooms.Leave(s.topic, a.user, a.grace)
 		a.isPresent, a.grace = false, 0
 	}
 	hid := a.hides
 	a.hides = s.hides()
 	switch {
 	case !a.isPresent && !isAway:
-		a.user, a.isPresent = who.user, true
-		rooms.Join(s.topic, a.user, a.hides || s.hidden == hiddenUser{true, a.user}, func() presence.About { return n.aboutOf(settings, a.user, n.authOf(c)) })
+		isHidden := a.hides || a.wasHidden && a.user == who.user
+		a.user, a.isPresent, a.wasHidden = who.user, true, false
+		rooms.Join(s.topic, a.user, isHidden, func() (presence.About, presence.Basis) { return n.aboutOf(settings, a.user, n.authOf(c)) })
 	case a.isPresent && a.hides && !hid && !who.isGuest():
 		rooms.Set(s.topic, a.user, nil, &a.hides)
 	}
@@ -220,17 +215,21 @@ func (s *subscription) holds(who *identity) bool {
 	return false
 }
 
-// depart ends what a subscription contributes. subsMu is held.
+// depart ends what a subscription contributes, at least for now. subsMu is held.
 func (c *Client) depart(s *subscription) {
 	a := s.attendance
-	s.attendance = nil
-	if a != nil && a.isPresent {
+	if a == nil {
+		return
+	}
+	if a.isPresent {
 		grace := time.Duration(0)
 		if c.isLost() {
 			grace = presence.Grace
 		}
-		s.hidden = hiddenUser{c.notifier.presence.rooms.Leave(s.topic, a.user, grace), a.user}
+		a.wasHidden = c.notifier.presence.rooms.Leave(s.topic, a.user, grace)
+		a.isPresent = false
 	}
+	a.ttl = 0
 }
 
 // askedAgain lets a subscription that has left, or is overdue, count again: its client has asked for
@@ -263,7 +262,8 @@ func (c *Client) refreshPresence() {
 	auth := n.authOf(c)
 	for _, s := range c.subs {
 		if a := s.attendance; a != nil && a.isPresent && a.user != (userRef{}) {
-			n.presence.rooms.Refresh(s.topic, a.user, n.aboutOf(n.presenceOf(s.topic), a.user, auth))
+			about, basis := n.aboutOf(n.presenceOf(s.topic), a.user, auth)
+			n.presence.rooms.Refresh(s.topic, a.user, about, basis)
 		}
 	}
 }
@@ -276,7 +276,7 @@ func (n *Notifier) attendAll() {
 	}
 	if n.presence.isUsed.Load() {
 		// Only after the loop: now every client that joined under the former settings is in a room.
-		n.presence.rooms.RefreshAll(func(topic string, user userRef) string { return n.basis.of(n.presenceOf(topic), user) }, func(topic string, user userRef) presence.About {
+		n.presence.rooms.RefreshAll(func(topic string, user userRef) presence.Basis { return n.basis.of(n.presenceOf(topic), user) }, func(topic string, user userRef) (presence.About, presence.Basis) {
 			return n.aboutOf(n.presenceOf(topic), user, n.authOfUser(user))
 		})
 	}
@@ -293,7 +293,8 @@ func (n *Notifier) UserChanged(before, after *core.Record) {
 		if after == nil {
 			n.presence.rooms.GiveUpAll(topic, user)
 		} else {
-			n.presence.rooms.Refresh(topic, user, n.aboutOf(n.presenceOf(topic), user, after))
+			about, basis := n.aboutOf(n.presenceOf(topic), user, after)
+			n.presence.rooms.Refresh(topic, user, about, basis)
 		}
 	}
 }

@@ -125,38 +125,38 @@ func (n *Notifier) PresentOn(user string) ([]string, error) {
 
 // aboutOf returns what watchers are told about a user by the settings of a channel. auth is the
 // user's record as one of their connections has it: no query. It may be nil.
-func (n *Notifier) aboutOf(settings *presenceSettings, user userRef, auth *core.Record) presence.About {
-	about := presence.About{Name: n.nameOf(user), Fields: jsontext.Value("{}"), Basis: n.basis.of(settings, user)}
+func (n *Notifier) aboutOf(settings *presenceSettings, user userRef, auth *core.Record) (presence.About, presence.Basis) {
+	about, basis := presence.About{Name: n.nameOf(user), Fields: jsontext.Value("{}")}, n.basis.of(settings, user)
 	if settings == nil || settings.fields == "" || auth == nil || refOf(auth) != user {
-		return about
+		return about, basis
 	}
 	picked, err := picker.Pick(n.upToDate(auth).PublicExport(), settings.fields)
 	if err != nil {
-		return about
+		return about, basis
 	}
 	if encoded, err := json.Marshal(picked, json.Deterministic(true)); err == nil {
 		about.Fields = encoded
 	}
-	return about
+	return about, basis
 }
 
-// bases says what a user's presence depends on beside their record: which fields are shown, and the
-// collection. Users with the same basis share its text.
+// bases numbers what a user's presence depends on beside their record: which fields are shown, and
+// the collection.
 type bases struct {
 	app core.App
 
 	mu    sync.Mutex // guards known
-	known map[basis]string
+	known map[basis]presence.Basis
 }
 
 type basis struct {
 	fields, collectionID, name, updated string
 }
 
-// of returns the basis of a user on a topic with settings; empty without settings.
-func (b *bases) of(settings *presenceSettings, user userRef) string {
+// of returns the basis of a user on a topic with settings; 0 without settings.
+func (b *bases) of(settings *presenceSettings, user userRef) presence.Basis {
 	if settings == nil {
-		return ""
+		return 0
 	}
 	key := basis{fields: settings.fields, collectionID: user.collectionID}
 	if collection, err := b.app.FindCachedCollectionByNameOrId(user.collectionID); err == nil && collection.Id == user.collectionID {
@@ -164,15 +164,12 @@ func (b *bases) of(settings *presenceSettings, user userRef) string {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	text, isKnown := b.known[key]
-	if !isKnown {
-		if len(b.known) > 1000 {
-			clear(b.known)
-		}
-		text = fmt.Sprintf("%q", key)
-		b.known[key] = text
+	number, isKnown := b.known[key]
+	if !isKnown { // as often as somebody edits a channel or a collection
+		number = presence.Basis(len(b.known) + 1)
+		b.known[key] = number
 	}
-	return text
+	return number
 }
 
 // upToDate returns a copy of record as its collection is now: a field may have been hidden, renamed

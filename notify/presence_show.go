@@ -54,7 +54,7 @@ func (n *Notifier) SetPresence(p Publisher, topic string, update PresenceUpdate)
 	n.markAttendances(clients, topic, func(s *subscription) {
 		s.attendance.hasLeft = s.attendance.hasLeft && update.ClientID == ""
 		if update.Visible != nil {
-			s.hidden = hiddenUser{}
+			s.attendance.wasHidden = false
 		}
 	})
 	return nil

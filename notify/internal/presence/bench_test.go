@@ -15,7 +15,7 @@ func BenchmarkJoin(b *testing.B) {
 	defer rooms.Stop()
 	b.ReportAllocs()
 	for b.Loop() {
-		rooms.Join(topic, "ann", false, func() About { return About{} })
+		rooms.Join(topic, "ann", false, func() (About, Basis) { return About{}, 0 })
 		rooms.Leave(topic, "ann", 0)
 	}
 }
@@ -24,9 +24,9 @@ func BenchmarkJoin(b *testing.B) {
 func BenchmarkMemory(b *testing.B) {
 	type ref struct{ collection, id string }
 	const count = 50_000
-	about := func(id string) func() About {
-		return func() About {
-			return About{"users:" + id, jsontext.Value(`{"name":"` + id + `"}`), "basis"}
+	about := func(id string) func() (About, Basis) {
+		return func() (About, Basis) {
+			return About{"users:" + id, jsontext.Value(`{"name":"` + id + `"}`)}, 1
 		}
 	}
 	for b.Loop() {

@@ -60,6 +60,7 @@ type member[U comparable] struct {
 	told        *Entry[U] // as watchers know it; nil: they do not. Maybe the same one
 	connections crowd
 	keepUntil   int64 // Unix milliseconds: meta and isHidden were set before the user came
+	basis       Basis // of the entry's About
 	isHidden    bool
 	isListed    bool // counts in the room's total
 	isChanged   bool // among the room's changed
@@ -78,8 +79,10 @@ func (m *member[U]) edit() *Entry[U] {
 type About struct {
 	Name   string // by which watchers know the user
 	Fields jsontext.Value
-	Basis  string // what this depends on beside the user's record; not shown
 }
+
+// Basis stands for what an [About] depends on beside the user's record; 0 for nothing.
+type Basis uint32
 
 func (a *About) equal(other *About) bool {
 	return a.Name == other.Name && bytes.Equal(a.Fields, other.Fields)

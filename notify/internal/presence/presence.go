@@ -97,7 +97,7 @@ func (r *Rooms[U]) shard(topic string) *shard[U] {
 
 // Join adds a connection of user, who is not listed from now on if it wants that. about is called
 // before Join returns, for a user without another connection; the room is locked meanwhile.
-func (r *Rooms[U]) Join(topic string, user U, isHidden bool, about func() About) {
+func (r *Rooms[U]) Join(topic string, user U, isHidden bool, about func() (About, Basis)) {
 	s := r.shard(topic)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -115,7 +115,8 @@ func (r *Rooms[U]) Join(topic string, user U, isHidden bool, about func() About)
 		m.edit().Since = now.UnixMilli()
 	}
 	if m.connections.live == 0 {
-		m.edit().About = about()
+		e := m.edit()
+		e.About, m.basis = about()
 	}
 	m.connections.come()
 	m.isHidden = m.isHidden || isHidden
@@ -204,29 +205,28 @@ func (r *Rooms[U]) Set(topic string, user U, meta *jsontext.Value, isHidden *boo
 }
 
 // Refresh changes what is told about a user.
-func (r *Rooms[U]) Refresh(topic string, user U, about About) {
+func (r *Rooms[U]) Refresh(topic string, user U, about About, basis Basis) {
 	s := r.shard(topic)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if room := s.byTopic[topic]; room != nil && room.members[user] != nil {
-		s.refresh(room, room.members[user], about, time.Now())
+		s.refresh(room, room.members[user], about, basis, time.Now())
 	}
 }
 
-func (s *shard[U]) refresh(room *room[U], m *member[U], about About, now time.Time) {
-	isOther := !m.entry.About.equal(&about)
-	m.edit().About = about
-	if isOther {
+func (s *shard[U]) refresh(room *room[U], m *member[U], about About, basis Basis, now time.Time) {
+	if m.basis = basis; !m.entry.About.equal(&about) {
+		m.edit().About = about
 		s.change(room, m, now)
 	}
 }
 
 // RefreshAll brings what is told of all users up to date, after a change of what it depends on.
-// basisOf returns the present [About.Basis]; empty means that nobody is present on the topic any
+// basisOf returns the present [Basis]; 0 means that nobody is present on the topic any
 // more, and who has lost their connection does not come back. Only of those for whom it is another
 // one, aboutOf returns the rest; the room is locked meanwhile. Watchers are told at once, also of
 // other [Terms].
-func (r *Rooms[U]) RefreshAll(basisOf func(topic string, user U) string, aboutOf func(topic string, user U) About) {
+func (r *Rooms[U]) RefreshAll(basisOf func(topic string, user U) Basis, aboutOf func(topic string, user U) (About, Basis)) {
 	for i := range r.shards {
 		s := &r.shards[i]
 		s.mu.Lock()
@@ -237,10 +237,11 @@ func (r *Rooms[U]) RefreshAll(basisOf func(topic string, user U) string, aboutOf
 					continue
 				}
 				switch basis := basisOf(topic, user); {
-				case basis == "":
+				case basis == 0:
 					s.giveUp(room, m, now)
-				case basis != m.entry.Basis:
-					s.refresh(room, m, aboutOf(topic, user), now)
+				case basis != m.basis:
+					about, basis := aboutOf(topic, user)
+					s.refresh(room, m, about, basis, now)
 				}
 			}
 			s.makeDue(room, now)

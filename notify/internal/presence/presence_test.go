@@ -72,13 +72,13 @@ func (w *world) tell(string) {
 	}
 }
 
-func (w *world) about(_, user string) About {
+func (w *world) about(_, user string) (About, Basis) {
 	renamed := strconv.Itoa(w.rename)
-	return About{user + renamed, jsontext.Value(`{"renamed":` + renamed + `}`), "basis" + renamed}
+	return About{user + renamed, jsontext.Value(`{"renamed":` + renamed + `}`)}, Basis(w.rename + 1)
 }
 
 func (w *world) join(user string, isHidden bool) {
-	w.rooms.Join(topic, user, isHidden, func() About { return w.about(topic, user) })
+	w.rooms.Join(topic, user, isHidden, func() (About, Basis) { return w.about(topic, user) })
 }
 
 func (r *watcher) apply(diff *Diff[string]) {
@@ -248,7 +248,7 @@ func (w *world) step(random *rand.Rand) {
 		w.mu.Lock()
 		w.terms.Limit, w.terms.Renew = []int{1, 2, 1000}[random.IntN(3)], time.Duration(random.IntN(2))*time.Second
 		w.mu.Unlock()
-		w.rooms.RefreshAll(func(_, user string) string { return w.about(topic, user).Basis }, w.about)
+		w.rooms.RefreshAll(func(string, string) Basis { return Basis(w.rename + 1) }, w.about)
 	}
 	if random.IntN(2) == 0 {
 		w.pass([]time.Duration{time.Millisecond, 100 * time.Millisecond, Window, 3 * time.Second, Grace + time.Second}[random.IntN(5)])
@@ -266,7 +266,8 @@ func (w *world) want() string {
 	var list []string
 	for user := range w.since {
 		if user != "" && w.connections(user) > 0 && !w.hidden[user] {
-			list = append(list, fmt.Sprint(w.about(topic, user), w.since[user], w.connections(user), w.meta[user]))
+			about, _ := w.about(topic, user)
+			list = append(list, fmt.Sprint(about, w.since[user], w.connections(user), w.meta[user]))
 		}
 	}
 	slices.Sort(list)
