@@ -221,6 +221,18 @@ func TestLeavingAndSubscribingAnew(t *testing.T) {
 		t.Fatalf("%d %s", status, text)
 	}
 	watcher.await(t, w.bob)
+	// a grace is for the time that it was asked for
+	leave(t, server, w.ann, client.ID, "9") // she has left already
+	if status, text := show(t, server, w.ann, map[string]any{"topic": "room/1", "clientId": client.ID}); status != 204 {
+		t.Fatalf("%d %s", status, text)
+	}
+	watcher.await(t, w.ann, w.bob)
+	began := time.Now()
+	client.Set(t, w.ann)
+	watcher.await(t, w.bob)
+	if took := time.Since(began); took > 8*time.Second {
+		t.Errorf("it took %s to unsubscribe", took)
+	}
 	for _, grace := range []string{"x", "-1", "11", "NaN"} {
 		if status, text := leave(t, server, w.ann, client.ID, grace); status != 400 || !strings.Contains(text, "validation_invalid_number") {
 			t.Errorf("%q: %d %s", grace, status, text)

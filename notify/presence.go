@@ -192,7 +192,7 @@ func (c *Client) attendTo(s *subscription, who *identity) {
 	switch {
 	case !a.isPresent && !isAway:
 		isHidden := a.hides || a.wasHidden && a.user == who.user
-		a.user, a.isPresent, a.wasHidden = who.user, true, false
+		a.user, a.isPresent, a.wasHidden, a.grace = who.user, true, false, 0
 		rooms.Join(s.topic, a.user, isHidden, func() (presence.About, presence.Basis) { return n.aboutOf(settings, a.user, n.authOf(c)) })
 	case a.isPresent && a.hides && !hid && !who.isGuest():
 		rooms.Set(s.topic, a.user, nil, &a.hides)
@@ -276,7 +276,8 @@ func (n *Notifier) attendAll() {
 	}
 	if n.presence.isUsed.Load() {
 		// Only after the loop: now every client that joined under the former settings is in a room.
-		n.presence.rooms.RefreshAll(func(topic string, user userRef) presence.Basis { return n.basis.of(n.presenceOf(topic), user) }, func(topic string, user userRef) (presence.About, presence.Basis) {
+		basisOf := func(topic string, user userRef) presence.Basis { return n.basis.of(n.presenceOf(topic), user) }
+		n.presence.rooms.RefreshAll(basisOf, func(topic string, user userRef) (presence.About, presence.Basis) {
 			return n.aboutOf(n.presenceOf(topic), user, n.authOfUser(user))
 		})
 	}
