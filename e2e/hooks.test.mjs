@@ -81,7 +81,7 @@ test("$notify in pb_hooks", async (t) => {
     [{ topic: "x", data: 1, to: { filter: "nope = 1" } }, /to\.filter: .*nope/],
     [{ topic: "x", data: 1, to: { users: ["nobody"] } }, /to\.users\.0: .*COLLECTION:RECORD_ID/],
     [{ topic: "x", data: 1, too: {} }, /too: There is no such field/],
-    ["text", /must be a JSON object/],
+    ["text", /A JSON object is expected/],
     [null, /cannot be blank|must be/i],
   ]) {
     const thrown = await post("/try", { message });
