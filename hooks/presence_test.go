@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/tmaxmax/go-sse"
 
 	"herald/internal/pbtest"
 	"herald/notify"
@@ -58,7 +59,12 @@ func watch(t testing.TB, server *pbtest.Server, auth *core.Record, topic string)
 
 func (w *watcher) next(t testing.TB) {
 	t.Helper()
-	event := w.Next(t)
+	w.take(t, w.Next(t))
+}
+
+// take takes what has come.
+func (w *watcher) take(t testing.TB, event sse.Event) {
+	t.Helper()
 	if event.Type != "@presence/"+w.topic {
 		t.Fatalf("got %q: %s", event.Type, event.Data)
 	}
