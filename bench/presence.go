@@ -198,9 +198,8 @@ func (c *crowd) close() map[string]float64 {
 		measures["leaves per watcher"] += float64(r.leaves.Load()) / count
 		latencies = append(latencies, r.latencies...)
 	}
-	if slices.Sort(latencies); len(latencies) > 0 {
-		at := func(p float64) float64 { return latencies[int(p*float64(len(latencies)-1))].Seconds() * 1000 }
-		measures["p50 ms of other messages"], measures["p99 ms of other messages"] = at(0.5), at(0.99)
+	if len(latencies) > 0 {
+		measures["p50 ms of other messages"], measures["p99 ms of other messages"] = percentiles(latencies)
 	}
 	return measures
 }

@@ -114,12 +114,16 @@ func (w *world) percentiles(count int) (p50, p99 float64) {
 		closer.Close()
 	}
 	w.readers.Wait()
-	all := w.paced(count)
-	slices.Sort(all)
-	if len(all) == 0 {
+	return percentiles(w.paced(count))
+}
+
+// percentiles returns two of latencies in milliseconds, and sorts these.
+func percentiles(latencies []time.Duration) (p50, p99 float64) {
+	slices.Sort(latencies)
+	if len(latencies) == 0 {
 		return 0, 0
 	}
-	at := func(p float64) float64 { return all[int(p*float64(len(all)-1))].Seconds() * 1000 }
+	at := func(p float64) float64 { return latencies[int(p*float64(len(latencies)-1))].Seconds() * 1000 }
 	return at(0.5), at(0.99)
 }
 

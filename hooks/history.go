@@ -3,7 +3,6 @@
 package hooks
 
 import (
-	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
@@ -95,32 +94,23 @@ func (h history) pages(e *core.RequestEvent) error {
 	if err := api.Decode(historyFailed, raw, &body); err != nil {
 		return err
 	}
-	switch count := len(body.Topics); {
-	case count == 0:
-		return e.BadRequestError(historyFailed, validation.Errors{"topics": validation.NewError("validation_required", "cannot be blank")})
-	case count > maxHistoryTopics:
-		return e.BadRequestError(historyFailed, validation.Errors{
-			"topics": validation.NewError("validation_length_too_long", fmt.Sprintf("the length must be no more than %d", maxHistoryTopics)),
-		})
+	if err := api.CheckCount(historyFailed, "topics", len(body.Topics), maxHistoryTopics); err != nil {
+		return err
 	}
 	reader := publisherOf(e)
 	reader.ClientIDs = notify.ParseClientIDs(body.ClientID)
 	// all pages together are about as large as one alone may be
 	maxBytes := max(notify.MaxPageBytes/len(body.Topics), minPageBytes)
-	type result struct {
-		Status int `json:"status"`
-		Body   any `json:"body"`
-	}
-	results := make([]result, len(body.Topics))
+	results := make([]api.Result, len(body.Topics))
 	isDenied := false
 	for i, topic := range body.Topics {
 		page, apiErr := h.read(e, reader, topic, maxBytes, validation.Errors{})
 		if apiErr != nil {
 			isDenied = isDenied || apiErr.Status == http.StatusForbidden
-			results[i] = result{apiErr.Status, apiErr}
+			results[i] = api.Result{Status: apiErr.Status, Body: apiErr}
 			continue
 		}
-		results[i] = result{http.StatusOK, page}
+		results[i] = api.Result{Status: http.StatusOK, Body: page}
 	}
 	if isDenied {
 		delayDenial(e, began)

@@ -25,11 +25,7 @@ func TestHistoryOfTopics(t *testing.T) {
 	}
 	mustSend(t, w, "secret/1", "nobody's")
 	ask := func(auth *core.Record, body any) (int, string) {
-		token := ""
-		if auth != nil {
-			token = pbtest.Token(t, auth)
-		}
-		return server.DoText(t, http.MethodPost, "/api/notify/history", token, body)
+		return server.DoText(t, http.MethodPost, "/api/notify/history", pbtest.Token(t, auth), body)
 	}
 	type topics []map[string]any
 

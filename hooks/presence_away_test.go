@@ -38,14 +38,10 @@ func newAway(t *testing.T, values map[string]any, prepare func(*world)) *away {
 }
 
 // leave sends a DELETE.
-func leave(t testing.TB, server *pbtest.Server, auth *core.Record, clientID, grace string) (int, string) {
+func leave(t testing.TB, server *pbtest.Server, auth *core.Record, topic, clientID, grace string) (int, string) {
 	t.Helper()
-	token := ""
-	if auth != nil {
-		token = pbtest.Token(t, auth)
-	}
-	query := url.Values{"topic": {"room/1"}, "clientId": {clientID}, "grace": {grace}}
-	return server.DoText(t, http.MethodDelete, "/api/notify/presence?"+query.Encode(), token, nil)
+	query := url.Values{"topic": {topic}, "clientId": {clientID}, "grace": {grace}}
+	return server.DoText(t, http.MethodDelete, "/api/notify/presence?"+query.Encode(), pbtest.Token(t, auth), nil)
 }
 
 // TestWhileAway: what changes while somebody has no connection is told at once, and not after the
@@ -162,29 +158,30 @@ func TestHiddenIsHidden(t *testing.T) {
 // TestRenamedUsers: after their collection was renamed, users are still found when they change.
 func TestRenamedUsers(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.ann.SetEmailVisibility(true)
-	save(t, w, w.ann)
-	addChannel(t, w, presenceChannel(map[string]any{"presenceFields": "email"}))
-	server := pbtest.Serve(t, w)
-	server.Subscribe(t, w.ann, "room/1")
-	server.Subscribe(t, w.bob, "room/1")
-	users := mustFind(t, w, "users")
-	users.Name = "people"
-	saveCollection(t, w, users)
-	ann, bob := mustFindRecord(t, w, "people", w.ann.Id), mustFindRecord(t, w, "people", w.bob.Id)
-	watcher := watch(t, server, nil, "room/1")
-	watcher.await(t, ann, bob)
-	ann.SetEmailVisibility(false)
-	save(t, w, ann)
-	watcher.awaitFields(t, ann, "{}")
-	bob.RefreshTokenKey()
-	save(t, w, bob)
-	watcher.await(t, ann)
-	if err := w.Delete(ann); err != nil {
-		t.Fatal(err)
-	}
-	watcher.await(t)
+	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
+		w.ann.SetEmailVisibility(true)
+		save(t, w, w.ann)
+		addChannel(t, w, presenceChannel(map[string]any{"presenceFields": "email"}))
+		server := serve(t, w)
+		server.Subscribe(t, w.ann, "room/1")
+		server.Subscribe(t, w.bob, "room/1")
+		users := mustFind(t, w, "users")
+		users.Name = "people"
+		saveCollection(t, w, users)
+		ann, bob := mustFindRecord(t, w, "people", w.ann.Id), mustFindRecord(t, w, "people", w.bob.Id)
+		watcher := watch(t, server, nil, "room/1")
+		watcher.await(t, ann, bob)
+		ann.SetEmailVisibility(false)
+		save(t, w, ann)
+		watcher.awaitFields(t, ann, "{}")
+		bob.RefreshTokenKey()
+		save(t, w, bob)
+		watcher.await(t, ann)
+		if err := w.Delete(ann); err != nil {
+			t.Fatal(err)
+		}
+		watcher.await(t)
+	})
 }
 
 // TestLeavingAndSubscribingAnew: who has left is back with another subscription, or if they said so
@@ -198,7 +195,7 @@ func TestLeavingAndSubscribingAnew(t *testing.T) {
 	client := server.Subscribe(t, w.ann, "room/1")
 	watcher.await(t, w.ann)
 	for i := range 2 {
-		if status, text := leave(t, server, w.ann, client.ID, ""); status != 204 {
+		if status, text := leave(t, server, w.ann, "room/1", client.ID, ""); status != 204 {
 			t.Fatalf("%d %s", status, text)
 		}
 		watcher.await(t)
@@ -206,7 +203,7 @@ func TestLeavingAndSubscribingAnew(t *testing.T) {
 		watcher.await(t, w.ann)
 	}
 	seq := watcher.last.Seq
-	if status, text := leave(t, server, w.ann, client.ID, "5"); status != 204 {
+	if status, text := leave(t, server, w.ann, "room/1", client.ID, "5"); status != 204 {
 		t.Fatalf("%d %s", status, text)
 	}
 	if status, text := show(t, server, w.ann, map[string]any{"topic": "room/1", "clientId": client.ID}); status != 204 {
@@ -217,12 +214,12 @@ func TestLeavingAndSubscribingAnew(t *testing.T) {
 	if watcher.last.Seq != seq+1 {
 		t.Errorf("it was told that she has left and come: %+v", watcher.last)
 	}
-	if status, text := leave(t, server, w.ann, client.ID, "1"); status != 204 {
+	if status, text := leave(t, server, w.ann, "room/1", client.ID, "1"); status != 204 {
 		t.Fatalf("%d %s", status, text)
 	}
 	watcher.await(t, w.bob)
 	// a grace is for the time that it was asked for
-	leave(t, server, w.ann, client.ID, "9") // she has left already
+	leave(t, server, w.ann, "room/1", client.ID, "9") // she has left already
 	if status, text := show(t, server, w.ann, map[string]any{"topic": "room/1", "clientId": client.ID}); status != 204 {
 		t.Fatalf("%d %s", status, text)
 	}
@@ -234,7 +231,7 @@ func TestLeavingAndSubscribingAnew(t *testing.T) {
 		t.Errorf("it took %s to unsubscribe", took)
 	}
 	for _, grace := range []string{"x", "-1", "11", "NaN"} {
-		if status, text := leave(t, server, w.ann, client.ID, grace); status != 400 || !strings.Contains(text, "validation_invalid_number") {
+		if status, text := leave(t, server, w.ann, "room/1", client.ID, grace); status != 400 || !strings.Contains(text, "validation_invalid_number") {
 			t.Errorf("%q: %d %s", grace, status, text)
 		}
 	}

@@ -1,8 +1,6 @@
 package hooks_test
 
 import (
-	"net/http"
-	"net/url"
 	"slices"
 	"testing"
 	"time"
@@ -289,11 +287,7 @@ func TestPresenceIsNoOracle(t *testing.T) {
 			return show(t, server, auth, map[string]any{"topic": topic})
 		},
 		"DELETE": func(topic string, auth *core.Record) (int, string) {
-			token := ""
-			if auth != nil {
-				token = pbtest.Token(t, auth)
-			}
-			return server.DoText(t, http.MethodDelete, "/api/notify/presence?clientId=nope&topic="+url.QueryEscape(topic), token, nil)
+			return leave(t, server, auth, topic, "nope", "")
 		},
 	} {
 		for who, auth := range map[string]*core.Record{"bob": w.bob, "guest": nil} {
@@ -357,8 +351,7 @@ func TestHiddenWhileAway(t *testing.T) {
 	frames := watcher.frames
 	time.Sleep(4 * time.Second) // overdue
 	put(map[string]any{})
-	query := url.Values{"topic": {"room/1"}, "clientId": {ann.ID}}
-	if status, text := server.DoText(t, http.MethodDelete, "/api/notify/presence?"+query.Encode(), pbtest.Token(t, w.ann), nil); status != 204 {
+	if status, text := leave(t, server, w.ann, "room/1", ann.ID, ""); status != 204 {
 		t.Fatalf("%d %s", status, text)
 	}
 	put(map[string]any{"meta": 1})

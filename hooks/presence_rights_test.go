@@ -249,27 +249,19 @@ func TestGivingUp(t *testing.T) {
 	watcher.await(t, w.ann, w.bob)
 	ann.Close(t)
 	pbtest.WaitFor(t, "ann has no connection", func() bool { return !engine(w).Online(pbtest.Ref(w.ann)) })
-	leave := func(auth *core.Record, id string) int {
-		token := ""
-		if auth != nil {
-			token = pbtest.Token(t, auth)
-		}
-		status, _ := server.DoText(t, "DELETE", "/api/notify/presence?topic=room/1&clientId="+id, token, nil)
-		return status
-	}
-	if status := leave(nil, ann.ID); status != 400 {
+	if status, _ := leave(t, server, nil, "room/1", ann.ID, ""); status != 400 {
 		t.Errorf("a guest: status %d", status)
 	}
-	if status := leave(w.bob, ann.ID); status != 204 { // he has lost none
+	if status, _ := leave(t, server, w.bob, "room/1", ann.ID, ""); status != 204 { // he has lost none
 		t.Errorf("bob: status %d", status)
 	}
-	if status := leave(w.ann, bob.ID); status != 400 {
+	if status, _ := leave(t, server, w.ann, "room/1", bob.ID, ""); status != 400 {
 		t.Errorf("ann, of bob's: status %d", status)
 	}
 	if users, _ := engine(w).PresenceCount("room/1"); users != 2 {
 		t.Errorf("%d users", users)
 	}
-	if status := leave(w.ann, ann.ID); status != 204 {
+	if status, _ := leave(t, server, w.ann, "room/1", ann.ID, ""); status != 204 {
 		t.Errorf("ann: status %d", status)
 	}
 	if users, _ := engine(w).PresenceCount("room/1"); users != 1 {

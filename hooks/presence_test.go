@@ -133,11 +133,7 @@ func (w *watcher) users() []string {
 // presentOn gets who is present.
 func presentOn(t testing.TB, server *pbtest.Server, auth *core.Record, query string) (int, told) {
 	t.Helper()
-	token := ""
-	if auth != nil {
-		token = pbtest.Token(t, auth)
-	}
-	status, text := server.DoText(t, http.MethodGet, "/api/notify/presence?"+query, token, nil)
+	status, text := server.DoText(t, http.MethodGet, "/api/notify/presence?"+query, pbtest.Token(t, auth), nil)
 	var answer told
 	if status == http.StatusOK {
 		if err := json.Unmarshal([]byte(text), &answer); err != nil {
@@ -149,11 +145,7 @@ func presentOn(t testing.TB, server *pbtest.Server, auth *core.Record, query str
 
 func show(t testing.TB, server *pbtest.Server, auth *core.Record, body any) (int, string) {
 	t.Helper()
-	token := ""
-	if auth != nil {
-		token = pbtest.Token(t, auth)
-	}
-	return server.DoText(t, http.MethodPut, "/api/notify/presence", token, body)
+	return server.DoText(t, http.MethodPut, "/api/notify/presence", pbtest.Token(t, auth), body)
 }
 
 // TestPresence: who comes and goes, with tabs and guests.
@@ -234,8 +226,7 @@ func TestPresenceEnds(t *testing.T) {
 			}
 		},
 		"DELETE": func(t *testing.T, w *world, server *pbtest.Server, client *pbtest.Subscriber, _ *core.Record) {
-			query := url.Values{"topic": {"room/1"}, "clientId": {client.ID}}
-			if status, text := server.DoText(t, http.MethodDelete, "/api/notify/presence?"+query.Encode(), pbtest.Token(t, w.ann), nil); status != 204 {
+			if status, text := leave(t, server, w.ann, "room/1", client.ID, ""); status != 204 {
 				t.Fatalf("%d %s", status, text)
 			}
 		},

@@ -4,11 +4,9 @@ package hooks
 
 import (
 	"encoding/json/jsontext"
-	"fmt"
 	"net/http"
 	"strconv"
 
-	validation "github.com/pocketbase/ozzo-validation/v4"
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
@@ -75,31 +73,18 @@ func (r routes) sendBatch(e *core.RequestEvent) error {
 	if err := api.Decode(batchFailed, raw, &body); err != nil {
 		return err
 	}
-	switch {
-	case len(body.Messages) == 0:
-		return e.BadRequestError(batchFailed, validation.Errors{
-			"messages": validation.NewError("validation_required", "cannot be blank"),
-		})
-	case len(body.Messages) > maxBatch:
-		return e.BadRequestError(batchFailed, validation.Errors{
-			"messages": validation.NewError("validation_length_too_long",
-				fmt.Sprintf("the length must be no more than %d", maxBatch)),
-		})
+	if err := api.CheckCount(batchFailed, "messages", len(body.Messages), maxBatch); err != nil {
+		return err
 	}
-
-	type result struct {
-		Status int `json:"status"`
-		Body   any `json:"body"`
-	}
-	results := make([]result, len(body.Messages))
+	results := make([]api.Result, len(body.Messages))
 	for i, raw := range body.Messages {
 		report, err := r.sendRaw(e, raw)
 		if err != nil {
 			apiErr := api.InField(err, "messages", strconv.Itoa(i))
-			results[i] = result{apiErr.Status, apiErr}
+			results[i] = api.Result{Status: apiErr.Status, Body: apiErr}
 			continue
 		}
-		results[i] = result{http.StatusOK, report}
+		results[i] = api.Result{Status: http.StatusOK, Body: report}
 	}
 	return e.JSON(http.StatusOK, results)
 }

@@ -91,16 +91,20 @@ func (c *Client) unlist() {
 
 // Set implements [subscriptions.Client].
 func (c *Client) Set(key string, value any) {
-	if key == apis.RealtimeClientAuthKey {
-		auth, _ := value.(*core.Record)
-		c.authMu.Lock()
-		defer c.authMu.Unlock()
-		if auth != nil { // first: what is told of the user is taken from it
-			c.Client.Set(key, value)
-		}
-		c.setAuthLocked(auth)
+	if key != apis.RealtimeClientAuthKey {
+		c.Client.Set(key, value)
+		return
 	}
-	c.Client.Set(key, value)
+	auth, _ := value.(*core.Record)
+	c.authMu.Lock()
+	defer c.authMu.Unlock()
+	if auth == nil { // a sign-out takes effect before the record is gone
+		c.setAuthLocked(nil)
+		c.Client.Set(key, value)
+		return
+	}
+	c.Client.Set(key, value) // first, because the user's presence shows fields of the record
+	c.setAuthLocked(auth)
 }
 
 // Unset implements [subscriptions.Client].

@@ -77,6 +77,21 @@ func (t *teller) state(n *Notifier, topic string) []byte {
 	return t.encoded
 }
 
+// message returns the message for watchers about diff, encoded. The teller is locked.
+func (t *teller) message(n *Notifier, topic string, diff *presence.Diff[userRef]) []byte {
+	if diff.Kind != presence.Changes {
+		return t.state(n, topic)
+	}
+	leave := diff.Leave
+	if leave == nil {
+		leave = []string{}
+	}
+	return n.encodePresence(presenceMessage{
+		Type: "diff", Epoch: n.presence.epoch, Seq: diff.Seq, Total: diff.Total, Guests: diff.Guests,
+		Join: membersOf(diff.Join), Update: membersOf(diff.Update), Leave: leave,
+	})
+}
+
 var tellingSeed = maphash.MakeSeed()
 
 func (n *Notifier) telling(topic string) *teller {
@@ -103,26 +118,10 @@ func (n *Notifier) tellPresence(topic string) {
 		return
 	}
 	if watchers > 0 {
-		n.fanOut(n.presencePublication(topic, n.encodePresence(n.messageOf(topic, &diff))))
+		n.fanOut(n.presencePublication(topic, lock.message(n, topic, &diff)))
 	}
 	if n.config.OnPresence != nil {
 		n.config.OnPresence(PresenceChange{topic, membersOf(diff.Join), membersOf(diff.Update), diff.Leave, diff.Total, diff.Guests})
-	}
-}
-
-// messageOf returns the message for watchers about diff. telling is held.
-func (n *Notifier) messageOf(topic string, diff *presence.Diff[userRef]) presenceMessage {
-	if diff.Kind != presence.Changes {
-		state := n.presence.rooms.State(topic, userRef{}, statePage)
-		return n.stateOf(topic, &state).with(n, &state)
-	}
-	leave := diff.Leave
-	if leave == nil {
-		leave = []string{}
-	}
-	return presenceMessage{
-		Type: "diff", Epoch: n.presence.epoch, Seq: diff.Seq, Total: diff.Total, Guests: diff.Guests,
-		Join: membersOf(diff.Join), Update: membersOf(diff.Update), Leave: leave,
 	}
 }
 

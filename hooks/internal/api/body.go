@@ -7,6 +7,7 @@ import (
 	"encoding/json/jsontext"
 	"encoding/json/v2"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -173,6 +174,26 @@ func FieldsError(message string, err error) *router.ApiError {
 		Nest(data, validation.NewError(fieldErr.Code(), fieldErr.Detail), strings.Split(fieldErr.Field, "."))
 	}
 	return router.NewApiError(status, message, data)
+}
+
+// Result is the answer for one part of a request that has many, as in PocketBase's own /api/batch.
+type Result struct {
+	Status int `json:"status"`
+	Body   any `json:"body"`
+}
+
+// CheckCount refuses a request with no part in a field, or with more than most. failed begins the
+// error, which is ready to be answered.
+func CheckCount(failed, field string, count, most int) error {
+	switch {
+	case count == 0:
+		return router.NewBadRequestError(failed, validation.Errors{field: validation.NewError("validation_required", "cannot be blank")})
+	case count > most:
+		return router.NewBadRequestError(failed, validation.Errors{
+			field: validation.NewError("validation_length_too_long", fmt.Sprintf("the length must be no more than %d", most)),
+		})
+	}
+	return nil
 }
 
 // InField moves the fields of an answer below path: "topic" becomes "messages.3.topic".
