@@ -54,6 +54,7 @@ type shard[U comparable] struct {
 	timer   *time.Timer
 	timerAt time.Time // when it fires; zero: it does not run
 	stopped bool
+	lastSeq int64 // the largest of a difference
 }
 
 // parting is an end of a grace.
@@ -328,7 +329,7 @@ func (r *Rooms[U]) Count(topic string) Counts {
 func (s *shard[U]) room(topic string) *room[U] {
 	found := s.byTopic[topic]
 	if found == nil {
-		found = &room[U]{topic: topic, members: map[U]*member[U]{}, seq: firstSeq()}
+		found = &room[U]{topic: topic, members: map[U]*member[U]{}, seq: s.firstSeq()}
 		s.byTopic[topic] = found
 	}
 	return found
@@ -337,9 +338,9 @@ func (s *shard[U]) room(topic string) *room[U] {
 // started is when the process began.
 var started = time.Now()
 
-// firstSeq returns a number that is larger than any of a room of the same topic that there was
-// before in this process. A room has less than one difference per millisecond.
-func firstSeq() int64 { return time.Since(started).Milliseconds() + 1 }
+// firstSeq returns a number from which a room without history goes on: no smaller than any of a room
+// of the same topic before it. It follows the clock so as not to tell how busy other topics are.
+func (s *shard[U]) firstSeq() int64 { return max(s.lastSeq, time.Since(started).Milliseconds()+1) }
 
 func (s *shard[U]) member(room *room[U], user U) *member[U] {
 	m := room.members[user]

@@ -376,3 +376,26 @@ func TestStorm(t *testing.T) {
 		}
 	})
 }
+
+// TestSeqOfNewRoom: a room goes on behind the numbers of the one before, also where new terms are told
+// at once and all happens within a millisecond.
+func TestSeqOfNewRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.watch() // which panics where a number comes again
+		for i := range 10 {
+			w.join("ann", false)
+			for range 2 {
+				w.terms.Renew = time.Duration(w.diffs+1) * time.Second
+				w.rooms.RefreshAll(func(string, string) Basis { return 1 }, w.about)
+				synctest.Wait()
+			}
+			w.rooms.Leave(topic, "ann", 0)
+			w.rooms.RefreshAll(func(string, string) Basis { return 1 }, w.about)
+			synctest.Wait()
+			if rooms := len(w.rooms.shard(topic).byTopic); rooms > 0 || w.diffs != 3*(i+1) {
+				t.Fatalf("%d rooms, %d differences", rooms, w.diffs)
+			}
+		}
+	})
+}

@@ -78,9 +78,10 @@ func (r *Rooms[U]) Take(topic string, terms Terms) (d Diff[U], any bool) {
 		return d, false
 	}
 	if room.told == (Counts{}) {
-		room.seq = max(room.seq, firstSeq()) // see State
+		room.seq = max(room.seq, s.firstSeq()) // see State
 	}
 	room.seq++
+	s.lastSeq = max(s.lastSeq, room.seq)
 	room.told, room.toldList = d.Counts, nil
 	d.Seq = room.seq
 	return d, true
@@ -161,7 +162,7 @@ func (r *Rooms[U]) State(topic string, after U, limit int) State[U] {
 	defer s.mu.Unlock()
 	room := s.byTopic[topic]
 	if room == nil || room.told == (Counts{}) {
-		return State[U]{Seq: firstSeq()} // as if there was nobody, also where somebody is hidden
+		return State[U]{Seq: s.firstSeq()} // as if there was nobody, also where somebody is hidden
 	}
 	if room.toldList == nil {
 		room.toldList = make([]*Entry[U], 0, room.told.Total)
