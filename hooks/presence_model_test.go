@@ -83,7 +83,15 @@ func playPresence(t *testing.T, random *rand.Rand) {
 				}
 				delete(members, user.Id)
 				for _, s := range seats {
-					s.isOn = s.isOn && s.user.Id != user.Id
+					if !s.isOn || s.user.Id != user.Id {
+						continue
+					}
+					s.isOn = false
+					// one that gets the right back before it is checked keeps its subscription
+					pbtest.WaitFor(t, "a lost right ends the subscription", func() bool {
+						client, err := w.SubscriptionsBroker().ClientById(s.ID)
+						return err != nil || !client.HasSubscription("room/1")
+					})
 				}
 			} else {
 				members[user.Id] = addMember(t, w, "1", user)
