@@ -227,7 +227,7 @@ func (m *memo) user(who *identity) (*core.Record, error) {
 	return found.record, nil
 }
 
-// passes evaluates a rule of channel with PocketBase. It takes one query, or none if the rule is
+// passes evaluates a rule of channel with PocketBase's query. It takes one query, or none if the rule is
 // open or locked. @request.query contains only the pattern's values and nothing that a client
 // sends.
 //
@@ -240,14 +240,14 @@ func (n *Notifier) passes(c *channel, r *rules.Rule, values map[string]string, a
 			return false, nil
 		}
 	}
-	return n.app.CanAccessRecord(c.record, &core.RequestInfo{
+	return n.statements.Passes(r, c.record, &core.RequestInfo{
 		Context: core.RequestInfoContextRealtime,
 		Method:  "GET",
 		Query:   values,
 		Headers: headers,
 		Body:    map[string]any{},
 		Auth:    auth,
-	}, r.Filter)
+	})
 }
 
 // standing returns the grants of the keys that the client has already asked for, if the client is

@@ -46,6 +46,7 @@ import (
 	"herald/notify/internal/conn"
 	"herald/notify/internal/history"
 	"herald/notify/internal/presence"
+	"herald/notify/internal/rules"
 	"herald/notify/internal/sets"
 )
 
@@ -74,6 +75,7 @@ type Notifier struct {
 	recent   recent
 
 	channels   atomic.Pointer[channels]
+	statements *rules.Statements
 	hadHistory sets.Of[string] // patterns of channels that had history at some time; used by activate only
 	changes    changes
 	buckets    buckets
@@ -106,6 +108,7 @@ func New(app core.App, config Config) *Notifier {
 		n.outboxes.released = sync.NewCond(&n.outboxes.mu)
 		n.recent = recent{window: config.IDWindow, byID: map[string]*result{}, bySender: map[string][]*result{}}
 		n.channels.Store(unknownChannels)
+		n.statements = rules.NewStatements(app)
 		n.presence = n.newAttendances()
 		n.basis = bases{app: app, known: map[basis]presence.Basis{}}
 		n.hadHistory = sets.Of[string]{}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/ganigeorgiev/fexpr"
 	"github.com/pocketbase/pocketbase/core"
@@ -32,6 +33,11 @@ type Rule struct {
 	AuthFields sets.Of[string]
 	// Collections are the other collections that the rule looks at, by id.
 	Collections map[string]*Dependency
+
+	isSteady bool // its query can be prepared
+
+	mu    sync.Mutex     // guards plans
+	plans map[kind]*plan // nil for one that cannot be prepared
 }
 
 // LooksAtAuth reports whether the result depends on the auth record.
@@ -55,6 +61,7 @@ func Compile(app core.App, collection *core.Collection, text string, names []str
 	}
 	if groups, err := fexpr.Parse(text); err == nil {
 		r.noteUses(app, groups)
+		r.isSteady = isSteady(r, collection, groups)
 	}
 	return r, nil
 }
