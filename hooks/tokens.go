@@ -1,11 +1,13 @@
-// Tokens: a request's token is verified, and its auth record read, once for as long as nothing is
-// written to the database. That is half of what a small request costs.
+// Tokens: a request's token is verified, and its auth record read, once for as long as neither the record nor
+// its collection changes. That is half of what a small request costs.
 
 package hooks
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
+	"encoding/binary"
 	"strings"
 	"sync"
 	"time"
@@ -17,9 +19,12 @@ import (
 	"github.com/pocketbase/pocketbase/tools/security"
 )
 
-// maxTokens is how many tokens are remembered: those of all who come back at once, 2 KiB each. The next
-// write to the database makes them forgotten.
-const maxTokens = 10_000
+// maxTokens is how many tokens are remembered, 3 KiB each, and tokensAge for how long at least after their last
+// use.
+const (
+	maxTokens = 10_000
+	tokensAge = 10 * time.Minute
+)
 
 // tokenVersionKey is the key under which a request keeps the version of the database before its
 // token was verified.
@@ -27,17 +32,22 @@ const tokenVersionKey = "heraldTokenVersion"
 
 // tokens remembers who tokens belong to. Nothing can be stale: before each use it asks SQLite whether
 // anything has been committed since, by whatever code or process ("PRAGMA data_version" of a
-// connection that writes nothing, see https://sqlite.org/pragma.html#pragma_data_version).
+// connection that writes nothing, see https://sqlite.org/pragma.html#pragma_data_version). If so, it compares the
+// record's row.
 type tokens struct {
 	app core.App
 
-	mu      sync.Mutex // guards the fields below; held during the question, which reads shared memory only
-	db      *sql.DB    // of conn
-	conn    *sql.Conn
-	ask     *sql.Stmt
-	version databaseVersion
-	known   map[string]knownToken
-	closed  bool
+	mu     sync.Mutex // guards the fields below; held during the question, which reads shared memory only
+	db     *sql.DB    // of conn
+	conn   *sql.Conn
+	ask    *sql.Stmt
+	number int64                          // of conn, which was the n-th
+	rows   map[*core.Collection]*sql.Stmt // that read a record's row
+	closed bool
+
+	// those used since the turn, and those used in the time before it
+	known, before map[string]*knownToken
+	turn          time.Time
 }
 
 // databaseVersion changes with each commit. Numbers of two connections cannot be compared.
@@ -46,13 +56,15 @@ type databaseVersion struct{ connection, number int64 }
 type knownToken struct {
 	record     *core.Record // never handed out itself
 	collection *core.Collection
+	row        string // what the record was loaded from
 	expires    time.Time
+	version    databaseVersion // when that was so; guarded by the mutex of tokens
 }
 
 // bindTokens adds middlewares before and after PocketBase's own, which accepts what the one before
 // has found.
 func bindTokens(app core.App) {
-	t := &tokens{app: app, known: map[string]knownToken{}}
+	t := &tokens{app: app, known: map[string]*knownToken{}, rows: map[*core.Collection]*sql.Stmt{}}
 	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
 		Id: "heraldTokens",
 		Func: func(e *core.ServeEvent) error {
@@ -105,21 +117,56 @@ func (t *tokens) find(e *core.RequestEvent) {
 	if token == "" {
 		return
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	version, ok := t.ofDatabase()
+	known, version, ok := t.recall(token)
 	if !ok {
 		return
 	}
-	known, isKnown := t.known[token]
-	if isKnown && time.Now().Before(known.expires) {
-		// the cached collections are loaded after the commit that changed them
-		if collection, err := t.app.FindCachedCollectionByNameOrId(known.collection.Id); err == nil && collection == known.collection {
-			e.Auth = known.record.Fresh()
-			return
-		}
+	if known != nil && t.isSame(known, version) {
+		e.Auth = known.record.Fresh()
+		return
 	}
 	e.Set(tokenVersionKey, version)
+}
+
+// recall returns what is known of token, or nil, and the version of the database. ok is false if the
+// database did not tell.
+func (t *tokens) recall(token string) (known *knownToken, version databaseVersion, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if version, ok = t.ofDatabase(); !ok {
+		return nil, version, false
+	}
+	if known = t.known[token]; known == nil {
+		if known = t.before[token]; known != nil {
+			t.keep(token, known)
+		}
+	}
+	if known == nil || !time.Now().Before(known.expires) {
+		return nil, version, true
+	}
+	// the cached collections are loaded after the commit that changed them
+	if collection, err := t.app.FindCachedCollectionByNameOrId(known.collection.Id); err != nil || collection != known.collection {
+		return nil, version, true
+	}
+	return known, version, true
+}
+
+// isSame reports whether the record of a known token has not changed, and remembers that for version.
+func (t *tokens) isSame(known *knownToken, version databaseVersion) bool {
+	t.mu.Lock()
+	isSame := known.version == version
+	t.mu.Unlock()
+	if isSame {
+		return true
+	}
+	row, err := t.rowOf(known.record)
+	if err != nil || row != known.row {
+		return false
+	}
+	t.mu.Lock()
+	known.version = version // the row may be newer than that, never older
+	t.mu.Unlock()
+	return true
 }
 
 // remember keeps who token belongs to, which was found out after version was asked for.
@@ -135,19 +182,96 @@ func (t *tokens) remember(token string, record *core.Record, version databaseVer
 	if id, _ := claims[core.TokenClaimId].(string); id != record.Id {
 		return
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed || version != t.version {
+	row, err := t.rowOf(record)
+	if err != nil {
 		return
 	}
-	if len(t.known) >= maxTokens {
-		clear(t.known)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	// else it may not be the row that the record was loaded from
+	if now, ok := t.ofDatabase(); ok && now == version {
+		t.keep(token, &knownToken{record.Fresh(), record.Collection(), row, expires.Time, version})
 	}
-	t.known[token] = knownToken{record.Fresh(), record.Collection(), expires.Time}
 }
 
-// ofDatabase returns the version of the database, and forgets what was known of another one. mu is
-// held.
+// keep keeps a token as one that was just used. mu is held.
+func (t *tokens) keep(token string, known *knownToken) {
+	if now := time.Now(); len(t.known) >= maxTokens/2 || now.Sub(t.turn) > tokensAge {
+		t.known, t.before = map[string]*knownToken{}, t.known
+		t.turn = now
+	}
+	t.known[token] = known
+}
+
+// rowOf returns the row of a record, in a form that is only good for comparing.
+func (t *tokens) rowOf(record *core.Record) (string, error) {
+	stmt, err := t.rowStatement(record.Collection())
+	if err != nil {
+		return "", err
+	}
+	rows, err := stmt.Query(record.Id)
+	if err != nil {
+		return "", err
+	}
+	defer rows.Close()
+	columns, err := rows.Columns()
+	if err != nil {
+		return "", err
+	}
+	values := make([]sql.RawBytes, len(columns))
+	targets := make([]any, len(columns))
+	for i := range values {
+		targets[i] = &values[i]
+	}
+	if !rows.Next() {
+		return "", cmp.Or(rows.Err(), sql.ErrNoRows)
+	}
+	if err := rows.Scan(targets...); err != nil {
+		return "", err
+	}
+	var row []byte
+	for _, value := range values {
+		if value == nil {
+			row = append(row, 0) // a value begins with more than its length
+			continue
+		}
+		row = binary.AppendUvarint(row, uint64(len(value))+1)
+		row = append(row, value...)
+	}
+	return string(row), rows.Err()
+}
+
+// rowStatement returns the statement that reads a row of a collection.
+func (t *tokens) rowStatement(collection *core.Collection) (*sql.Stmt, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed || t.db == nil {
+		return nil, sql.ErrConnDone
+	}
+	if stmt := t.rows[collection]; stmt != nil {
+		return stmt, nil
+	}
+	if len(t.rows) >= maxRowStatements { // of collections as they were before a change
+		t.closeRows()
+	}
+	stmt, err := t.db.Prepare("SELECT * FROM " + t.app.ConcurrentDB().QuoteSimpleTableName(collection.Name) + " WHERE id = ?")
+	if err == nil {
+		t.rows[collection] = stmt
+	}
+	return stmt, err
+}
+
+const maxRowStatements = 20
+
+// closeRows closes the statements that read rows. mu is held.
+func (t *tokens) closeRows() {
+	for _, stmt := range t.rows {
+		stmt.Close()
+	}
+	clear(t.rows)
+}
+
+// ofDatabase returns the version of the database. mu is held.
 func (t *tokens) ofDatabase() (version databaseVersion, ok bool) {
 	if t.closed {
 		return version, false
@@ -162,14 +286,10 @@ func (t *tokens) ofDatabase() (version databaseVersion, ok bool) {
 			return version, false
 		}
 	}
-	version.connection = t.version.connection
+	version.connection = t.number
 	if err := t.ask.QueryRow().Scan(&version.number); err != nil {
 		t.release()
 		return version, false
-	}
-	if version != t.version {
-		t.version = version
-		clear(t.known)
 	}
 	return version, true
 }
@@ -186,7 +306,7 @@ func (t *tokens) connect(db *sql.DB) bool {
 		return false
 	}
 	t.db, t.conn, t.ask = db, conn, ask
-	t.version.connection++
+	t.number++
 	return true
 }
 
@@ -195,8 +315,10 @@ func (t *tokens) release() {
 		t.ask.Close()
 		t.conn.Close()
 	}
+	t.closeRows()
 	t.db, t.conn, t.ask = nil, nil, nil
 	clear(t.known)
+	clear(t.before)
 }
 
 func (t *tokens) close() {

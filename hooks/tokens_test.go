@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/pocketbase/dbx"
+	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
 
 	"herald/internal/pbtest"
 )
@@ -154,7 +156,8 @@ func TestTokens(t *testing.T) {
 	check("deleted")
 }
 
-// TestTokensAreKnown: a token that is known costs no query of the record.
+// TestTokensAreKnown: a token that is known costs no query of PocketBase's, also where something else has been
+// written since.
 func TestTokensAreKnown(t *testing.T) {
 	w := newWorld(t)
 	server := pbtest.Serve(t, w)
@@ -166,10 +169,46 @@ func TestTokensAreKnown(t *testing.T) {
 	}
 	ask()
 	queries := pbtest.CountQueries(t, w)
-	for range 10 {
+	for i := range 10 {
+		if _, err := w.NonconcurrentDB().Update("users", dbx.Params{"name": fmt.Sprint(i)}, dbx.HashExp{"id": w.ann.Id}).Execute(); err != nil {
+			t.Fatal(err)
+		}
 		ask()
 	}
 	if count := queries(); count > 0 {
 		t.Errorf("%d queries", count)
+	}
+}
+
+// TestTokensChangedMeanwhile: a record that changes after PocketBase has read it is not remembered as it was.
+func TestTokensChangedMeanwhile(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.OnServe().BindFunc(func(e *core.ServeEvent) error {
+		e.Router.Bind(&hook.Handler[*core.RequestEvent]{
+			Id:       "change",
+			Priority: apis.DefaultLoadAuthTokenMiddlewarePriority, // behind it
+			Func: func(e *core.RequestEvent) error {
+				if name := e.Request.URL.Query().Get("name"); name != "" && e.Auth != nil {
+					if _, err := w.NonconcurrentDB().Update("users", dbx.Params{"name": name}, dbx.HashExp{"id": e.Auth.Id}).Execute(); err != nil {
+						return err
+					}
+				}
+				return e.Next()
+			},
+		})
+		e.Router.GET("/api/notify/who", func(e *core.RequestEvent) error {
+			return e.String(http.StatusOK, e.Auth.GetString("name"))
+		})
+		return e.Next()
+	})
+	server := pbtest.Serve(t, w)
+	token := pbtest.Token(t, w.ann)
+	for i := range 5 {
+		name := fmt.Sprint("name", i)
+		server.DoText(t, http.MethodGet, "/api/notify/who?name="+name, token, nil)
+		if _, got := server.DoText(t, http.MethodGet, "/api/notify/who", token, nil); got != name {
+			t.Errorf("%q, want %q", got, name)
+		}
 	}
 }
