@@ -60,6 +60,9 @@ func tokenExpiry(e *core.RequestEvent) time.Time {
 	if e.Auth == nil {
 		return time.Time{}
 	}
+	if expires, isKnown := e.Get(tokenExpiryKey).(time.Time); isKnown {
+		return expires
+	}
 	// PocketBase has already verified the token
 	claims, err := security.ParseUnverifiedJWT(bearerToken(e))
 	if err != nil {

@@ -26,9 +26,12 @@ const (
 	tokensAge = 10 * time.Minute
 )
 
-// tokenVersionKey is the key under which a request keeps the version of the database before its
-// token was verified.
-const tokenVersionKey = "heraldTokenVersion"
+// The keys under which a request keeps the version of the database before its token was verified, and, if
+// it is known, when the token expires.
+const (
+	tokenVersionKey = "heraldTokenVersion"
+	tokenExpiryKey  = "heraldTokenExpiry"
+)
 
 // tokens remembers who tokens belong to. Nothing can be stale: before each use it asks SQLite whether
 // anything has been committed since, by whatever code or process ("PRAGMA data_version" of a
@@ -80,7 +83,7 @@ func bindTokens(app core.App) {
 				Priority: apis.DefaultLoadAuthTokenMiddlewarePriority + 1,
 				Func: func(e *core.RequestEvent) error {
 					if version, isNew := e.Get(tokenVersionKey).(databaseVersion); isNew && e.Auth != nil {
-						t.remember(tokenOf(e), e.Auth, version)
+						t.remember(bearerToken(e), e.Auth, version)
 					}
 					return e.Next()
 				},
@@ -97,15 +100,6 @@ func bindTokens(app core.App) {
 	})
 }
 
-// tokenOf returns the token of a request as PocketBase's loadAuthToken does.
-func tokenOf(e *core.RequestEvent) string {
-	token := e.Request.Header.Get("Authorization")
-	if len(token) > 7 && strings.EqualFold(token[:7], "Bearer ") {
-		return token[7:]
-	}
-	return token
-}
-
 // find sets the request's auth record if its token is known. Only Herald's own requests are
 // concerned.
 func (t *tokens) find(e *core.RequestEvent) {
@@ -113,7 +107,7 @@ func (t *tokens) find(e *core.RequestEvent) {
 	if e.Auth != nil || path != "/api/realtime" && path != "/api/notify" && !strings.HasPrefix(path, "/api/notify/") {
 		return
 	}
-	token := tokenOf(e)
+	token := bearerToken(e)
 	if token == "" {
 		return
 	}
@@ -123,6 +117,7 @@ func (t *tokens) find(e *core.RequestEvent) {
 	}
 	if known != nil && t.isSame(known, version) {
 		e.Auth = known.record.Fresh()
+		e.Set(tokenExpiryKey, known.expires)
 		return
 	}
 	e.Set(tokenVersionKey, version)

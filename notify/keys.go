@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
@@ -66,9 +67,14 @@ func checkOptions(options subscriptions.SubscriptionOptions) error {
 	return err
 }
 
+// readers are clients of PocketBase that parse keys. A new one would cost 40 random letters.
+var readers = sync.Pool{New: func() any { return subscriptions.NewDefaultClient() }}
+
 // optionsOf parses the options of a subscription key as PocketBase does.
 func optionsOf(key string) subscriptions.SubscriptionOptions {
-	reader := subscriptions.NewDefaultClient()
+	reader := readers.Get().(*subscriptions.DefaultClient)
+	defer readers.Put(reader)
+	defer reader.Unsubscribe()
 	reader.Subscribe(key)
 	return reader.Subscriptions()[key]
 }

@@ -80,7 +80,7 @@ func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from 
 			answer.Complete = answer.Complete && verdict != forWhom
 			continue
 		}
-		item, err := pub.envelope(false)
+		item, err := pub.envelopeOn(page, false)
 		if err != nil {
 			return nil, err
 		}
@@ -143,6 +143,26 @@ func (v *viewer) read(entry *history.Entry) (*publication, verdictOf, error) {
 		pub.from = v.n.nameOf(pub.sender)
 	}
 	return pub, verdict, err
+}
+
+// encodedAs identifies a message of a page in one of its envelopes.
+type encodedAs struct {
+	seq  int64
+	from string // depends on the present name of a collection
+	gap  bool
+}
+
+// envelopeOn is envelope for a message of page. All who have the page share it.
+func (p *publication) envelopeOn(page *history.Page, gap bool) ([]byte, error) {
+	key := encodedAs{p.Seq, p.from, gap}
+	if known, ok := page.Encoded.Load(key); ok {
+		return known.([]byte), nil
+	}
+	encoded, err := p.envelope(gap)
+	if err == nil {
+		page.Encoded.Store(key, encoded)
+	}
+	return encoded, err
 }
 
 // sees reports whether pub is meant for the viewer, according to the auth record as it is now. An

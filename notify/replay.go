@@ -194,7 +194,7 @@ func (c *Client) framesOf(p pendingReplay, page *history.Page, who *identity, ga
 			gap = gap || verdict == forWhom
 			continue
 		}
-		data, err := pub.envelope(gap)
+		data, err := pub.envelopeOn(page, gap)
 		if err != nil {
 			gap = true
 			continue

@@ -1,5 +1,7 @@
 package history
 
+import "sync"
+
 // Page is a part of a topic's history. Others may have the same one: do not change it.
 type Page struct {
 	Entries []*Entry
@@ -10,6 +12,8 @@ type Page struct {
 	Last int64
 	// Complete says that the kept messages reach back to where the page should begin.
 	Complete bool
+	// Encoded is for what readers make of the entries, so that it is made once. It lives as long as the page.
+	Encoded sync.Map
 }
 
 // Next returns the position at which the next page begins.
