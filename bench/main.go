@@ -29,6 +29,12 @@ func main() {
 		}
 		return
 	}
+	if len(os.Args) > 2 && os.Args[1] == "probe" {
+		if err := runProbe(os.Args[2]); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	sizes := flag.String("n", "100,1000,5000,10000", "numbers of subscribers, separated by commas")
 	rounds := flag.Int("rounds", 3, "how many rounds to measure; the result is the median")
 	flag.IntVar(&deliveries, "deliveries", deliveries, "how many deliveries to measure per number of subscribers, at least 20 messages")
@@ -60,6 +66,7 @@ func main() {
 		scenario{n: 1, run: sendOverHTTP, label: "messages sent over HTTP, with a superuser's token"},
 		scenario{n: 3000, run: comeback(false), label: "3000 guests come back"},
 		scenario{n: 3000, run: comeback(true), label: "3000 users come back, on Herald to a topic with a rule and 10 missed messages"},
+		scenario{n: 9000, run: allAtOnce, label: "9000 users come back in one moment, on Herald to a topic with a rule and 10 missed messages"},
 		scenario{n: 1000, run: everybody, kinds: [2]string{"signed-in", "channels"}, label: "all of 1000, Herald without and with channels"},
 		scenario{n: 1000, run: everybody, kinds: [2]string{"herald", "history"}, label: "all of 1000, Herald without and with history"},
 		scenario{n: 1000, run: everybody, kinds: [2]string{"crowd", "elsewhere"}, label: "all of 1000, Herald without and with presence on another topic"},

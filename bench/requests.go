@@ -157,7 +157,7 @@ func comeback(isMember bool) func(w *world, n int) (map[string]float64, error) {
 	}
 }
 
-// awaitMissed reads until the last of 10 missed messages, and then until the end.
+// awaitMissed reads until the last of 10 missed messages, if there are any. The rest is read in the background.
 func awaitMissed(body io.Reader, hasMissed bool) bool {
 	buffer := make([]byte, 16<<10)
 	var read []byte
@@ -172,6 +172,99 @@ func awaitMissed(body io.Reader, hasMissed bool) bool {
 			return false
 		}
 	}
-	io.Copy(io.Discard, body)
-	return false
+	go io.Copy(io.Discard, body)
+	return true
+}
+
+// retries are the pauses after which PocketBase's JavaScript SDK tries to connect again.
+var retries = []time.Duration{200, 300, 500, 1000, 1200, 1500, 2000} // ms
+
+// allAtOnce lets n users drop and come back in the same moment, as after the restart of a proxy, while
+// 100 messages a second go to 100 others. On Herald they come back to a topic with a rule, and have missed 10
+// messages there.
+func allAtOnce(w *world, n int) (map[string]float64, error) {
+	var tokens []string
+	if err := w.get(fmt.Sprintf("/bench/tokens?n=%d", n), &tokens); err != nil {
+		return nil, err
+	}
+	key, position := "members/1", ""
+	if w.process.Args[2] == "herald" {
+		if err := w.get("/bench/miss?topic="+key, &position); err != nil {
+			return nil, err
+		}
+		key += "?options=" + url.QueryEscape(`{"query":{"since":"`+position+`"}}`)
+	}
+	others, err := startProbe(w)
+	if err != nil {
+		return nil, err
+	}
+	defer others.stop()
+	c := &crowd{world: w}
+	var failed atomic.Int64
+	come := func(i int) (io.Closer, error) {
+		for try := 0; ; try++ {
+			s, body, rest, err := c.open(tokens[i])
+			if err == nil {
+				if err = c.set(s, key); err == nil {
+					if awaitMissed(io.MultiReader(bytes.NewReader(rest), body), position != "") {
+						return s.conn, nil
+					}
+					err = io.ErrUnexpectedEOF
+				}
+				s.conn.Close()
+			}
+			if failed.Add(1); try == 100 {
+				return nil, err
+			}
+			time.Sleep(retries[min(try, len(retries)-1)] * time.Millisecond)
+		}
+	}
+	var took time.Duration
+	var before, after usage
+	var p50, p99 float64
+	for round := range 2 { // the first one warms
+		conns := make([]io.Closer, n)
+		if before, err = w.usage(true); err != nil {
+			return nil, err
+		}
+		failed.Store(0)
+		if round == 1 {
+			if err := others.begin(); err != nil {
+				return nil, err
+			}
+		}
+		began := time.Now()
+		var coming errgroup.Group
+		for i := range n {
+			coming.Go(func() error {
+				conns[i], err = come(i)
+				return err
+			})
+		}
+		if err := coming.Wait(); err != nil {
+			return nil, err
+		}
+		took = time.Since(began)
+		if round == 1 {
+			if p50, p99, err = others.end(); err != nil {
+				return nil, err
+			}
+		}
+		if after, err = w.usage(false); err != nil {
+			return nil, err
+		}
+		for _, conn := range conns {
+			conn.Close()
+		}
+		if round == 0 {
+			time.Sleep(3 * time.Second) // until the server has noticed
+		}
+	}
+	return map[string]float64{
+		"CPU µs per client":        microseconds(after, before) / float64(n),
+		"seconds until all came":   took.Seconds(),
+		"failed attempts":          float64(failed.Load()),
+		"p50 ms of other messages": p50,
+		"p99 ms of other messages": p99,
+	}, nil
 }

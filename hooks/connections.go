@@ -130,6 +130,7 @@ func (c connections) serveWrapped(e *core.RealtimeConnectRequestEvent) error {
 	switch {
 	case !wraps:
 		client.Unlist()
+		arrived(e.RequestEvent)
 		return e.Next()
 	case readsChannel:
 		return c.loop(e, client)
@@ -144,6 +145,7 @@ func (c connections) write(e *core.RealtimeConnectRequestEvent, client *notify.C
 	if c.canTake(e) {
 		return c.take(e, client)
 	}
+	arrived(e.RequestEvent)
 	response := &response{event: e, control: http.NewResponseController(e.Response)}
 	defer response.release()
 	if err := client.ServeStream(e.Request.Context(), response); err != nil {
@@ -169,6 +171,7 @@ func (c connections) loop(e *core.RealtimeConnectRequestEvent, client *notify.Cl
 		cancel()
 		response.Cut()
 	}()
+	arrived(e.RequestEvent)
 	return e.Next()
 }
 
@@ -208,6 +211,7 @@ func (c connections) take(e *core.RealtimeConnectRequestEvent, client *notify.Cl
 	client.TakeConn(conn, responseHead(e.RequestEvent))
 
 	if e.App.OnRealtimeConnectRequest().Length() > ownConnectHandlers {
+		arrived(e.RequestEvent)
 		<-client.Done() // code of handlers after e.Next must run when the client leaves
 		return nil
 	}

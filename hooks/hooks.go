@@ -156,6 +156,7 @@ func Register(app core.App, root *cobra.Command, config Config) error {
 
 	bindConnections(app, notifier, newLimits(config.Limits, notifier))
 	bindChannels(app, notifier)
+	bindArrivals(app)
 	bindTokens(app)
 	bindRoutes(app, notifier)
 	bindPublish(app, notifier)

@@ -84,6 +84,7 @@ func delayDenial(e *core.RequestEvent, began time.Time) {
 	if e.HasSuperuserAuth() {
 		return
 	}
+	arrived(e)
 	wait := deniedTime - time.Since(began)%deniedTime
 	select {
 	case <-time.After(wait):

@@ -1,0 +1,107 @@
+//go:build unix
+
+// A process of its own that sends messages to 100 subscribers, and measures how long they take, while
+// the load of another process keeps that one busy.
+
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"time"
+)
+
+// probe is such a process, as the one that needs it sees it.
+type probe struct {
+	process *exec.Cmd
+	input   io.WriteCloser
+	output  *bufio.Reader
+}
+
+func startProbe(w *world) (*probe, error) {
+	executable, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	p := &probe{process: exec.Command(executable, "probe", w.address)}
+	p.process.Stderr = os.Stderr
+	if p.input, err = p.process.StdinPipe(); err != nil {
+		return nil, err
+	}
+	output, err := p.process.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	p.output = bufio.NewReader(output)
+	if err := p.process.Start(); err != nil {
+		return nil, err
+	}
+	_, err = p.output.ReadString('\n') // it has subscribed
+	return p, err
+}
+
+// begin makes it send 100 messages a second.
+func (p *probe) begin() error {
+	_, err := fmt.Fprintln(p.input)
+	return err
+}
+
+// end makes it stop, and returns the latencies in milliseconds.
+func (p *probe) end() (p50, p99 float64, err error) {
+	if _, err := fmt.Fprintln(p.input); err != nil {
+		return 0, 0, err
+	}
+	_, err = fmt.Fscanln(p.output, &p50, &p99)
+	return p50, p99, err
+}
+
+func (p *probe) stop() {
+	p.process.Process.Kill()
+	p.process.Wait()
+}
+
+// runProbe is the process.
+func runProbe(address string) error {
+	w := &world{address: address, base: "http://" + address, client: &http.Client{}}
+	const subscribers = 100
+	if err := w.subscribe(subscribers, "bench", true); err != nil {
+		return err
+	}
+	fmt.Println()
+	lines := make(chan struct{})
+	go func() {
+		defer close(lines)
+		for input := bufio.NewScanner(os.Stdin); input.Scan(); {
+			lines <- struct{}{}
+		}
+	}()
+	<-lines
+	sent := int64(0)
+	for ticker := time.NewTicker(10 * time.Millisecond); ; {
+		select {
+		case <-ticker.C:
+			if err := w.send("bench", 0); err != nil {
+				return err
+			}
+			sent++
+			continue
+		case <-lines:
+		}
+		break
+	}
+	if err := w.await(sent*subscribers, patience); err != nil {
+		return err
+	}
+	w.leaving.Store(true)
+	for _, closer := range w.closers {
+		closer.Close()
+	}
+	w.readers.Wait()
+	p50, p99 := percentiles(w.latencies)
+	_, err := fmt.Println(p50, p99)
+	return err
+}

@@ -1,0 +1,186 @@
+// Arrivals: after a restart, all clients come back in the same moment. If all their requests ran at once, none
+// would end for seconds, and messages to those already back would wait behind them. So only
+// some run, and the others stand in line. What belongs to a connection that is already open goes first, so that those
+// who were let in are served completely.
+
+package hooks
+
+import (
+	"container/list"
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"runtime"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/pocketbase/pocketbase/apis"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
+)
+
+const (
+	// arrivalsPerCPU is how many requests run at once. Some wait for the database.
+	arrivalsPerCPU = 4
+	// arrivalTime is how long a request keeps its place. One that takes longer waits for something else than
+	// the CPU, such as a handler of the application that asks another server.
+	arrivalTime = 20 * time.Millisecond
+	// arrivalPatience is how long a new connection waits in line before it is refused. PocketBase's
+	// JavaScript SDK gives up after 15 seconds, and all work for it would be wasted.
+	arrivalPatience = 8 * time.Second
+	// arrivalSpread is the range of seconds from which refused clients are told to come back.
+	arrivalSpread = 10
+)
+
+// arrivals lets the requests run with which clients come back: to connect, to subscribe and for missed
+// messages.
+type arrivals struct {
+	places   int
+	patience time.Duration
+
+	mu      sync.Mutex // guards the fields below
+	running int
+	open    list.List // of *arrival: those of open connections
+	new     list.List // of *arrival: those that connect
+	refused int       // since the log said so
+	noted   time.Time // when that was
+}
+
+// arrival is a request in line.
+type arrival struct{ turn chan struct{} }
+
+func newArrivals() *arrivals {
+	return &arrivals{places: arrivalsPerCPU * runtime.GOMAXPROCS(0), patience: arrivalPatience}
+}
+
+// bindArrivals adds the middleware behind PocketBase's for CORS, so that browsers can read the refusal, and before
+// the one that logs.
+func bindArrivals(app core.App) {
+	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
+		Id: "heraldArrivals",
+		Func: func(e *core.ServeEvent) error {
+			e.Router.Bind(newArrivals().middleware())
+			return e.Next()
+		},
+	})
+}
+
+func (a *arrivals) middleware() *hook.Handler[*core.RequestEvent] {
+	return &hook.Handler[*core.RequestEvent]{
+		Id:       "heraldArrivals",
+		Priority: apis.DefaultCorsMiddlewarePriority,
+		Func: func(e *core.RequestEvent) error {
+			isNew := false
+			switch e.Request.URL.Path {
+			case "/api/realtime":
+				isNew = e.Request.Method == http.MethodGet
+			case "/api/notify/history":
+			default:
+				return e.Next()
+			}
+			leave, err := a.enter(e.Request.Context(), isNew)
+			if err != nil {
+				a.noteRefusal(e.App)
+				e.Response.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(arrivalSpread)))
+				return e.Error(http.StatusServiceUnavailable, "Too many clients are connecting.", nil)
+			}
+			defer leave()
+			e.Set(arrivalKey, leave)
+			return e.Next()
+		},
+	}
+}
+
+// noteRefusal logs refusals, once in a while: the log should not cost what refusing saves.
+func (a *arrivals) noteRefusal(app core.App) {
+	a.mu.Lock()
+	a.refused++
+	count := a.refused
+	isTime := time.Since(a.noted) > arrivalPatience
+	if isTime {
+		a.refused, a.noted = 0, time.Now()
+	}
+	a.mu.Unlock()
+	if isTime {
+		app.Logger().Warn("Clients are told to connect again later: more arrive than the server can serve in time", slog.Int("refused", count))
+	}
+}
+
+// arrivalKey is the key under which a request keeps the function that gives its place to the next one.
+const arrivalKey = "heraldArrival"
+
+// arrived gives the place of a request to the next one, since it has done its work.
+func arrived(e *core.RequestEvent) {
+	if leave, ok := e.Get(arrivalKey).(func()); ok {
+		leave()
+	}
+}
+
+// enter waits for a place. leave gives it to the next request; it may be called more than once. The error is
+// that of ctx, or context.DeadlineExceeded if a new connection has waited too long.
+func (a *arrivals) enter(ctx context.Context, isNew bool) (leave func(), err error) {
+	a.mu.Lock()
+	if a.running < a.places {
+		a.running++
+		a.mu.Unlock()
+		return a.leaver(), nil
+	}
+	line := &a.open
+	if isNew {
+		line = &a.new
+	}
+	own := &arrival{make(chan struct{})}
+	place := line.PushBack(own)
+	a.mu.Unlock()
+
+	var tooLong <-chan time.Time
+	if isNew {
+		timer := time.NewTimer(a.patience)
+		defer timer.Stop()
+		tooLong = timer.C
+	}
+	select {
+	case <-own.turn:
+		return a.leaver(), nil
+	case <-tooLong:
+		err = context.DeadlineExceeded
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	select {
+	case <-own.turn: // meanwhile
+		return a.leaver(), nil
+	default:
+		line.Remove(place)
+		return nil, err
+	}
+}
+
+// leaver returns a function that ends the stay of a request, at most once, and ends it by itself after
+// arrivalTime.
+func (a *arrivals) leaver() func() {
+	var once sync.Once
+	leave := func() { once.Do(a.next) }
+	timer := time.AfterFunc(arrivalTime, leave)
+	return func() {
+		timer.Stop()
+		leave()
+	}
+}
+
+// next gives a place that has become free to the first in line.
+func (a *arrivals) next() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, line := range []*list.List{&a.open, &a.new} {
+		if first := line.Front(); first != nil {
+			close(line.Remove(first).(*arrival).turn)
+			return
+		}
+	}
+	a.running--
+}
