@@ -127,3 +127,15 @@ export interface PresenceOptions<M = any> {
  * it, is denied; with `join: false` only the latter counts.
  */
 export function presence<M = any>(pb: PocketBase, topic: string, options?: PresenceOptions<M>): Promise<Presence<M>>;
+
+/**
+ * Lets all tabs of a user share one realtime connection: browsers allow six to a host over HTTP/1.1, and the seventh
+ * tab does not load. Call it once for each SDK client, before anything is subscribed. One tab has the
+ * connection, and passes on what comes. When that tab is closed, another one connects in its place, and all catch up as after
+ * any lost connection: on topics with history nothing is lost. Tabs of different users do not share. Presence sees one
+ * connection for all tabs.
+ *
+ * Returns false, and changes nothing, where the browser has no Web Locks (they need https or localhost) or no
+ * BroadcastChannel, or the SDK is unknown.
+ */
+export function shareConnection(pb: PocketBase): boolean;

@@ -539,6 +539,7 @@ class Watch {
   #leave(isUnloading, token = this.#hub.pb.authStore.token) {
     const { pb, lastClientId: clientId } = this.#hub;
     if (!clientId || !this.#joined) return;
+    if (sharings.get(pb)?.isAlone === false) return; // other tabs may be present by the same connection
     const query = new URLSearchParams({ topic: this.#target, clientId, ...(isUnloading && { grace: reloadWithin }) });
     const headers = token ? { Authorization: token } : {};
     return fetch(pb.buildURL ? pb.buildURL(`/api/notify/presence?${query}`) : pb.buildUrl(`/api/notify/presence?${query}`),
@@ -1298,4 +1299,482 @@ const hubs = new WeakMap();
 function hubOf(pb) {
   if (!hubs.has(pb)) hubs.set(pb, new Hub(pb));
   return hubs.get(pb);
+}
+
+/** See herald.d.ts. */
+export function shareConnection(pb) {
+  if (sharings.has(pb)) return true;
+  const { navigator, BroadcastChannel } = globalThis;
+  // the SDK's method is private, but has been there since 0.8
+  if (!navigator?.locks?.request || typeof BroadcastChannel !== "function" || typeof pb?.realtime?.initConnect !== "function") return false;
+  sharings.set(pb, new Sharing(pb));
+  return true;
+}
+
+const sharings = new WeakMap();
+
+const answerWithin = 3000; // ms; a tab that leads answers at once, unless it is frozen
+const askEvery = 15_000; // ms
+const quietFor = 5000; // ms in which a stream that is said to be dead has brought nothing
+
+// One stream for all tabs of a user. A tab leads, by a Web Lock: it has the stream, and passes
+// on what comes by a BroadcastChannel. In each tab, the SDK gets an EventSource that is none,
+// and its requests to subscribe go to the tab that leads, which asks for the topics of all. So the
+// SDK, and what builds on it, knows nothing of this. When the tab that leads goes, the locks make
+// another one lead; the SDKs of all connect anew, as after any lost connection.
+class Sharing {
+  tab = Math.random().toString(36).slice(2) + Date.now().toString(36);
+  #pb;
+  #send;
+  #name = ""; // of the user's channel and lock; empty: none
+  #channel;
+  #leader = null; // this tab leads
+  #endLead = () => {};
+  #waiting; // aborts the wait for the lock
+  #source = null; // that the SDK has now
+  #clientId = ""; // of the stream on which the source is; empty: it waits for one
+  #dead = ""; // the one before
+  #names = new Map(); // the keys of the SDK, by the names under which their events come
+  #requests = new Map(); // that the leader has not answered
+  #lastRequest = 0;
+  #silence; // the timer of an answer that is due
+  #isHere; // resolves when the others can tell that this tab is there
+
+  constructor(pb) {
+    this.#pb = pb;
+    const { realtime, authStore } = pb;
+    this.#send = pb.send;
+    pb.send = (path, options) => {
+      const { clientId, subscriptions } = (path === "/api/realtime" && options?.method === "POST" && options.body) || {};
+      return clientId && clientId === this.#clientId ? this.#submit(subscriptions) : this.#send.call(pb, path, options);
+    };
+    const { initConnect } = realtime;
+    realtime.initConnect = () => {
+      const own = Object.getOwnPropertyDescriptor(globalThis, "EventSource");
+      const source = new TabSource((closed) => this.#closed(closed));
+      globalThis.EventSource = function EventSource() {
+        return source;
+      };
+      try {
+        initConnect.call(realtime);
+      } finally {
+        if (own) Object.defineProperty(globalThis, "EventSource", own);
+        else delete globalThis.EventSource;
+      }
+      this.#open(source);
+    };
+    authStore.onChange(() => this.#nameNow() !== this.#name && this.#source?.fail());
+    // as long as it is held, this tab is there
+    this.#isHere = new Promise((resolve) => {
+      navigator.locks.request(`herald tab ${this.tab}`, () => {
+        resolve();
+        return new Promise(() => {});
+      });
+    });
+    globalThis.addEventListener?.("pagehide", () => this.#leave());
+    globalThis.addEventListener?.("pageshow", ({ persisted }) => persisted && this.#source?.fail());
+    globalThis.document?.addEventListener("resume", () => this.#source?.fail()); // it was frozen, and may have missed something
+    setInterval(() => this.#clientId && !this.#leader && this.#ask({ type: "ask" }), askEvery);
+    if (realtime.eventSource) kick(pb, realtime.clientId); // the connection that there is becomes the shared one
+  }
+
+  /** No other tab needs the stream. */
+  get isAlone() {
+    return this.#leader !== null && this.#leader.tabs <= 1;
+  }
+
+  #nameNow() {
+    return `herald ${new URL(this.#pb.baseURL ?? this.#pb.baseUrl, globalThis.location?.href)} ${userOf(this.#pb.authStore)}`;
+  }
+
+  /** The SDK connects. */
+  #open(source) {
+    this.#source = source;
+    this.#clientId = "";
+    this.#names.clear();
+    const name = this.#nameNow();
+    if (name !== this.#name) {
+      this.#leave();
+      this.#enter(name);
+    }
+    this.#hello();
+  }
+
+  async #hello() {
+    const source = this.#source;
+    await this.#isHere;
+    if (source && source === this.#source && !this.#clientId) this.#ask({ type: "hello", dead: this.#dead });
+  }
+
+  #enter(name) {
+    this.#name = name;
+    this.#dead = "";
+    const channel = new BroadcastChannel(name);
+    this.#channel = channel;
+    channel.onmessage = ({ data }) => channel === this.#channel && this.#receive(data);
+    this.#wait({});
+  }
+
+  /** Waits for the lock, or steals it from a tab that does not answer. */
+  #wait(options) {
+    const name = this.#name;
+    const waiting = options.steal ? undefined : new AbortController();
+    this.#waiting?.abort();
+    this.#waiting = waiting;
+    navigator.locks.request(name, { ...options, ...(waiting && { signal: waiting.signal }) }, () => {
+      if (name !== this.#name || waiting?.signal.aborted) return;
+      return new Promise((resolve) => {
+        this.#endLead = resolve;
+        this.#lead();
+      });
+    }).catch(() => {
+      // taken away while this tab was frozen, or not wanted any more
+      if (name !== this.#name || waiting?.signal.aborted || !this.#leader) return;
+      this.#resign();
+      this.#wait({});
+      this.#source?.fail();
+    });
+  }
+
+  #lead() {
+    clearTimeout(this.#silence);
+    this.#waiting = undefined;
+    this.#leader = new Leader(this.#pb, this.#send, (message) => this.#post(message));
+    const isLate = this.#clientId !== "";
+    this.#post({ type: "leads" });
+    if (isLate) this.#source?.fail(); // its stream has gone with the tab that led
+    else this.#hello();
+  }
+
+  #resign() {
+    this.#leader?.close();
+    this.#leader = null;
+    this.#endLead();
+  }
+
+  /** Leaves the tabs of a user. */
+  #leave() {
+    if (!this.#name) return;
+    this.#post({ type: "bye", tab: this.tab });
+    clearTimeout(this.#silence);
+    this.#name = "";
+    this.#waiting?.abort();
+    this.#waiting = undefined;
+    this.#resign();
+    this.#channel.close();
+    this.#clientId = "";
+    this.#settle();
+  }
+
+  /** The SDK has closed its connection. */
+  #closed(source) {
+    if (source !== this.#source) return;
+    this.#source = null;
+    this.#dead = source.isGivenUp ? this.#clientId : "";
+    this.#clientId = "";
+    this.#settle();
+    this.#post({ type: "bye", tab: this.tab });
+  }
+
+  #post(message) {
+    if (!this.#name) return;
+    this.#channel.postMessage(message);
+    this.#receive(message); // a channel does not bring what a tab itself has sent
+  }
+
+  /** Sends what the leader has to answer at once. */
+  #ask(message) {
+    clearTimeout(this.#silence);
+    const name = this.#name;
+    this.#silence = setTimeout(() => {
+      if (name === this.#name && !this.#leader) this.#wait({ steal: true });
+    }, answerWithin * (1 + Math.random())); // not all tabs at once
+    this.#post({ ...message, tab: this.tab });
+  }
+
+  #submit(keys) {
+    this.#names = new Map(keys.map((key) => [this.#nameOf(key), key]));
+    return new Promise((resolve, reject) => {
+      const id = ++this.#lastRequest;
+      this.#requests.set(id, { resolve, reject });
+      this.#ask({ type: "keys", id, names: [...this.#names.keys()], token: this.#pb.authStore.token });
+    });
+  }
+
+  /** What begins with the past or with who is present is each tab's own: it begins once for each subscription. */
+  #nameOf(key) {
+    const [topic, text] = key.split("?options=");
+    let options = {};
+    try {
+      options = JSON.parse(decodeURIComponent(text ?? "{}"));
+    } catch {
+      return key;
+    }
+    const { query } = options;
+    if (topic !== "@beat" && !topic.startsWith("@presence/") && !query?.since && !query?.rewind) return key;
+    return `${topic}?options=${encodeURIComponent(JSON.stringify({ ...options, query: { ...query, tab: this.tab } }))}`;
+  }
+
+  /** The requests that are under way get no answer any more. */
+  #settle() {
+    for (const { reject } of this.#requests.values()) reject(Object.assign(new Error("the connection is lost"), { status: 0 }));
+    this.#requests.clear();
+  }
+
+  #receive(message) {
+    const { type, to } = message;
+    if (this.#leader?.receive(message)) return;
+    if (to !== undefined && to !== this.tab) return;
+    switch (type) {
+      case "leads": // another one than before
+        if (this.#leader) return;
+        clearTimeout(this.#silence);
+        if (this.#clientId) this.#source?.fail();
+        else this.#hello();
+        break;
+      case "here":
+        clearTimeout(this.#silence);
+        break;
+      case "up":
+        if (!this.#source || this.#clientId) return;
+        this.#clientId = message.clientId;
+        this.#source.dispatch("PB_CONNECT", message);
+        break;
+      case "down":
+        if (this.#clientId === message.clientId) this.#source?.fail();
+        break;
+      case "answer": {
+        clearTimeout(this.#silence);
+        const request = this.#requests.get(message.id);
+        this.#requests.delete(message.id);
+        if (message.error) request?.reject(Object.assign(new Error(message.error.message), message.error, { data: message.error.response }));
+        else request?.resolve({});
+        break;
+      }
+      case "event":
+        if (message.clientId === this.#clientId && this.#names.has(message.name)) this.#source?.dispatch(this.#names.get(message.name), message);
+        break;
+    }
+  }
+}
+
+// What the SDK takes for an EventSource.
+class TabSource {
+  isGivenUp = false; // by the SDK's user, who has heard nothing for too long
+  #onerror = null;
+  #listeners = new Map();
+  #onClose;
+  #isOver = false;
+
+  constructor(onClose) {
+    this.#onClose = onClose;
+  }
+
+  get onerror() {
+    return () => {
+      this.isGivenUp = true;
+      this.fail();
+    };
+  }
+
+  set onerror(listener) {
+    this.#onerror = listener;
+  }
+
+  addEventListener(name, listener) {
+    if (!this.#listeners.has(name)) this.#listeners.set(name, new Set());
+    this.#listeners.get(name).add(listener);
+  }
+
+  removeEventListener(name, listener) {
+    this.#listeners.get(name)?.delete(listener);
+  }
+
+  dispatch(type, { data, id }) {
+    for (const listener of [...(this.#listeners.get(type) ?? [])]) {
+      if (this.#isOver) return;
+      try {
+        listener({ type, data, lastEventId: id });
+      } catch (error) {
+        console.error(error);
+      }
+    }
+  }
+
+  /** The connection is lost. */
+  fail() {
+    if (!this.#isOver) this.#onerror?.({ type: "error" });
+  }
+
+  close() {
+    this.#isOver = true;
+    this.#onClose(this);
+  }
+}
+
+// The stream, and the topics of all tabs.
+class Leader {
+  #pb;
+  #send;
+  #post;
+  #source = null;
+  #clientId = "";
+  #tabs = new Map(); // the names that each tab wants
+  #turn = Promise.resolve(); // of requests, one after another
+  #failures = 0;
+  #opening; // the timer
+  #heard = 0; // when something came
+  #known = new Set(); // the tabs whose end is awaited
+  #isClosed = false;
+  #listened = new Set(); // names
+
+  constructor(pb, send, post) {
+    this.#pb = pb;
+    this.#send = send;
+    this.#post = post;
+  }
+
+  get tabs() {
+    return this.#tabs.size;
+  }
+
+  /** Takes a message that is for the tab that leads. */
+  receive({ type, tab, dead, id, names, token }) {
+    switch (type) {
+      case "hello":
+        this.#post({ type: "here", to: tab });
+        this.#hello(tab, dead);
+        return true;
+      case "ask":
+        this.#post(this.#tabs.has(tab) ? { type: "here", to: tab } : { type: "leads", to: tab });
+        return true;
+      case "keys":
+        this.#post({ type: "here", to: tab });
+        this.#turn = this.#turn.then(() => this.#submit(tab, names, token, id));
+        return true;
+      case "bye":
+        this.#bye(tab);
+        return true;
+    }
+    return false;
+  }
+
+  #hello(tab, dead) {
+    // the tab noticed before this one, which may be in the background
+    if (dead && dead === this.#clientId && Date.now() - this.#heard > quietFor) this.#fail();
+    this.#tabs.set(tab, []);
+    this.#awaitEnd(tab);
+    if (this.#clientId) this.#post({ type: "up", to: tab, clientId: this.#clientId, data: JSON.stringify({ clientId: this.#clientId }), id: this.#clientId });
+    else if (!this.#source && !this.#opening) this.#openLater();
+  }
+
+  /** A tab that ends without a word gives its lock back. */
+  #awaitEnd(tab) {
+    if (this.#known.has(tab)) return;
+    this.#known.add(tab);
+    navigator.locks.request(`herald tab ${tab}`, { mode: "shared" }, () => {}).then(() => {
+      this.#known.delete(tab);
+      if (!this.#isClosed) this.#bye(tab);
+    }, () => {});
+  }
+
+  #bye(tab) {
+    const names = this.#tabs.get(tab);
+    if (!this.#tabs.delete(tab)) return;
+    if (this.#tabs.size === 0) this.#disconnect();
+    else if (names.length > 0) this.#turn = this.#turn.then(() => this.#request().catch(() => {}));
+  }
+
+  #openLater() {
+    this.#opening = setTimeout(() => {
+      this.#opening = undefined;
+      this.#open();
+    }, this.#failures && backoff(this.#failures - 1));
+  }
+
+  #open() {
+    const source = new EventSource(this.#pb.buildURL ? this.#pb.buildURL("/api/realtime") : this.#pb.buildUrl("/api/realtime"));
+    this.#source = source;
+    this.#listened.clear();
+    source.onerror = () => source === this.#source && this.#fail();
+    source.addEventListener("PB_CONNECT", ({ data, lastEventId: id }) => {
+      if (source !== this.#source) return;
+      this.#clientId = id;
+      this.#failures = 0;
+      this.#heard = Date.now();
+      this.#post({ type: "up", clientId: id, data, id });
+    });
+  }
+
+  #disconnect() {
+    clearTimeout(this.#opening);
+    this.#opening = undefined;
+    this.#source?.close();
+    this.#source = null;
+    this.#clientId = "";
+  }
+
+  #fail() {
+    const clientId = this.#clientId;
+    this.#disconnect();
+    this.#failures++;
+    if (clientId) {
+      this.#tabs.clear();
+      this.#post({ type: "down", clientId });
+    } else if (this.#tabs.size > 0) {
+      this.#openLater();
+    }
+  }
+
+  /** Subscribes for a tab. It is answered as the SDK would have been. */
+  async #submit(tab, names, token, id) {
+    const before = this.#tabs.get(tab);
+    const clientId = this.#clientId;
+    let error;
+    if (!before || !clientId) {
+      error = { message: "the connection is lost", status: 0 };
+    } else {
+      this.#tabs.set(tab, names);
+      try {
+        await this.#request(token);
+      } catch ({ message, status, response }) {
+        error = { message, status, response };
+        if (this.#clientId === clientId && this.#tabs.get(tab) === names) this.#tabs.set(tab, before);
+      }
+    }
+    this.#post({ type: "answer", to: tab, id, error });
+  }
+
+  /** Asks for the topics of all tabs. */
+  async #request(token = this.#pb.authStore.token) {
+    const clientId = this.#clientId;
+    if (!clientId) return;
+    const names = [...new Set([...this.#tabs.values()].flat())];
+    for (const name of names) this.#listen(name);
+    const { signal, done } = timeout(submitWithin);
+    try {
+      await this.#send.call(this.#pb, "/api/realtime", {
+        method: "POST", body: { clientId, subscriptions: names }, headers: { Authorization: token }, requestKey: null, signal,
+      });
+    } finally {
+      done();
+    }
+  }
+
+  #listen(name) {
+    if (this.#listened.has(name) || name.split("?")[0] === "PB_CONNECT") return;
+    this.#listened.add(name);
+    const source = this.#source;
+    source.addEventListener(name, ({ data, lastEventId: id }) => {
+      if (source !== this.#source) return;
+      this.#heard = Date.now();
+      this.#post({ type: "event", clientId: this.#clientId, name, data, id });
+    });
+  }
+
+  close() {
+    this.#isClosed = true;
+    this.#tabs.clear();
+    this.#disconnect();
+  }
 }
