@@ -68,9 +68,10 @@ bench: ## measure Herald against the snippet of PocketBase's documentation (10 m
 	bin/bench -out bin/bench.json $(ARGS)
 
 .PHONY: soak
-soak: ## 5,000 clients that come, stall, leave and return, for 10 minutes (ARGS="-soak 1m")
+soak: ## 5,000 clients that come, stall, leave and return, for 10 minutes; 10,000 over three restarts (ARGS="-soak 1m")
 	go build -o bin/bench ./bench
 	bin/bench $(or $(ARGS),-soak 10m)
+	bin/bench -restarts 3
 
 .PHONY: chaos
 chaos: node_modules/.complete build ## 50 kills, and 2 minutes of a network that fails (CHAOS_SEED=… for the same faults again)

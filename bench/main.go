@@ -6,6 +6,7 @@
 //
 //	go run ./bench [-n 100,1000,5000,10000] [-rounds 3] [-out results.json]
 //	go run ./bench -soak 10m
+//	go run ./bench -restarts 3
 package main
 
 import (
@@ -29,8 +30,8 @@ func main() {
 		}
 		return
 	}
-	if len(os.Args) > 2 && os.Args[1] == "probe" {
-		if err := runProbe(os.Args[2]); err != nil {
+	if len(os.Args) == 5 && os.Args[1] == "probe" {
+		if err := runProbe(os.Args[2], os.Args[3], os.Args[4]); err != nil {
 			log.Fatal(err)
 		}
 		return
@@ -42,7 +43,15 @@ func main() {
 	out := flag.String("out", "", "a file to write the results to, as JSON")
 	soakFor := flag.Duration("soak", 0, "instead of measuring, let clients come and go for this long, and check that nothing is lost or left over")
 	soakClients := flag.Int("soak-clients", 5000, "how many clients come and go")
+	restarts := flag.Int("restarts", 0, "instead of measuring, kill the server so often under clients that listen to a topic with history, and check that each gets every message exactly once")
+	restartClients := flag.Int("restart-clients", 10_000, "how many clients that are")
 	flag.Parse()
+	if *restarts > 0 {
+		if err := runRestarts(*restartClients, *restarts); err != nil {
+			log.Fatal("FAIL: ", err)
+		}
+		return
+	}
 	if *soakFor > 0 {
 		if err := runSoak(*soakClients, *soakFor); err != nil {
 			log.Fatal("FAIL: ", err)
@@ -69,6 +78,7 @@ func main() {
 		scenario{n: 9000, run: allAtOnce, label: "9000 users come back in one moment, on Herald to a topic with a rule and 10 missed messages"},
 		scenario{n: 1000, run: everybody, kinds: [2]string{"signed-in", "channels"}, label: "all of 1000, Herald without and with channels"},
 		scenario{n: 1000, run: everybody, kinds: [2]string{"herald", "history"}, label: "all of 1000, Herald without and with history"},
+		scenario{n: 10_000, run: beside, kinds: [2]string{"signed-in", "history"}, label: "a topic with 1 subscriber beside one with 10000, Herald without and with history"},
 		scenario{n: 1000, run: everybody, kinds: [2]string{"crowd", "elsewhere"}, label: "all of 1000, Herald without and with presence on another topic"},
 		scenario{n: 1000, run: storm, kinds: [2]string{"crowd", "presence"}, label: "1000 join before 1000 watchers in 10 s, Herald without and with presence"},
 		scenario{n: 5000, run: comeAndGo, kinds: [2]string{"crowd", "presence"}, label: "5000 join and leave, Herald without and with presence"},

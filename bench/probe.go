@@ -1,6 +1,6 @@
 //go:build unix
 
-// A process of its own that sends messages to 100 subscribers, and measures how long they take, while
+// A process of its own that sends 100 messages a second, and measures how long they take, while
 // the load of another process keeps that one busy.
 
 package main
@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"strconv"
 	"time"
 )
 
@@ -22,12 +23,13 @@ type probe struct {
 	output  *bufio.Reader
 }
 
-func startProbe(w *world) (*probe, error) {
+// startProbe starts one with n subscribers of topic.
+func startProbe(w *world, topic string, n int) (*probe, error) {
 	executable, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	p := &probe{process: exec.Command(executable, "probe", w.address)}
+	p := &probe{process: exec.Command(executable, "probe", w.address, topic, strconv.Itoa(n))}
 	p.process.Stderr = os.Stderr
 	if p.input, err = p.process.StdinPipe(); err != nil {
 		return nil, err
@@ -65,10 +67,13 @@ func (p *probe) stop() {
 }
 
 // runProbe is the process.
-func runProbe(address string) error {
+func runProbe(address, topic, n string) error {
 	w := &world{address: address, base: "http://" + address, client: &http.Client{}}
-	const subscribers = 100
-	if err := w.subscribe(subscribers, "bench", true); err != nil {
+	subscribers, err := strconv.Atoi(n)
+	if err != nil {
+		return err
+	}
+	if err := w.subscribe(subscribers, topic, true); err != nil {
 		return err
 	}
 	fmt.Println()
@@ -84,7 +89,7 @@ func runProbe(address string) error {
 	for ticker := time.NewTicker(10 * time.Millisecond); ; {
 		select {
 		case <-ticker.C:
-			if err := w.send("bench", 0); err != nil {
+			if err := w.send(topic, 0); err != nil {
 				return err
 			}
 			sent++
@@ -93,7 +98,7 @@ func runProbe(address string) error {
 		}
 		break
 	}
-	if err := w.await(sent*subscribers, patience); err != nil {
+	if err := w.await(sent*int64(subscribers), patience); err != nil {
 		return err
 	}
 	w.leaving.Store(true)
@@ -102,6 +107,6 @@ func runProbe(address string) error {
 	}
 	w.readers.Wait()
 	p50, p99 := percentiles(w.latencies)
-	_, err := fmt.Println(p50, p99)
+	_, err = fmt.Println(p50, p99)
 	return err
 }

@@ -194,7 +194,7 @@ func allAtOnce(w *world, n int) (map[string]float64, error) {
 		}
 		key += "?options=" + url.QueryEscape(`{"query":{"since":"`+position+`"}}`)
 	}
-	others, err := startProbe(w)
+	others, err := startProbe(w, "bench", 100)
 	if err != nil {
 		return nil, err
 	}

@@ -249,3 +249,45 @@ func burst(w *world, n int) (map[string]float64, error) {
 		"CPU µs per delivery": microseconds(after, before) / float64(w.received.Load()),
 	}, nil
 }
+
+// beside sends to one subscriber of a topic, alone and while messages to n of another topic go out.
+func beside(w *world, n int) (map[string]float64, error) {
+	measures := map[string]float64{}
+	measure := func(name string, load func() error) error {
+		p, err := startProbe(w, "small", 1)
+		if err != nil {
+			return err
+		}
+		defer p.stop()
+		if err := p.begin(); err != nil {
+			return err
+		}
+		for began := time.Now(); time.Since(began) < 10*time.Second; {
+			if err := load(); err != nil {
+				return err
+			}
+		}
+		p50, p99, err := p.end()
+		measures["p50 ms "+name], measures["p99 ms "+name] = p50, p99
+		return err
+	}
+	if err := measure("alone", func() error { time.Sleep(time.Second); return nil }); err != nil {
+		return nil, err
+	}
+	if err := w.subscribe(n, "bench", true); err != nil {
+		return nil, err
+	}
+	total := int64(0)
+	err := measure("beside", func() error {
+		if err := w.send("bench", 0); err != nil {
+			return err
+		}
+		total += int64(n)
+		if err := w.await(total, patience); err != nil {
+			return err
+		}
+		time.Sleep(100 * time.Millisecond)
+		return nil
+	})
+	return measures, err
+}

@@ -1,0 +1,204 @@
+//go:build unix
+
+// A test of restarts: the server is killed again and again under thousands of clients, who all come back at
+// once. Each of them must get every message of a topic with history exactly once.
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json/v2"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// survivors are the clients.
+type survivors struct {
+	world  *world
+	tokens []string
+	epoch  string
+	posts  chan struct{} // bounds the file descriptors
+
+	head            atomic.Int64   // number of the last message
+	reached         []atomic.Int64 // number of the last message that each client has
+	missed, doubled atomic.Int64
+	attempts        atomic.Int64 // failed ones
+	isOver          atomic.Bool
+}
+
+func runRestarts(clients, times int) error {
+	w, err := start("herald", false)
+	if err != nil {
+		return err
+	}
+	defer func() { w.stop() }()
+	s := &survivors{world: w, posts: make(chan struct{}, 2000), reached: make([]atomic.Int64, clients)}
+	var token, position string
+	if err := errors.Join(
+		w.get(fmt.Sprintf("/bench/tokens?n=%d", clients), &s.tokens),
+		w.get("/bench/superuser", &token),
+		w.get("/bench/miss?topic=members/1", &position),
+	); err != nil {
+		return err
+	}
+	epoch, number, _ := strings.Cut(position, ":")
+	first, err := strconv.ParseInt(number, 10, 64)
+	if err != nil {
+		return err
+	}
+	s.epoch = epoch
+	s.head.Store(first + 10)
+	var group sync.WaitGroup
+	for i := range clients {
+		s.reached[i].Store(first)
+		group.Go(func() { s.live(i) })
+	}
+	var publishing sync.Mutex
+	publish := func() error {
+		publishing.Lock()
+		defer publishing.Unlock()
+		id := fmt.Sprintf("message%d", s.head.Load()+1)
+		for try := 0; ; try++ {
+			err := w.postAs(token, "/api/notify", map[string]any{"topic": "members/1", "data": rawJSON("0"), "id": id})
+			if err == nil {
+				s.head.Add(1)
+				return nil
+			}
+			if try == 500 {
+				return err
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	awaitAll := func() error {
+		for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+			behind := 0
+			for i := range s.reached {
+				if s.reached[i].Load() < s.head.Load() {
+					behind++
+				}
+			}
+			if behind == 0 {
+				return nil
+			}
+			if time.Since(began) > patience {
+				return fmt.Errorf("%w: %d of %d clients are behind", errTimeout, behind, clients)
+			}
+		}
+	}
+	if err := awaitAll(); err != nil {
+		return err
+	}
+	for i := range times {
+		var sending sync.WaitGroup
+		stop := make(chan struct{})
+		var sendErr error
+		sending.Go(func() { // also while the server is away
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(200 * time.Millisecond):
+				}
+				if sendErr = publish(); sendErr != nil {
+					return
+				}
+			}
+		})
+		time.Sleep(time.Second)
+		if err := w.restart(); err != nil {
+			return err
+		}
+		began := time.Now()
+		if err := publish(); err != nil {
+			return err
+		}
+		if err := awaitAll(); err != nil {
+			return err
+		}
+		took := time.Since(began)
+		close(stop)
+		if sending.Wait(); sendErr != nil {
+			return sendErr
+		}
+		log.Printf("restart %d: all %d are back and have everything after %.1f s, %d messages so far", i+1, clients, took.Seconds(), s.head.Load())
+	}
+	if err := awaitAll(); err != nil {
+		return err
+	}
+	s.isOver.Store(true)
+	w.process.Process.Kill()
+	group.Wait()
+	fmt.Printf("%d clients over %d restarts: %d messages, %d missed, %d doubled, %d failed attempts to connect\n",
+		clients, times, s.head.Load(), s.missed.Load(), s.doubled.Load(), s.attempts.Load())
+	if s.missed.Load() > 0 || s.doubled.Load() > 0 {
+		return errors.New("a message was not received exactly once")
+	}
+	fmt.Println("PASS")
+	return nil
+}
+
+// live is one client: it connects again, as the SDK does, until the test is over.
+func (s *survivors) live(i int) {
+	for try := 0; !s.isOver.Load(); try++ {
+		if s.connect(i) {
+			try = 0
+		} else {
+			s.attempts.Add(1)
+		}
+		time.Sleep(retries[min(try, len(retries)-1)] * time.Millisecond)
+	}
+}
+
+// connect is one connection of a client. It reports whether it was served.
+func (s *survivors) connect(i int) (isServed bool) {
+	body, closer, err := s.world.connect(false)
+	if err != nil {
+		return false
+	}
+	defer closer.Close()
+	id, rest, err := clientID(body)
+	if err != nil {
+		return false
+	}
+	key := "members/1?options=" + url.QueryEscape(fmt.Sprintf(`{"query":{"since":"%s:%d"}}`, s.epoch, s.reached[i].Load()))
+	s.posts <- struct{}{}
+	err = s.world.postAs(s.tokens[i], "/api/realtime", map[string]any{"clientId": id, "subscriptions": []string{key}})
+	<-s.posts
+	if err != nil {
+		return false
+	}
+	lines := bufio.NewScanner(io.MultiReader(bytes.NewReader(rest), body))
+	for lines.Scan() {
+		data, isData := bytes.CutPrefix(lines.Bytes(), []byte("data:"))
+		if !isData || !bytes.Contains(data, []byte(`"seq":`)) {
+			continue
+		}
+		var message struct {
+			Epoch string `json:"epoch"`
+			Seq   int64  `json:"seq"`
+			Gap   bool   `json:"gap"`
+		}
+		if err := json.Unmarshal(data, &message); err != nil {
+			s.missed.Add(1)
+			return true
+		}
+		switch last := s.reached[i].Load(); {
+		case message.Epoch != s.epoch || message.Gap || message.Seq > last+1:
+			s.missed.Add(1)
+		case message.Seq <= last:
+			s.doubled.Add(1)
+		}
+		s.reached[i].Store(message.Seq)
+	}
+	return true
+}
