@@ -107,8 +107,12 @@ func (n *Notifier) usersOfClients(ids sets.Of[string]) map[string]string {
 	return users
 }
 
-// fanOutStored stores pub and then delivers it. The goroutine that stores it fans it out, together
-// with other messages; it may belong to another sender.
+// manySubscribers is how many subscribers make a topic so large that others should not wait for its fan-out (half a
+// millisecond).
+const manySubscribers = 500
+
+// fanOutStored stores pub and then delivers it. The goroutine that stores it, together with other messages, may
+// belong to another sender, and so may the one that fans it out.
 func (n *Notifier) fanOutStored(ctx context.Context, pub *publication) (report Report, err error) {
 	if pub.Key != "" {
 		// a message with the same id may have been stored before this process started
@@ -127,6 +131,7 @@ func (n *Notifier) fanOutStored(ctx context.Context, pub *publication) (report R
 	if pub.Audience, err = pub.to.stored(); err != nil {
 		return Report{}, err
 	}
-	err = n.history.Append(ctx, &pub.Entry, func() { report = n.fanOut(pub) })
+	isLong := n.index.subscribersOf(pub.Topic) >= manySubscribers
+	err = n.history.Append(ctx, &pub.Entry, isLong, func() { report = n.fanOut(pub) })
 	return report, err
 }

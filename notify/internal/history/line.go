@@ -18,7 +18,8 @@ const (
 // turn is a waiting place in the line to write.
 type turn struct {
 	entry   *Entry
-	deliver func()             // called by the leader once entry is stored
+	deliver func()             // called once entry is stored
+	isLong  bool               // deliver takes so long that the leader should not wait for it
 	do      func(*store) error // instead of entry
 	reads   bool               // do does not write
 	last    bool               // no turn comes after it
@@ -26,6 +27,10 @@ type turn struct {
 	leads chan bool // receives true to lead, false when the turn is done
 	led   bool      // it has been told to lead; guarded by Log.mu
 	err   error
+
+	// of a turn that delivers by itself
+	delivered chan struct{} // closed when it has
+	before    *turn         // the one of the same topic that has to deliver first, or nil
 }
 
 // exclusive calls do while nothing is being stored.
@@ -47,6 +52,7 @@ func (h *Log) take(ctx context.Context, t *turn) error {
 	h.mu.Unlock()
 	if first {
 		h.lead()
+		h.deliverLate(t)
 		return t.err
 	}
 
@@ -62,6 +68,7 @@ func (h *Log) take(ctx context.Context, t *turn) error {
 	if lead {
 		h.lead()
 	}
+	h.deliverLate(t)
 	return t.err
 }
 
@@ -86,7 +93,7 @@ func (h *Log) lead() {
 	h.crowded = len(group) > 1
 	err := h.serve(group)
 	for i, t := range group {
-		if t.err = err; err == nil && t.entry != nil {
+		if t.err = err; err == nil && t.entry != nil && !h.leaveDelivery(t) {
 			h.deliver(t)
 		}
 		if i > 0 { // the first is the caller's
@@ -99,6 +106,38 @@ func (h *Log) lead() {
 func (h *Log) deliver(t *turn) {
 	defer h.config.Guard("delivering a message") // otherwise the turns behind it would wait forever
 	t.deliver()
+}
+
+// leaveDelivery leaves the delivery of t to its own sender, so that the leader can go on, if it takes long or
+// has to wait for another of the same topic. It is called in the order of the numbers.
+func (h *Log) leaveDelivery(t *turn) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	before := h.undelivered[t.entry.Topic]
+	if !t.isLong && before == nil {
+		return false
+	}
+	t.before, t.delivered = before, make(chan struct{})
+	h.undelivered[t.entry.Topic] = t
+	return true
+}
+
+// deliverLate delivers what the leader has left to t.
+func (h *Log) deliverLate(t *turn) {
+	if t.delivered == nil {
+		return
+	}
+	if t.before != nil {
+		<-t.before.delivered
+		t.before = nil // or all turns of a busy topic would be kept
+	}
+	h.deliver(t)
+	h.mu.Lock()
+	if h.undelivered[t.entry.Topic] == t {
+		delete(h.undelivered, t.entry.Topic)
+	}
+	h.mu.Unlock()
+	close(t.delivered)
 }
 
 // serve executes the turns of group.

@@ -96,7 +96,8 @@ type Config struct {
 // transaction (a group commit), delivers them in that order, and passes the lead to a sender that
 // arrived in the meantime. So one disk sync serves all senders of that moment, and a single sender
 // waits for no other goroutine. (Storing the next group during the delivery of the current one was
-// tried: groups become half as large, and throughput drops.)
+// tried: groups become half as large, and throughput drops. Only messages to thousands are
+// delivered by their own senders, so that others do not wait for them.)
 type Log struct {
 	config Config
 
@@ -104,8 +105,10 @@ type Log struct {
 
 	mu      sync.Mutex // guards the fields below; not held during I/O
 	waiting []*turn    // in the order in which they are stored
-	leading bool
-	closed  bool
+	// the last of each topic that was stored and is yet to be delivered by its own sender
+	undelivered map[string]*turn
+	leading     bool
+	closed      bool
 
 	// used only by the leader
 	crowded   bool // the last group had more than one
@@ -138,7 +141,7 @@ type topicState struct {
 
 // New returns a log that opens its database when it is first needed.
 func New(config Config) *Log {
-	return &Log{config: config, topics: map[string]*topicState{}, shared: newSharedPages(), closing: make(chan struct{})}
+	return &Log{config: config, topics: map[string]*topicState{}, undelivered: map[string]*turn{}, shared: newSharedPages(), closing: make(chan struct{})}
 }
 
 // Counts are totals since the start.
@@ -153,12 +156,12 @@ func (h *Log) Counts() Counts {
 	return Counts{h.stored.Load(), h.groups.Load(), h.failures.Load(), h.damaged.Load()}
 }
 
-// Append stores entry, sets its number, time and epoch, and calls deliver. It calls deliver in the
-// order of the numbers, before the next message of any topic is stored, on the leader's goroutine,
-// which may be another sender's. Append returns after deliver has returned. ctx counts only while
-// entry waits in line.
-func (h *Log) Append(ctx context.Context, entry *Entry, deliver func()) error {
-	return h.take(ctx, &turn{entry: entry, deliver: deliver})
+// Append stores entry, sets its number, time and epoch, and calls deliver, in the order of the topic's
+// numbers. isLong says that deliver takes long: then the messages of other topics do not wait for it. deliver runs on
+// the leader's goroutine, which may be another sender's, or on the caller's. Append returns after deliver has
+// returned. ctx counts only while entry waits in line.
+func (h *Log) Append(ctx context.Context, entry *Entry, isLong bool, deliver func()) error {
+	return h.take(ctx, &turn{entry: entry, isLong: isLong, deliver: deliver})
 }
 
 // Find returns the position of the message of topic that came with key. Its number is 0 if there is
@@ -194,13 +197,20 @@ func (h *Log) Settled(topic string) (head Position, err error) {
 	if h.config.Keep(topic).Count == 0 {
 		return Position{}, nil
 	}
+	var last *turn
 	err = h.take(context.Background(), &turn{reads: true, do: func(s *store) error {
 		state, err := h.state(s, topic)
 		if err == nil {
 			head = Position{s.epoch, state.head}
 		}
+		h.mu.Lock()
+		last = h.undelivered[topic]
+		h.mu.Unlock()
 		return err
 	}})
+	if last != nil {
+		<-last.delivered
+	}
 	return head, err
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json/v2"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,8 +37,17 @@ func TestLogIDs(t *testing.T) {
 // TestLogGroups: many send at once; each topic has numbers without holes, stored
 // and delivered in that order.
 func TestLogGroups(t *testing.T) {
+	for name, random := range map[string]func() bool{
+		"short": nil, "long": func() bool { return true }, "mixed": func() bool { return rand.IntN(3) == 0 },
+	} {
+		t.Run(name, func(t *testing.T) { testGroups(t, random) })
+	}
+}
+
+func testGroups(t *testing.T, random func() bool) {
 	const senders, each, topics = 64, 50, 3
 	l := newTestLog(t)
+	l.random = random
 	for i := range topics {
 		l.setKeep(fmt.Sprint("topic", i), Retention{Count: 10_000})
 	}
@@ -90,7 +100,7 @@ func TestLogWithdraw(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	failed := make(chan error)
 	go func() {
-		failed <- l.Append(ctx, &Entry{Topic: "topic", Data: []byte("1")}, func() {})
+		failed <- l.Append(ctx, &Entry{Topic: "topic", Data: []byte("1")}, false, func() {})
 	}()
 	cancel()
 	if err := <-failed; !errors.Is(err, context.Canceled) {
@@ -250,5 +260,71 @@ func mustCopy(t testing.TB, from, to string) {
 	}
 	if err := os.WriteFile(to, content, 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestLogLongDelivery: a message to many holds up its own topic only.
+func TestLogLongDelivery(t *testing.T) {
+	l := newTestLog(t)
+	for _, topic := range []string{"large", "small"} {
+		l.setKeep(topic, Retention{Count: 100})
+	}
+	var order []int64 // of the large topic
+	var group sync.WaitGroup
+	begun, release := make(chan struct{}, 10), make(chan struct{})
+	large := func(isLong bool) {
+		entry := &Entry{Topic: "large", Data: []byte("1")}
+		group.Go(func() {
+			if err := l.Append(context.Background(), entry, isLong, func() {
+				begun <- struct{}{}
+				<-release
+				order = append(order, entry.Seq)
+			}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	large(true)
+	<-begun
+	for i, isLong := range []bool{false, true, false} {
+		large(isLong)
+		for l.Counts().Stored < int64(i+2) {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	for range 3 {
+		if _, err := l.add("small", "", []byte("1")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if head, err := l.Settled("small"); err != nil || head.Seq != 3 {
+		t.Errorf("small: %v %v", head, err)
+	}
+	settled := make(chan Position)
+	go func() {
+		head, err := l.Settled("large")
+		if err != nil {
+			t.Error(err)
+		}
+		settled <- head
+	}()
+	select {
+	case head := <-settled:
+		t.Errorf("settled at %v before all was delivered", head)
+	case <-time.After(50 * time.Millisecond):
+	}
+	if len(begun) > 0 {
+		t.Error("delivered before the one before")
+	}
+	close(release)
+	if head := <-settled; head.Seq != 4 {
+		t.Errorf("large: %v", head)
+	}
+	group.Wait()
+	if !slices.Equal(order, []int64{1, 2, 3, 4}) {
+		t.Errorf("delivered %v", order)
+	}
+	if len(l.undelivered) > 0 {
+		t.Errorf("%d are kept", len(l.undelivered))
 	}
 }

@@ -24,6 +24,7 @@ type testLog struct {
 	mu        sync.Mutex
 	keeps     map[string]Retention
 	delivered map[string][]int64 // numbers by topic, in the order of delivery
+	random    func() bool        // whether a delivery is said to take long
 }
 
 func newTestLog(t testing.TB) *testLog {
@@ -69,7 +70,10 @@ func (l *testLog) add(topic, id string, data []byte) (*Entry, error) {
 			return entry, err
 		}
 	}
-	return entry, l.Append(context.Background(), entry, func() {
+	isLong := l.random != nil && l.random()
+	return entry, l.Append(context.Background(), entry, isLong, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
 		l.delivered[topic] = append(l.delivered[topic], entry.Seq)
 	})
 }

@@ -27,7 +27,7 @@ func TestSharedPages(t *testing.T) {
 		writers.Go(func() {
 			for range 60 {
 				entry := &Entry{Topic: topic, Data: []byte(`1`)}
-				if err := l.Append(context.Background(), entry, func() {
+				if err := l.Append(context.Background(), entry, false, func() {
 					mu.Lock()
 					defer mu.Unlock()
 					heads[topic] = entry.Seq
@@ -83,7 +83,7 @@ func TestSharedPages(t *testing.T) {
 	if len(other.Entries) != 1 {
 		t.Errorf("%d messages since the last but one", len(other.Entries))
 	}
-	if err := l.Append(context.Background(), &Entry{Topic: "a", Data: []byte(`2`)}, func() {}); err != nil {
+	if err := l.Append(context.Background(), &Entry{Topic: "a", Data: []byte(`2`)}, false, func() {}); err != nil {
 		t.Fatal(err)
 	}
 	if third, _ := l.Read("a", Start{}, 100, 1<<20); third.Head != first.Head+1 || !slices.ContainsFunc(third.Entries, func(e *Entry) bool { return e.Seq == third.Head }) {
