@@ -15,71 +15,79 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// sendOverHTTP sends to one subscriber with a superuser's token: one message after another, and then
-// 32 at a time. Herald does so by its own route, the snippet by one that asks for a superuser.
-func sendOverHTTP(w *world, _ int) (map[string]float64, error) {
-	var token string
-	if err := w.get("/bench/superuser", &token); err != nil {
-		return nil, err
-	}
-	if err := w.subscribe(1, "bench", true); err != nil {
-		return nil, err
-	}
-	path := "/api/notify"
-	if w.process.Args[2] == "snippet" {
-		path = "/bench/send-as-superuser"
-	}
-	send := func() error {
-		data := fmt.Sprintf(`{"t":%d,"text":"%s"}`, time.Now().UnixNano(), text)
-		return w.postAs(token, path, map[string]any{"topic": "bench", "data": rawJSON(data)})
-	}
-	const paced, count = 2000, 20_000
-	for range 100 { // warm
-		if err := send(); err != nil {
-			return nil, err
+// sendOverHTTP sends to one subscriber: one message after another, and then many at a time. The snippet does so by a
+// route that asks for a superuser, Herald by its own, to a topic without history ("herald") or with ("history"), or as
+// a user whom a rule lets publish ("publish").
+func sendOverHTTP(atOnce int) func(w *world, n int) (map[string]float64, error) {
+	return func(w *world, _ int) (map[string]float64, error) {
+		var token string
+		path, kind := "/api/notify", w.process.Args[2]
+		switch kind {
+		case "snippet":
+			path = "/bench/send-as-superuser"
+		case "publish":
+			path, token = "/api/notify/publish", w.token
 		}
-	}
-	before, err := w.usage(true)
-	if err != nil {
-		return nil, err
-	}
-	for range paced {
-		if err := send(); err != nil {
-			return nil, err
-		}
-	}
-	one, err := w.usage(false)
-	if err != nil {
-		return nil, err
-	}
-	began := time.Now()
-	var group errgroup.Group
-	for range 32 {
-		group.Go(func() error {
-			for range count / 32 {
-				if err := send(); err != nil {
-					return err
-				}
+		if token == "" {
+			if err := w.get("/bench/superuser", &token); err != nil {
+				return nil, err
 			}
-			return nil
-		})
+		}
+		if err := w.subscribe(1, "bench", true); err != nil {
+			return nil, err
+		}
+		send := func() error {
+			data := fmt.Sprintf(`{"t":%d,"text":"%s"}`, time.Now().UnixNano(), text)
+			return w.postAs(token, path, map[string]any{"topic": "bench", "data": rawJSON(data)})
+		}
+		const paced, count = 2000, 20_000
+		for range 100 { // warm
+			if err := send(); err != nil {
+				return nil, err
+			}
+		}
+		before, err := w.usage(true)
+		if err != nil {
+			return nil, err
+		}
+		for range paced {
+			if err := send(); err != nil {
+				return nil, err
+			}
+		}
+		one, err := w.usage(false)
+		if err != nil {
+			return nil, err
+		}
+		began := time.Now()
+		var group errgroup.Group
+		for range atOnce {
+			group.Go(func() error {
+				for range count / atOnce {
+					if err := send(); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		}
+		if err := group.Wait(); err != nil {
+			return nil, err
+		}
+		took := time.Since(began)
+		many, err := w.usage(false)
+		if err != nil {
+			return nil, err
+		}
+		if err := w.await(int64(100+paced+count/atOnce*atOnce), patience); err != nil {
+			return nil, err
+		}
+		return map[string]float64{
+			"CPU µs per message, one at a time":                     microseconds(one, before) / paced,
+			fmt.Sprintf("CPU µs per message, %d at a time", atOnce): microseconds(many, one) / count,
+			"messages per second":                                   count / took.Seconds(),
+		}, nil
 	}
-	if err := group.Wait(); err != nil {
-		return nil, err
-	}
-	took := time.Since(began)
-	many, err := w.usage(false)
-	if err != nil {
-		return nil, err
-	}
-	if err := w.await(int64(100+paced+count/32*32), patience); err != nil {
-		return nil, err
-	}
-	return map[string]float64{
-		"CPU µs per message, one at a time": microseconds(one, before) / paced,
-		"CPU µs per message, 32 at a time":  microseconds(many, one) / count,
-		"messages per second":               count / took.Seconds(),
-	}, nil
 }
 
 // comeback lets n clients connect and subscribe, drop, and come back at once. A "guest" has no

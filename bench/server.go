@@ -73,7 +73,7 @@ func serve(args []string) error {
 			return sendRequest(e, send)
 		}).Bind(apis.SkipSuccessActivityLog())
 		var token string
-		if kind == "signed-in" || kind == "channels" {
+		if kind == "signed-in" || kind == "channels" || kind == "publish" {
 			var err error
 			if token, err = addUser(e.App); err != nil {
 				return err
@@ -84,8 +84,13 @@ func serve(args []string) error {
 				return err
 			}
 		}
-		if kind == "history" {
-			if err := addHistory(e.App); err != nil {
+		switch kind {
+		case "history":
+			if err := addChannel(e.App, map[string]any{"history": 1000}); err != nil {
+				return err
+			}
+		case "publish":
+			if err := addChannel(e.App, map[string]any{"publishRule": memberRule}); err != nil {
 				return err
 			}
 		}
@@ -182,6 +187,9 @@ func addSuperuser(app core.App) (token string, err error) {
 	return superuser.NewAuthToken()
 }
 
+// memberRule is a rule that looks at a record.
+const memberRule = `@request.auth.id != "" && @collection.users.id ?= @request.auth.id`
+
 // miss adds a channel with a rule and history, of which topic is one, and sends ten messages. It
 // returns the position before them.
 func miss(app core.App, topic string) (position string, err error) {
@@ -191,7 +199,7 @@ func miss(app core.App, topic string) (position string, err error) {
 	}
 	channel := core.NewRecord(channels)
 	channel.Load(map[string]any{
-		"pattern": "members/{room}", "history": 1000, "subscribeRule": `@request.auth.id != "" && @collection.users.id ?= @request.auth.id`,
+		"pattern": "members/{room}", "history": 1000, "subscribeRule": memberRule,
 	})
 	if err := app.Save(channel); err != nil {
 		return "", err
@@ -294,14 +302,15 @@ func addRoom(app core.App, kind string) error {
 	return nil
 }
 
-// addHistory gives the measured topic a history.
-func addHistory(app core.App) error {
+// addChannel adds a channel for the measured topic.
+func addChannel(app core.App, values map[string]any) error {
 	channels, err := app.FindCollectionByNameOrId(pb_migrations.ChannelsCollectionID)
 	if err != nil {
 		return err
 	}
 	channel := core.NewRecord(channels)
-	channel.Load(map[string]any{"pattern": "{bench}", "subscribeRule": "*", "history": 1000})
+	channel.Load(map[string]any{"pattern": "{bench}", "subscribeRule": "*"})
+	channel.Load(values)
 	return app.Save(channel)
 }
 
