@@ -45,7 +45,14 @@ func main() {
 	soakClients := flag.Int("soak-clients", 5000, "how many clients come and go")
 	restarts := flag.Int("restarts", 0, "instead of measuring, kill the server so often under clients that listen to a topic with history, and check that each gets every message exactly once")
 	restartClients := flag.Int("restart-clients", 10_000, "how many clients that are")
+	peer := flag.String("centrifugo", "", "instead of measuring Herald, measure this executable of Centrifugo with the same requests")
 	flag.Parse()
+	if *peer != "" {
+		if err := runCentrifugo(*peer); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	if *restarts > 0 {
 		if err := runRestarts(*restartClients, *restarts); err != nil {
 			log.Fatal("FAIL: ", err)
