@@ -48,8 +48,11 @@ type tokens struct {
 	rows   map[*core.Collection]*sql.Stmt // that read a record's row
 	closed bool
 
+	nextMu sync.Mutex // guards next
+	next   *question  // that has not begun
+
 	// those used since the turn, and those used in the time before it
-	known, before map[string]*knownToken
+	known, before map[string]*knownToken // guarded by mu, and so is turn
 	turn          time.Time
 }
 
@@ -126,11 +129,11 @@ func (t *tokens) find(e *core.RequestEvent) {
 // recall returns what is known of token, or nil, and the version of the database. ok is false if the
 // database did not tell.
 func (t *tokens) recall(token string) (known *knownToken, version databaseVersion, ok bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if version, ok = t.ofDatabase(); !ok {
+	if version, ok = t.askDatabase(); !ok {
 		return nil, version, false
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if known = t.known[token]; known == nil {
 		if known = t.before[token]; known != nil {
 			t.keep(token, known)
@@ -264,6 +267,38 @@ func (t *tokens) closeRows() {
 		stmt.Close()
 	}
 	clear(t.rows)
+}
+
+// question is one to the database that many requests share.
+type question struct {
+	done    chan struct{} // closed when the fields below are set
+	version databaseVersion
+	ok      bool
+}
+
+// askDatabase returns the version of the database at a time after the call. All that call it while a question is
+// under way share the next one.
+func (t *tokens) askDatabase() (databaseVersion, bool) {
+	t.nextMu.Lock()
+	q := t.next
+	isOwn := q == nil
+	if isOwn {
+		q = &question{done: make(chan struct{})}
+		t.next = q
+	}
+	t.nextMu.Unlock()
+	if !isOwn {
+		<-q.done
+		return q.version, q.ok
+	}
+	defer close(q.done)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.nextMu.Lock()
+	t.next = nil // whoever comes from now on may have come after a change
+	t.nextMu.Unlock()
+	q.version, q.ok = t.ofDatabase()
+	return q.version, q.ok
 }
 
 // ofDatabase returns the version of the database. mu is held.

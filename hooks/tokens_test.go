@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -210,5 +212,46 @@ func TestTokensChangedMeanwhile(t *testing.T) {
 		if _, got := server.DoText(t, http.MethodGet, "/api/notify/who", token, nil); got != name {
 			t.Errorf("%q, want %q", got, name)
 		}
+	}
+}
+
+// TestTokensAtOnce: while many requests share the questions to the database, none that begins after a token was
+// revoked is taken for its user.
+func TestTokensAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.OnServe().BindFunc(func(e *core.ServeEvent) error {
+		e.Router.GET("/api/notify/who", func(e *core.RequestEvent) error {
+			return e.String(http.StatusOK, fmt.Sprint(e.Auth != nil))
+		})
+		return e.Next()
+	})
+	server := pbtest.Serve(t, w)
+	for range 10 {
+		token := pbtest.Token(t, w.ann)
+		var revoked, isOver atomic.Bool
+		var known atomic.Int64
+		var group sync.WaitGroup
+		for range 16 {
+			group.Go(func() {
+				for !isOver.Load() {
+					wasRevoked := revoked.Load()
+					_, got := server.DoText(t, http.MethodGet, "/api/notify/who", token, nil)
+					if got == "true" {
+						known.Add(1)
+					}
+					if wasRevoked && got == "true" {
+						t.Error("a revoked token counts")
+					}
+				}
+			})
+		}
+		pbtest.WaitFor(t, "the token is known", func() bool { return known.Load() > 50 })
+		w.ann.RefreshTokenKey()
+		save(t, w, w.ann)
+		revoked.Store(true)
+		time.Sleep(5 * time.Millisecond) // of requests that may be wrong
+		isOver.Store(true)
+		group.Wait()
 	}
 }
