@@ -170,7 +170,10 @@ func (p publish) publish(e *core.RequestEvent) error {
 
 // publisherOf returns the publisher behind a request.
 func publisherOf(e *core.RequestEvent) notify.Publisher {
-	return notify.Publisher{Auth: e.Auth, IP: e.RealIP(), Headers: ruleHeaders(e.Request.Header)}
+	return notify.Publisher{
+		Auth: e.Auth, IP: e.RealIP(),
+		Headers: func() map[string]string { return ruleHeaders(e.Request.Header) },
+	}
 }
 
 // ruleHeaders returns headers as rules see them: see initRequestInfo in PocketBase's

@@ -107,8 +107,16 @@ type Publisher struct {
 	// From the history it gets messages that were sent to those of its own user, but none that
 	// excluded one of them.
 	ClientIDs []string
-	// Headers are the request's headers in PocketBase's form, for the rules.
-	Headers map[string]string
+	// Headers returns the request's headers in PocketBase's form, for rules that look at them; nil means that
+	// there are none.
+	Headers func() map[string]string
+}
+
+func (p Publisher) headers() map[string]string {
+	if p.Headers == nil {
+		return nil
+	}
+	return p.Headers()
 }
 
 func (p Publisher) isSuperuser() bool { return p.Auth != nil && p.Auth.IsSuperuser() }

@@ -89,7 +89,7 @@ func (n *Notifier) mayWatch(p Publisher, topic string) error {
 	if n.presenceOf(topic) == nil {
 		return noPresence(p)
 	}
-	a := n.newMemo().mayWatch(topic, p.Auth, "", func() map[string]string { return p.Headers })
+	a := n.newMemo().mayWatch(topic, p.Auth, "", p.headers)
 	switch {
 	case a.err != nil:
 		return fmt.Errorf("may watch: %w", a.err)

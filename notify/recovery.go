@@ -102,7 +102,7 @@ func (n *Notifier) History(ctx context.Context, p Publisher, topic string, from 
 // rights before the evaluation.
 func (n *Notifier) mayListen(p Publisher, topic string) (generation uint64, err error) {
 	generation = n.changes.current()
-	a := n.newMemo().mayListen(topic, p.Auth, "", func() map[string]string { return p.Headers })
+	a := n.newMemo().mayListen(topic, p.Auth, "", p.headers)
 	switch {
 	case a.err != nil:
 		return 0, a.err

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ganigeorgiev/fexpr"
@@ -47,6 +48,9 @@ type plan struct {
 	channels *core.Collection // as it was; any change of a collection makes PocketBase load all anew
 	parts    []string         // the SQL between the values
 	values   []value          // one less than the parts
+
+	text    string      // the SQL with a question mark for each value
+	isQuick atomic.Bool // it was answered at once the last time
 }
 
 // value is one that the query binds.
@@ -72,6 +76,9 @@ type kind struct {
 	collection             *core.Collection // nil for a guest
 	isVerified, showsEmail bool
 }
+
+// quickAnswer is the time below which a rule's query is not expected to need a timeout.
+const quickAnswer = 10 * time.Millisecond
 
 // maxPlans is how many kinds of users a rule is prepared for.
 const maxPlans = 50
@@ -131,7 +138,7 @@ func newPlan(app core.App, r *Rule, record, auth *core.Record) *plan {
 	if !ok {
 		return nil
 	}
-	var plans [2]plan
+	var plans [2]*plan
 	for i := range plans {
 		built, err := newSample(r, auth).build(app, db, r, record)
 		if err != nil {
@@ -147,7 +154,8 @@ func newPlan(app core.App, r *Rule, record, auth *core.Record) *plan {
 	if !slices.Equal(plans[0].parts, plans[1].parts) || !slices.Equal(plans[0].values, plans[1].values) {
 		return nil
 	}
-	return &plans[0]
+	plans[0].text = strings.Join(plans[0].parts, "?")
+	return plans[0]
 }
 
 // sample is a user and a topic with values that occur nowhere else.
@@ -186,17 +194,17 @@ var (
 )
 
 // build builds the query that CanAccessRecord makes for the sample.
-func (s *sample) build(app core.App, db *dbx.DB, r *Rule, record *core.Record) (p plan, err error) {
+func (s *sample) build(app core.App, db *dbx.DB, r *Rule, record *core.Record) (*plan, error) {
 	query := app.RecordQuery(record.Collection()).
 		Select("(1)").
 		AndWhere(dbx.HashExp{record.Collection().Name + ".id": record.Id})
 	resolver := core.NewRecordFieldResolver(app, record.Collection(), &s.info, true)
 	expr, err := search.FilterData(*r.Filter).BuildExpr(resolver)
 	if err != nil {
-		return p, err
+		return nil, err
 	}
 	if err := resolver.UpdateQuery(query); err != nil {
-		return p, err
+		return nil, err
 	}
 	built := query.AndWhere(expr).Limit(1).Build()
 
@@ -215,12 +223,13 @@ func (s *sample) build(app core.App, db *dbx.DB, r *Rule, record *core.Record) (
 		}
 		return fmt.Sprintf("%s_%d", name[:len("__sm")], i)
 	})
+	p := &plan{}
 	params := built.Params()
 	end := 0
 	for _, at := range placeholders.FindAllStringIndex(text, -1) {
 		bound, ok := params[text[at[0]+2:at[1]-1]]
 		if !ok {
-			return p, errors.New("a value is missing")
+			return nil, errors.New("a value is missing")
 		}
 		v := value{fixed: bound}
 		switch bound := bound.(type) {
@@ -230,7 +239,7 @@ func (s *sample) build(app core.App, db *dbx.DB, r *Rule, record *core.Record) (
 			}
 		case bool, float64, int, int64, nil:
 		default:
-			return p, fmt.Errorf("a value of type %T", bound)
+			return nil, fmt.Errorf("a value of type %T", bound)
 		}
 		p.parts = append(p.parts, text[end:at[0]])
 		p.values = append(p.values, v)
@@ -271,17 +280,23 @@ func (s *Statements) ask(p *plan, args []any) (passes bool, err error) {
 	if !ok {
 		return false, errors.ErrUnsupported
 	}
-	stmt, err := s.prepared(db.DB(), strings.Join(p.parts, "?"))
+	stmt, err := s.prepared(db.DB(), p.text)
 	if err != nil {
 		return false, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), core.DefaultQueryTimeout)
-	defer cancel()
+	ctx := context.Background()
+	if !p.isQuick.Load() { // the timeout costs two goroutines, which is more than a quick answer
+		var cancel func()
+		ctx, cancel = context.WithTimeout(ctx, core.DefaultQueryTimeout)
+		defer cancel()
+	}
 	began := time.Now()
 	var one int
 	err = stmt.QueryRowContext(ctx, args...).Scan(&one)
+	took := time.Since(began)
+	p.isQuick.Store(took < quickAnswer)
 	if log := db.QueryLogFunc; log != nil {
-		log(ctx, time.Since(began), p.text(args), nil, err)
+		log(ctx, took, p.logText(args), nil, err)
 	}
 	if errors.Is(err, sql.ErrNoRows) {
 		return false, nil
@@ -289,8 +304,8 @@ func (s *Statements) ask(p *plan, args []any) (passes bool, err error) {
 	return one > 0, err
 }
 
-// text returns the query as dbx logs it.
-func (p *plan) text(args []any) string {
+// logText returns the query as dbx logs it.
+func (p *plan) logText(args []any) string {
 	var b strings.Builder
 	for i, part := range p.parts {
 		b.WriteString(part)
