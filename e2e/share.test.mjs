@@ -114,6 +114,28 @@ test("12 tabs share one stream", async (t) => {
     assert.deepEqual(await counts(tabs[2]), [1]);
   });
 
+  await t.test("a reload is no leave", async () => {
+    // only the tab that is loaded again is on this topic
+    const watcher = await herald.signIn("bob@example.com");
+    const changes = [];
+    await watcher.realtime.subscribe("@presence/chat/2", (message) => changes.push(message));
+    const join = () => tabs[4].evaluate(async () => void (window.members = await window.herald.presence(window.pb, "chat/2")));
+    await join();
+    await until("it is present", () => changes.some(({ join }) => join?.length === 1));
+    tabs[4] = await (async (tab) => {
+      await tab.reload();
+      await tab.close();
+      return openTab(context, herald, problems);
+    })(tabs[4]);
+    await join();
+    await tabs[4].evaluate(() => window.members.set("again"));
+    await until("it shows something", () => changes.some(({ update }) => update?.some(({ meta }) => meta === "again")));
+    assert.deepEqual(changes.flatMap(({ leave }) => leave ?? []), []);
+    await watcher.realtime.unsubscribe();
+    await tabs[4].close();
+    tabs.splice(4, 1);
+  });
+
   for (const [how, end] of [
     ["closed", (tab) => tab.close()],
     ["closed without a word", (tab) => tab.close({ runBeforeUnload: false })],

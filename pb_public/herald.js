@@ -1339,6 +1339,7 @@ class Sharing {
   #lastRequest = 0;
   #silence; // the timer of an answer that is due
   #isHere; // resolves when the others can tell that this tab is there
+  #undo;
 
   constructor(pb) {
     this.#pb = pb;
@@ -1349,6 +1350,11 @@ class Sharing {
       return clientId && clientId === this.#clientId ? this.#submit(subscriptions) : this.#send.call(pb, path, options);
     };
     const { initConnect } = realtime;
+    this.#undo = () => {
+      sharings.delete(pb);
+      delete realtime.initConnect; // the instance's own
+      pb.send = this.#send;
+    };
     realtime.initConnect = () => {
       const own = Object.getOwnPropertyDescriptor(globalThis, "EventSource");
       const source = new TabSource((closed) => this.#closed(closed));
@@ -1369,9 +1375,12 @@ class Sharing {
       navigator.locks.request(`herald tab ${this.tab}`, () => {
         resolve();
         return new Promise(() => {});
+      }).catch(() => { // not allowed here, as in a frame of no origin
+        this.#undo();
+        this.#source?.fail();
       });
     });
-    globalThis.addEventListener?.("pagehide", () => this.#leave());
+    globalThis.addEventListener?.("pagehide", () => this.#leave(true));
     globalThis.addEventListener?.("pageshow", ({ persisted }) => persisted && this.#source?.fail());
     globalThis.document?.addEventListener("resume", () => this.#source?.fail()); // it was frozen, and may have missed something
     setInterval(() => this.#clientId && !this.#leader && this.#ask({ type: "ask" }), askEvery);
@@ -1453,9 +1462,9 @@ class Sharing {
   }
 
   /** Leaves the tabs of a user. */
-  #leave() {
+  #leave(isUnloading = false) {
     if (!this.#name) return;
-    this.#post({ type: "bye", tab: this.tab });
+    this.#post({ type: "bye", tab: this.tab, isUnloading });
     clearTimeout(this.#silence);
     this.#name = "";
     this.#waiting?.abort();
@@ -1620,6 +1629,7 @@ class Leader {
   #source = null;
   #clientId = "";
   #tabs = new Map(); // the names that each tab wants
+  #parting = new Set(); // those of tabs that have just gone
   #turn = Promise.resolve(); // of requests, one after another
   #failures = 0;
   #opening; // the timer
@@ -1639,7 +1649,7 @@ class Leader {
   }
 
   /** Takes a message that is for the tab that leads. */
-  receive({ type, tab, dead, id, names, token }) {
+  receive({ type, tab, dead, id, names, token, isUnloading }) {
     switch (type) {
       case "hello":
         this.#post({ type: "here", to: tab });
@@ -1653,7 +1663,7 @@ class Leader {
         this.#turn = this.#turn.then(() => this.#submit(tab, names, token, id));
         return true;
       case "bye":
-        this.#bye(tab);
+        this.#bye(tab, isUnloading);
         return true;
     }
     return false;
@@ -1674,15 +1684,23 @@ class Leader {
     this.#known.add(tab);
     navigator.locks.request(`herald tab ${tab}`, { mode: "shared" }, () => {}).then(() => {
       this.#known.delete(tab);
-      if (!this.#isClosed) this.#bye(tab);
+      if (!this.#isClosed) this.#bye(tab, true);
     }, () => {});
   }
 
-  #bye(tab) {
+  /** A page that goes may be loaded again: until then its user stays where they are present. */
+  #bye(tab, isUnloading) {
     const names = this.#tabs.get(tab);
     if (!this.#tabs.delete(tab)) return;
-    if (this.#tabs.size === 0) this.#disconnect();
-    else if (names.length > 0) this.#turn = this.#turn.then(() => this.#request().catch(() => {}));
+    if (this.#tabs.size === 0) return this.#disconnect();
+    if (names.length === 0) return;
+    const forget = () => {
+      this.#parting.delete(names);
+      this.#turn = this.#turn.then(() => this.#request().catch(() => {}));
+    };
+    if (!isUnloading) return forget();
+    this.#parting.add(names);
+    setTimeout(forget, reloadWithin * 1000);
   }
 
   #openLater() {
@@ -1709,6 +1727,7 @@ class Leader {
   #disconnect() {
     clearTimeout(this.#opening);
     this.#opening = undefined;
+    this.#parting.clear();
     this.#source?.close();
     this.#source = null;
     this.#clientId = "";
@@ -1749,7 +1768,7 @@ class Leader {
   async #request(token = this.#pb.authStore.token) {
     const clientId = this.#clientId;
     if (!clientId) return;
-    const names = [...new Set([...this.#tabs.values()].flat())];
+    const names = [...new Set([...this.#tabs.values(), ...this.#parting].flat())];
     for (const name of names) this.#listen(name);
     const { signal, done } = timeout(submitWithin);
     try {
