@@ -244,7 +244,7 @@ func allAtOnce(w *world, n int) (map[string]float64, error) {
 		began := time.Now()
 		var coming errgroup.Group
 		for i := range n {
-			coming.Go(func() error {
+			coming.Go(func() (err error) {
 				conns[i], err = come(i)
 				return err
 			})

@@ -238,6 +238,7 @@ test("a few tabs share one stream", async (t) => {
   const herald = await (await Herald.install(t)).start();
   const root = await herald.superuser();
   await root.collection("notify_channels").create({ pattern: "chat/{room}", subscribeRule: '@request.query.room = "1"', history: 100 });
+  await addUser(root, "ann@example.com");
   const browser = await launchBrowser(t);
   const problems = [];
 
@@ -272,6 +273,49 @@ test("a few tabs share one stream", async (t) => {
     assert.equal((await connections(root)).length, 1);
     await two.evaluate(() => window.pb.realtime.unsubscribe());
     await until("no connection", async () => (await connections(root)).length === 0);
+  });
+
+  await t.test("what one tab listens to makes no request of another one refused", async (t) => {
+    const context = await browser.newContext();
+    t.after(() => context.close());
+    const tabs = [await openTab(context, herald, problems), await openTab(context, herald, problems)];
+    for (const tab of tabs) {
+      const results = await tab.evaluate(() => Promise.all(["chat/1", "chat/2"].map((topic) =>
+        window.pb.realtime.subscribe(topic, () => {}).then(() => "ok", ({ status }) => status))));
+      assert.deepEqual(results, ["ok", "ok"]); // as without sharing: one of two is let
+    }
+  });
+
+  await t.test("signing in while the first connection is made", async (t) => {
+    const context = await browser.newContext();
+    t.after(() => context.close());
+    const tab = await openTab(context, herald, problems, { topics: [] });
+    let release;
+    const held = new Promise((resolve) => (release = resolve));
+    let isHeld = false;
+    await tab.route("**/api/realtime", async (route) => {
+      if (route.request().method() === "GET" && !isHeld) {
+        isHeld = true;
+        await held;
+      }
+      await route.continue();
+    });
+    const subscribed = tab.evaluate(() => window.herald.subscribe(window.pb, "plain", ({ data }) => (window.last = data)).then(() => "ok"));
+    await until("it connects", () => isHeld);
+    await signIn(context, herald, "ann@example.com");
+    release();
+    assert.equal(await subscribed, "ok");
+    await send(root, { topic: "plain", data: "for ann", to: { auth: "user" } });
+    await until("a message for a user", () => tab.evaluate(() => window.last === "for ann"));
+  });
+
+  await t.test("not where locks are refused", async (t) => {
+    const context = await browser.newContext();
+    t.after(() => context.close());
+    await context.addInitScript(() => (LockManager.prototype.request = () => Promise.reject(new DOMException("not here", "SecurityError"))));
+    const tab = await openTab(context, herald, problems);
+    await send(root, { topic: "chat/1", data: 1 });
+    await until("a message", async () => (await got(tab, "chat/1")).length === 1);
   });
 
   await t.test("with the oldest SDK", async (t) => {

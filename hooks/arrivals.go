@@ -6,12 +6,15 @@
 package hooks
 
 import (
+	"bytes"
 	"container/list"
 	"context"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -19,6 +22,7 @@ import (
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
+	"github.com/pocketbase/pocketbase/tools/router"
 )
 
 const (
@@ -42,6 +46,7 @@ type arrivals struct {
 
 	mu      sync.Mutex // guards the fields below
 	running int
+	served  int       // places that have become free
 	open    list.List // of *arrival: those of open connections
 	new     list.List // of *arrival: those that connect
 	refused int       // since the log said so
@@ -75,14 +80,17 @@ func (a *arrivals) middleware() *hook.Handler[*core.RequestEvent] {
 			isNew := false
 			switch e.Request.URL.Path {
 			case "/api/realtime":
-				isNew = e.Request.Method == http.MethodGet
+				isNew = e.Request.Method != http.MethodPost
 			case "/api/notify/history":
 			default:
 				return e.Next()
 			}
+			isNew = !readSmall(e.Request) || isNew
 			leave, err := a.enter(e.Request.Context(), isNew)
 			if err != nil {
-				a.noteRefusal(e.App)
+				if e.Request.Context().Err() == nil {
+					a.noteRefusal(e.App)
+				}
 				e.Response.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(arrivalSpread)))
 				return e.Error(http.StatusServiceUnavailable, "Too many clients are connecting.", nil)
 			}
@@ -92,6 +100,32 @@ func (a *arrivals) middleware() *hook.Handler[*core.RequestEvent] {
 		},
 	}
 }
+
+// maxArrivalBody is how large the body of a request is that is read before the request stands in line.
+const maxArrivalBody = 64 << 10
+
+// readSmall reads the body of a request, so that the place of a request does not wait for it. It returns false, and reads nothing
+// more, if the body may be large or does not come.
+func readSmall(r *http.Request) bool {
+	if r.ContentLength < 0 || r.ContentLength > maxArrivalBody {
+		return false
+	}
+	if r.ContentLength == 0 {
+		return true
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(body), failingReader{err}))
+		return false
+	}
+	r.Body = &router.RereadableReadCloser{ReadCloser: io.NopCloser(bytes.NewReader(body))}
+	return true
+}
+
+// failingReader is the rest of a body that broke off.
+type failingReader struct{ err error }
+
+func (r failingReader) Read([]byte) (int, error) { return 0, r.err }
 
 // noteRefusal logs refusals, once in a while: the log should not cost what refusing saves.
 func (a *arrivals) noteRefusal(app core.App) {
@@ -172,11 +206,19 @@ func (a *arrivals) leaver() func() {
 	}
 }
 
+// newEvery is how many places of which one goes to a new connection, also while there are requests of open
+// ones: anybody can send as many of these as they like.
+const newEvery = 4
+
 // next gives a place that has become free to the first in line.
 func (a *arrivals) next() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, line := range []*list.List{&a.open, &a.new} {
+	lines := []*list.List{&a.open, &a.new}
+	if a.served++; a.served%newEvery == 0 {
+		slices.Reverse(lines)
+	}
+	for _, line := range lines {
 		if first := line.Front(); first != nil {
 			close(line.Remove(first).(*arrival).turn)
 			return

@@ -4,9 +4,12 @@ import (
 	"context"
 	"encoding/json/v2"
 	"errors"
+	"fmt"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -181,5 +184,58 @@ func TestArrivalsRefused(t *testing.T) {
 	a.next()
 	if status := <-answered; status != 404 {
 		t.Errorf("%d, want PocketBase's answer", status)
+	}
+}
+
+// TestArrivalsOfMany: however many requests of open connections come, new ones have their turn, and a body that does
+// not come holds no place.
+func TestArrivalsOfMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &arrivals{places: 1, running: 1, patience: time.Minute}
+		var order []bool
+		for i := range 50 {
+			go func() {
+				isNew := i >= 40
+				leave, err := a.enter(t.Context(), isNew)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				order = append(order, isNew)
+				leave()
+			}()
+			synctest.Wait()
+		}
+		a.next()
+		synctest.Wait()
+		if first := slices.Index(order, true); len(order) != 50 || first >= newEvery {
+			t.Errorf("%d served, the first new one at %d", len(order), first)
+		}
+	})
+
+	a := &arrivals{places: 1, patience: time.Minute}
+	app := pbtest.NewApp(t)
+	app.OnServe().BindFunc(func(e *core.ServeEvent) error {
+		e.Router.Bind(a.middleware())
+		return e.Next()
+	})
+	server := pbtest.Serve(t, app)
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(conn, "POST /api/realtime HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+	if status, _ := server.Do(t, http.MethodPost, "/api/realtime", "", map[string]any{"clientId": "missing"}); status != 404 {
+		t.Errorf("%d, want PocketBase's answer", status)
+	}
+	a.mu.Lock()
+	if a.running != 0 {
+		t.Errorf("%d run", a.running)
+	}
+	a.mu.Unlock()
+	conn.Close() // a body that breaks off
+	large := map[string]any{"clientId": strings.Repeat("x", maxArrivalBody)}
+	if status, _ := server.Do(t, http.MethodPost, "/api/realtime", "", large); status != 400 {
+		t.Errorf("a large body: %d", status)
 	}
 }

@@ -6,8 +6,10 @@ package hooks
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"encoding/binary"
+	"errors"
 	"strings"
 	"sync"
 	"time"
@@ -19,11 +21,12 @@ import (
 	"github.com/pocketbase/pocketbase/tools/security"
 )
 
-// maxTokens is how many tokens are remembered, 3 KiB each, and tokensAge for how long at least after their last
-// use.
+// maxTokens is how many tokens are remembered, 2 KiB each with a usual record and maxKnownRow bytes more at most, and
+// tokensAge for how long at least after their last use.
 const (
-	maxTokens = 10_000
-	tokensAge = 10 * time.Minute
+	maxTokens   = 10_000
+	maxKnownRow = 8 << 10
+	tokensAge   = 10 * time.Minute
 )
 
 // The keys under which a request keeps the version of the database before its token was verified, and, if
@@ -62,7 +65,7 @@ type databaseVersion struct{ connection, number int64 }
 type knownToken struct {
 	record     *core.Record // never handed out itself
 	collection *core.Collection
-	row        string // what the record was loaded from
+	row        rowHash // what the record was loaded from
 	expires    time.Time
 	version    databaseVersion // when that was so; guarded by the mutex of tokens
 }
@@ -74,15 +77,20 @@ func bindTokens(app core.App) {
 	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
 		Id: "heraldTokens",
 		Func: func(e *core.ServeEvent) error {
+			router := e.Router
+			// known at the first request only, when all are bound
+			isPocketBases := sync.OnceValue(func() bool { return loadsTokensItself(router.Middlewares) })
 			e.Router.Bind(&hook.Handler[*core.RequestEvent]{
-				Id:       "heraldKnownToken",
+				Id:       knownTokenID,
 				Priority: apis.DefaultLoadAuthTokenMiddlewarePriority - 1,
 				Func: func(e *core.RequestEvent) error {
-					t.find(e)
+					if isPocketBases() {
+						t.find(e)
+					}
 					return e.Next()
 				},
 			}, &hook.Handler[*core.RequestEvent]{
-				Id:       "heraldKnowToken",
+				Id:       knowTokenID,
 				Priority: apis.DefaultLoadAuthTokenMiddlewarePriority + 1,
 				Func: func(e *core.RequestEvent) error {
 					if version, isNew := e.Get(tokenVersionKey).(databaseVersion); isNew && e.Auth != nil {
@@ -101,6 +109,26 @@ func bindTokens(app core.App) {
 			return e.Next()
 		},
 	})
+}
+
+const (
+	knownTokenID = "heraldKnownToken"
+	knowTokenID  = "heraldKnowToken"
+)
+
+// loadsTokensItself reports whether PocketBase alone says who a token belongs to. A middleware of the application's
+// in its place, or beside it, may know more, such as which sessions have ended.
+func loadsTokensItself(middlewares []*hook.Handler[*core.RequestEvent]) bool {
+	isThere := false
+	for _, m := range middlewares {
+		switch distance := m.Priority - apis.DefaultLoadAuthTokenMiddlewarePriority; {
+		case m.Id == apis.DefaultLoadAuthTokenMiddlewareId:
+			isThere = true
+		case m.Id != knownTokenID && m.Id != knowTokenID && distance >= -1 && distance <= 1:
+			return false
+		}
+	}
+	return isThere
 }
 
 // find sets the request's auth record if its token is known. Only Herald's own requests are
@@ -201,20 +229,26 @@ func (t *tokens) keep(token string, known *knownToken) {
 	t.known[token] = known
 }
 
-// rowOf returns the row of a record, in a form that is only good for comparing.
-func (t *tokens) rowOf(record *core.Record) (string, error) {
+// rowHash stands for the row of a record.
+type rowHash [sha256.Size]byte
+
+// errLargeRow says that a record is too large to be remembered.
+var errLargeRow = errors.New("the record is large")
+
+// rowOf returns what stands for the row of a record.
+func (t *tokens) rowOf(record *core.Record) (hash rowHash, err error) {
 	stmt, err := t.rowStatement(record.Collection())
 	if err != nil {
-		return "", err
+		return hash, err
 	}
 	rows, err := stmt.Query(record.Id)
 	if err != nil {
-		return "", err
+		return hash, err
 	}
 	defer rows.Close()
 	columns, err := rows.Columns()
 	if err != nil {
-		return "", err
+		return hash, err
 	}
 	values := make([]sql.RawBytes, len(columns))
 	targets := make([]any, len(columns))
@@ -222,10 +256,10 @@ func (t *tokens) rowOf(record *core.Record) (string, error) {
 		targets[i] = &values[i]
 	}
 	if !rows.Next() {
-		return "", cmp.Or(rows.Err(), sql.ErrNoRows)
+		return hash, cmp.Or(rows.Err(), sql.ErrNoRows)
 	}
 	if err := rows.Scan(targets...); err != nil {
-		return "", err
+		return hash, err
 	}
 	var row []byte
 	for _, value := range values {
@@ -236,7 +270,10 @@ func (t *tokens) rowOf(record *core.Record) (string, error) {
 		row = binary.AppendUvarint(row, uint64(len(value))+1)
 		row = append(row, value...)
 	}
-	return string(row), rows.Err()
+	if len(row) > maxKnownRow {
+		return hash, errLargeRow
+	}
+	return sha256.Sum256(row), rows.Err()
 }
 
 // rowStatement returns the statement that reads a row of a collection.

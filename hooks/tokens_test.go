@@ -255,3 +255,67 @@ func TestTokensAtOnce(t *testing.T) {
 		group.Wait()
 	}
 }
+
+// TestTokensOfOwnMiddleware: where the application itself says who a token belongs to, it is asked each time.
+func TestTokensOfOwnMiddleware(t *testing.T) {
+	t.Parallel()
+	for name, replace := range map[string]bool{"in PocketBase's place": true, "beside it": false} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			var ended atomic.Bool
+			w.OnServe().BindFunc(func(e *core.ServeEvent) error {
+				if replace {
+					e.Router.Unbind(apis.DefaultLoadAuthTokenMiddlewareId)
+				}
+				e.Router.Bind(&hook.Handler[*core.RequestEvent]{
+					Id:       "own",
+					Priority: apis.DefaultLoadAuthTokenMiddlewarePriority,
+					Func: func(e *core.RequestEvent) error {
+						if replace && e.Auth == nil {
+							e.Auth, _ = e.App.FindAuthRecordByToken(e.Request.Header.Get("Authorization"), core.TokenTypeAuth)
+						}
+						if ended.Load() {
+							e.Auth = nil
+						}
+						return e.Next()
+					},
+				})
+				e.Router.GET("/api/notify/who", func(e *core.RequestEvent) error {
+					return e.String(http.StatusOK, fmt.Sprint(e.Auth != nil))
+				})
+				return e.Next()
+			})
+			server := pbtest.Serve(t, w)
+			token := pbtest.Token(t, w.ann)
+			for i, want := range []string{"true", "true", "false"} {
+				ended.Store(i == 2)
+				if _, got := server.DoText(t, http.MethodGet, "/api/notify/who", token, nil); got != want {
+					t.Errorf("%s, want %s", got, want)
+				}
+			}
+		})
+	}
+}
+
+// TestTokensOfLargeRecords: the token of a record that would take much memory is not remembered.
+func TestTokensOfLargeRecords(t *testing.T) {
+	w := newWorld(t)
+	pbtest.AddField(t, w, "users", &core.TextField{Name: "notes", Max: 20_000})
+	server := pbtest.Serve(t, w)
+	for size, isKnown := range map[int]bool{1000: true, 10_000: false} {
+		ann, err := w.FindRecordById("users", w.ann.Id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ann.Set("notes", strings.Repeat("x", size))
+		save(t, w, ann)
+		token := pbtest.Token(t, ann)
+		ask := func() { server.DoText(t, http.MethodGet, "/api/notify/missing", token, nil) }
+		ask()
+		queries := pbtest.CountQueries(t, w)
+		ask()
+		if count := queries(); (count == 0) != isKnown {
+			t.Errorf("%d bytes: %d queries", size, count)
+		}
+	}
+}

@@ -132,8 +132,9 @@ export function presence<M = any>(pb: PocketBase, topic: string, options?: Prese
  * Lets all tabs of a user share one realtime connection: browsers allow six to a host over HTTP/1.1, and the seventh
  * tab does not load. Call it once for each SDK client, before anything is subscribed. One tab has the
  * connection, and passes on what comes. When that tab is closed, another one connects in its place, and all catch up as after
- * any lost connection: on topics with history nothing is lost. Tabs of different users do not share. Presence sees one
- * connection for all tabs.
+ * any lost connection: on topics with history nothing is lost. Tabs share if they have the same user and the SDK's own
+ * LocalAuthStore; others keep their own connection. Presence sees one connection for all tabs, and so does what leaves
+ * out the sender's connection (`self: false`).
  *
  * Returns false, and changes nothing, where the browser has no Web Locks (they need https or localhost) or no
  * BroadcastChannel, or the SDK is unknown.

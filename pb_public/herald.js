@@ -1191,13 +1191,13 @@ class Hub {
     this.user = userOf(this.pb.authStore);
     this.#token = this.pb.authStore.token;
     const { clientId } = this.pb.realtime;
+    if (before && before !== this.user) this.#clientIds = [];
     if (before === this.user) {
       // a renewed token, which may be let in
       if ([...this.#subscriptions].some(({ isDenied }) => isDenied)) this.subscribeAgain();
     } else if (before && clientId) {
       // What is on its way on a user's connection is not for the next one, who gets
       // another connection.
-      this.#clientIds = [];
       this.#each((subscription) => subscription.userChanged(token));
       kick(this.pb, clientId);
     } else {
@@ -1340,6 +1340,8 @@ class Sharing {
   #silence; // the timer of an answer that is due
   #isHere; // resolves when the others can tell that this tab is there
   #undo;
+  #wasAlone = false; // when it left
+  #hasAsked = false; // the leader knows of the source
 
   constructor(pb) {
     this.#pb = pb;
@@ -1369,7 +1371,11 @@ class Sharing {
       }
       this.#open(source);
     };
-    authStore.onChange(() => this.#nameNow() !== this.#name && this.#source?.fail());
+    authStore.onChange(() => {
+      if (this.#nameNow() === this.#name) return;
+      if (this.#source) this.#again();
+      else this.#leave(); // the others go on without this tab, which would lead them with another user's token
+    });
     // as long as it is held, this tab is there
     this.#isHere = new Promise((resolve) => {
       navigator.locks.request(`herald tab ${this.tab}`, () => {
@@ -1377,29 +1383,38 @@ class Sharing {
         return new Promise(() => {});
       }).catch(() => { // not allowed here, as in a frame of no origin
         this.#undo();
-        this.#source?.fail();
+        this.#again();
       });
     });
     globalThis.addEventListener?.("pagehide", () => this.#leave(true));
-    globalThis.addEventListener?.("pageshow", ({ persisted }) => persisted && this.#source?.fail());
-    globalThis.document?.addEventListener("resume", () => this.#source?.fail()); // it was frozen, and may have missed something
+    globalThis.addEventListener?.("pageshow", ({ persisted }) => persisted && this.#again());
+    globalThis.document?.addEventListener("resume", () => this.#again()); // it was frozen, and may have missed something
     setInterval(() => this.#clientId && !this.#leader && this.#ask({ type: "ask" }), askEvery);
     if (realtime.eventSource) kick(pb, realtime.clientId); // the connection that there is becomes the shared one
   }
 
   /** No other tab needs the stream. */
   get isAlone() {
-    return this.#leader !== null && this.#leader.tabs <= 1;
+    return this.#leader ? this.#leader.tabs <= 1 : this.#wasAlone;
   }
 
+  /** Only tabs that share the SDK's store have the same token at any time, and so the same rights. */
   #nameNow() {
-    return `herald ${new URL(this.#pb.baseURL ?? this.#pb.baseUrl, globalThis.location?.href)} ${userOf(this.#pb.authStore)}`;
+    const { authStore, baseURL = this.#pb.baseUrl } = this.#pb;
+    return `herald ${new URL(baseURL, globalThis.location?.href)} ${storageOf(authStore) ?? this.tab} ${userOf(authStore)}`;
+  }
+
+  /** Makes the SDK connect anew. While it connects for the first time, a failure would be final. */
+  #again() {
+    if (this.#clientId) this.#source?.fail();
+    else if (this.#source) this.#pb.realtime.initConnect();
   }
 
   /** The SDK connects. */
   #open(source) {
     this.#source = source;
     this.#clientId = "";
+    this.#hasAsked = false;
     this.#names.clear();
     const name = this.#nameNow();
     if (name !== this.#name) {
@@ -1412,11 +1427,14 @@ class Sharing {
   async #hello() {
     const source = this.#source;
     await this.#isHere;
-    if (source && source === this.#source && !this.#clientId) this.#ask({ type: "hello", dead: this.#dead });
+    if (!source || source !== this.#source || this.#clientId) return;
+    this.#hasAsked = true;
+    this.#ask({ type: "hello", dead: this.#dead });
   }
 
   #enter(name) {
     this.#name = name;
+    this.#wasAlone = false;
     this.#dead = "";
     const channel = new BroadcastChannel(name);
     this.#channel = channel;
@@ -1464,6 +1482,7 @@ class Sharing {
   /** Leaves the tabs of a user. */
   #leave(isUnloading = false) {
     if (!this.#name) return;
+    this.#wasAlone = this.isAlone;
     this.#post({ type: "bye", tab: this.tab, isUnloading });
     clearTimeout(this.#silence);
     this.#name = "";
@@ -1481,7 +1500,7 @@ class Sharing {
     this.#source = null;
     this.#dead = source.isGivenUp ? this.#clientId : "";
     this.#clientId = "";
-    this.#settle();
+    this.#settle(!source.hasFailed); // then it has cancelled its requests
     this.#post({ type: "bye", tab: this.tab });
   }
 
@@ -1506,27 +1525,27 @@ class Sharing {
     return new Promise((resolve, reject) => {
       const id = ++this.#lastRequest;
       this.#requests.set(id, { resolve, reject });
-      this.#ask({ type: "keys", id, names: [...this.#names.keys()], token: this.#pb.authStore.token });
+      this.#ask({ type: "keys", id, clientId: this.#clientId, names: [...this.#names.keys()], token: this.#pb.authStore.token });
     });
   }
 
-  /** What begins with the past or with who is present is each tab's own: it begins once for each subscription. */
+  /** Each tab has names of its own: the server answers each subscription of its own, and what begins with the past or with
+   * who is present begins for each tab. */
   #nameOf(key) {
     const [topic, text] = key.split("?options=");
+    if (topic === "PB_CONNECT") return key;
     let options = {};
     try {
       options = JSON.parse(decodeURIComponent(text ?? "{}"));
     } catch {
       return key;
     }
-    const { query } = options;
-    if (topic !== "@beat" && !topic.startsWith("@presence/") && !query?.since && !query?.rewind) return key;
-    return `${topic}?options=${encodeURIComponent(JSON.stringify({ ...options, query: { ...query, tab: this.tab } }))}`;
+    return `${topic}?options=${encodeURIComponent(JSON.stringify({ ...options, query: { ...options.query, tab: this.tab } }))}`;
   }
 
   /** The requests that are under way get no answer any more. */
-  #settle() {
-    for (const { reject } of this.#requests.values()) reject(Object.assign(new Error("the connection is lost"), { status: 0 }));
+  #settle(isAbort = false) {
+    for (const { reject } of this.#requests.values()) reject(Object.assign(new Error("the connection is lost"), { status: 0, isAbort }));
     this.#requests.clear();
   }
 
@@ -1545,7 +1564,7 @@ class Sharing {
         clearTimeout(this.#silence);
         break;
       case "up":
-        if (!this.#source || this.#clientId) return;
+        if (!this.#source || this.#clientId || !this.#hasAsked) return;
         this.#clientId = message.clientId;
         this.#source.dispatch("PB_CONNECT", message);
         break;
@@ -1567,8 +1586,18 @@ class Sharing {
   }
 }
 
+/** The key under which a store keeps its token for all tabs; undefined where it does not. */
+const storageOf = ({ storageKey }) => {
+  try {
+    return globalThis.localStorage && typeof storageKey === "string" ? storageKey : undefined;
+  } catch {
+    return undefined; // not allowed
+  }
+};
+
 // What the SDK takes for an EventSource.
 class TabSource {
+  hasFailed = false;
   isGivenUp = false; // by the SDK's user, who has heard nothing for too long
   #onerror = null;
   #listeners = new Map();
@@ -1612,7 +1641,9 @@ class TabSource {
 
   /** The connection is lost. */
   fail() {
-    if (!this.#isOver) this.#onerror?.({ type: "error" });
+    if (this.#isOver) return;
+    this.hasFailed = true;
+    this.#onerror?.({ type: "error" });
   }
 
   close() {
@@ -1637,6 +1668,7 @@ class Leader {
   #known = new Set(); // the tabs whose end is awaited
   #isClosed = false;
   #listened = new Set(); // names
+  #token = ""; // that the server has accepted
 
   constructor(pb, send, post) {
     this.#pb = pb;
@@ -1649,7 +1681,7 @@ class Leader {
   }
 
   /** Takes a message that is for the tab that leads. */
-  receive({ type, tab, dead, id, names, token, isUnloading }) {
+  receive({ type, tab, dead, id, clientId, names, token, isUnloading }) {
     switch (type) {
       case "hello":
         this.#post({ type: "here", to: tab });
@@ -1660,7 +1692,7 @@ class Leader {
         return true;
       case "keys":
         this.#post({ type: "here", to: tab });
-        this.#turn = this.#turn.then(() => this.#submit(tab, names, token, id));
+        this.#turn = this.#turn.then(() => this.#submit(tab, clientId, names, token, id));
         return true;
       case "bye":
         this.#bye(tab, isUnloading);
@@ -1746,16 +1778,16 @@ class Leader {
   }
 
   /** Subscribes for a tab. It is answered as the SDK would have been. */
-  async #submit(tab, names, token, id) {
+  async #submit(tab, clientId, names, token, id) {
     const before = this.#tabs.get(tab);
-    const clientId = this.#clientId;
     let error;
-    if (!before || !clientId) {
+    if (!before || !clientId || clientId !== this.#clientId) {
       error = { message: "the connection is lost", status: 0 };
     } else {
       this.#tabs.set(tab, names);
       try {
         await this.#request(token);
+        this.#token = token;
       } catch ({ message, status, response }) {
         error = { message, status, response };
         if (this.#clientId === clientId && this.#tabs.get(tab) === names) this.#tabs.set(tab, before);
@@ -1765,7 +1797,7 @@ class Leader {
   }
 
   /** Asks for the topics of all tabs. */
-  async #request(token = this.#pb.authStore.token) {
+  async #request(token = this.#token) {
     const clientId = this.#clientId;
     if (!clientId) return;
     const names = [...new Set([...this.#tabs.values(), ...this.#parting].flat())];

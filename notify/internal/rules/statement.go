@@ -370,8 +370,12 @@ func looksAtTime(groups []fexpr.ExprGroup) bool {
 	})
 }
 
-// isMacro reports whether token is, or has in it, a name of the kind of @now.
+// isMacro reports whether token is, or has in it, a name of the kind of @now, or a function that the application
+// has added to PocketBase's (search.TokenFunctions), which may do the same.
 func isMacro(token fexpr.Token) bool {
+	if token.Type == fexpr.TokenFunction && token.Literal != "geoDistance" && token.Literal != "strftime" {
+		return true
+	}
 	if args, ok := token.Meta.([]fexpr.Token); ok && slices.ContainsFunc(args, isMacro) {
 		return true
 	}

@@ -7,8 +7,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ganigeorgiev/fexpr"
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/search"
 	"github.com/pocketbase/pocketbase/tools/types"
 
 	"herald/internal/pbtest"
@@ -182,6 +184,30 @@ func TestPassesLikePocketBase(t *testing.T) {
 	for i, rule := range compiled {
 		if text := modelRules[i]; rules.IsPrepared(rule) == rules.IsUnsteady(text) {
 			t.Errorf("prepared: %t: %s", rules.IsPrepared(rule), text)
+		}
+	}
+}
+
+// TestOwnFunction: what a function that the application adds to PocketBase's returns is not kept.
+func TestOwnFunction(t *testing.T) {
+	app := pbtest.NewApp(t)
+	channels := core.NewBaseCollection("channels")
+	save(t, app, channels)
+	channel := core.NewRecord(channels)
+	save(t, app, channel)
+	gate := "open"
+	search.TokenFunctions["gate"] = func(func(fexpr.Token) (*search.ResolverResult, error), ...fexpr.Token) (*search.ResolverResult, error) {
+		return &search.ResolverResult{Identifier: "{:gate}", Params: dbx.Params{"gate": gate}}, nil
+	}
+	defer delete(search.TokenFunctions, "gate")
+	rule, err := rules.Compile(app, channels, `gate("x") = "open"`, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	statements := rules.NewStatements(app)
+	for _, gate = range []string{"open", "closed"} {
+		if passes, err := statements.Passes(rule, channel, &core.RequestInfo{}); err != nil || passes != (gate == "open") {
+			t.Errorf("%s: %t %v", gate, passes, err)
 		}
 	}
 }
