@@ -1305,7 +1305,7 @@ function hubOf(pb) {
 export function shareConnection(pb) {
   if (sharings.has(pb)) return true;
   const { navigator, BroadcastChannel } = globalThis;
-  // the SDK's method is private, but has been there since 0.8
+  // the method is private; the oldest SDK that is supported has it, and so has the newest
   if (!navigator?.locks?.request || typeof BroadcastChannel !== "function" || typeof pb?.realtime?.initConnect !== "function") return false;
   sharings.set(pb, new Sharing(pb));
   return true;
