@@ -15,7 +15,6 @@ import (
 	"net/http"
 	"runtime"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -47,14 +46,11 @@ type arrivals struct {
 	mu      sync.Mutex // guards the fields below
 	running int
 	served  int       // places that have become free
-	open    list.List // of *arrival: those of open connections
-	new     list.List // of *arrival: those that connect
+	open    list.List // of channels that are closed when it is their turn: requests of open connections
+	new     list.List // those that connect
 	refused int       // since the log said so
 	noted   time.Time // when that was
 }
-
-// arrival is a request in line.
-type arrival struct{ turn chan struct{} }
 
 func newArrivals() *arrivals {
 	return &arrivals{places: arrivalsPerCPU * runtime.GOMAXPROCS(0), patience: arrivalPatience}
@@ -91,8 +87,7 @@ func (a *arrivals) middleware() *hook.Handler[*core.RequestEvent] {
 				if e.Request.Context().Err() == nil {
 					a.noteRefusal(e.App)
 				}
-				e.Response.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(arrivalSpread)))
-				return e.Error(http.StatusServiceUnavailable, "Too many clients are connecting.", nil)
+				return refuse(e, 1+rand.IntN(arrivalSpread), http.StatusServiceUnavailable, "Too many clients are connecting.")
 			}
 			defer leave()
 			e.Set(arrivalKey, leave)
@@ -165,8 +160,8 @@ func (a *arrivals) enter(ctx context.Context, isNew bool) (leave func(), err err
 	if isNew {
 		line = &a.new
 	}
-	own := &arrival{make(chan struct{})}
-	place := line.PushBack(own)
+	turn := make(chan struct{})
+	place := line.PushBack(turn)
 	a.mu.Unlock()
 
 	var tooLong <-chan time.Time
@@ -176,7 +171,7 @@ func (a *arrivals) enter(ctx context.Context, isNew bool) (leave func(), err err
 		tooLong = timer.C
 	}
 	select {
-	case <-own.turn:
+	case <-turn:
 		return a.leaver(), nil
 	case <-tooLong:
 		err = context.DeadlineExceeded
@@ -186,7 +181,7 @@ func (a *arrivals) enter(ctx context.Context, isNew bool) (leave func(), err err
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	select {
-	case <-own.turn: // meanwhile
+	case <-turn: // meanwhile
 		return a.leaver(), nil
 	default:
 		line.Remove(place)
@@ -220,7 +215,7 @@ func (a *arrivals) next() {
 	}
 	for _, line := range lines {
 		if first := line.Front(); first != nil {
-			close(line.Remove(first).(*arrival).turn)
+			close(line.Remove(first).(chan struct{}))
 			return
 		}
 	}

@@ -55,11 +55,11 @@ func (l *limits) connect(e *core.RequestEvent) (release func(), err error) {
 	defer l.mu.Unlock()
 	switch {
 	case l.notifier.Stopping():
-		return nil, refuse(e, http.StatusServiceUnavailable, "The server is shutting down.")
+		return nil, refuse(e, retryAfter, http.StatusServiceUnavailable, "The server is shutting down.")
 	case l.Connections > 0 && l.total >= l.Connections:
-		return nil, refuse(e, http.StatusServiceUnavailable, "The server has too many realtime connections.")
+		return nil, refuse(e, retryAfter, http.StatusServiceUnavailable, "The server has too many realtime connections.")
 	case l.ConnectionsPerIP > 0 && l.byIP[ip] >= l.ConnectionsPerIP:
-		return nil, refuse(e, http.StatusTooManyRequests, fmt.Sprintf(
+		return nil, refuse(e, retryAfter, http.StatusTooManyRequests, fmt.Sprintf(
 			"There are too many realtime connections from your address, no more than %d are allowed.", l.ConnectionsPerIP))
 	}
 	l.total++
@@ -77,7 +77,7 @@ func (l *limits) connect(e *core.RequestEvent) (release func(), err error) {
 // subscriptions refuses too many subscriptions.
 func (l *limits) subscriptions(e *core.RealtimeSubscribeRequestEvent) error {
 	if l.Subscriptions > 0 && len(e.Subscriptions) > l.Subscriptions {
-		return refuse(e.RequestEvent, http.StatusTooManyRequests, fmt.Sprintf(
+		return refuse(e.RequestEvent, retryAfter, http.StatusTooManyRequests, fmt.Sprintf(
 			"There are too many subscriptions, no more than %d are allowed.", l.Subscriptions))
 	}
 	return nil
@@ -99,15 +99,15 @@ func (l *limits) connectionsOfUser(e *core.RealtimeSubscribeRequestEvent) error 
 		}
 	}
 	if others >= l.ConnectionsPerUser {
-		return refuse(e.RequestEvent, http.StatusTooManyRequests, fmt.Sprintf(
+		return refuse(e.RequestEvent, retryAfter, http.StatusTooManyRequests, fmt.Sprintf(
 			"You have too many realtime connections, no more than %d are allowed.", l.ConnectionsPerUser))
 	}
 	e.Client.Set(apis.RealtimeClientAuthKey, e.Auth)
 	return nil
 }
 
-// refuse returns an error to answer with, and sets Retry-After.
-func refuse(e *core.RequestEvent, status int, message string) error {
-	e.Response.Header().Set("Retry-After", strconv.Itoa(retryAfter))
+// refuse returns an error to answer with, and sets Retry-After, in seconds.
+func refuse(e *core.RequestEvent, after, status int, message string) error {
+	e.Response.Header().Set("Retry-After", strconv.Itoa(after))
 	return e.Error(status, message, nil)
 }

@@ -183,11 +183,7 @@ func (m *memo) evaluate(q question, channel *channel, rule *rules.Rule, values m
 	if known, ok := m.answers[q]; ok {
 		return known
 	}
-	var shown map[string]string
-	if rule.LooksAtHeaders {
-		shown = headers()
-	}
-	ok, err := m.n.passes(channel, rule, values, auth, shown)
+	ok, err := m.n.passes(channel, rule, values, auth, headers)
 	if err != nil {
 		err = fmt.Errorf("evaluate a rule of %q: %w", channel.pattern.Text, err)
 		m.n.app.Logger().Error("A channel's rule failed",
@@ -229,25 +225,22 @@ func (m *memo) user(who *identity) (*core.Record, error) {
 
 // passes evaluates a rule of channel with PocketBase's query. It takes one query, or none if the rule is
 // open or locked. @request.query contains only the pattern's values and nothing that a client
-// sends.
+// sends. headers is called only for a rule that looks at them.
 //
 // {name...} may stand for nothing. A rule that looks at such a value would find it equal to what an
 // outer join yields for a missing record, and let everyone pass. So it is not evaluated; only
 // superusers pass.
-func (n *Notifier) passes(c *channel, r *rules.Rule, values map[string]string, auth *core.Record, headers map[string]string) (bool, error) {
+func (n *Notifier) passes(c *channel, r *rules.Rule, values map[string]string, auth *core.Record, headers func() map[string]string) (bool, error) {
 	for name := range r.Wildcards {
 		if values[name] == "" && (auth == nil || !auth.IsSuperuser()) {
 			return false, nil
 		}
 	}
-	return n.statements.Passes(r, c.record, &core.RequestInfo{
-		Context: core.RequestInfoContextRealtime,
-		Method:  "GET",
-		Query:   values,
-		Headers: headers,
-		Body:    map[string]any{},
-		Auth:    auth,
-	})
+	var shown map[string]string
+	if r.LooksAtHeaders {
+		shown = headers()
+	}
+	return n.statements.Passes(r, c.record, auth, values, shown)
 }
 
 // standing returns the grants of the keys that the client has already asked for, if the client is

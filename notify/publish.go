@@ -47,11 +47,7 @@ func (n *Notifier) MayPublish(p Publisher, topic string, size int) (*core.Record
 	case c == nil:
 		return nil, ErrForbidden
 	}
-	var headers map[string]string
-	if c.publish.LooksAtHeaders {
-		headers = p.headers()
-	}
-	allowed, err := n.passes(c, c.publish, values, p.Auth, headers)
+	allowed, err := n.passes(c, c.publish, values, p.Auth, p.headers)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("evaluate the publish rule of %q: %w", c.pattern.Text, err)

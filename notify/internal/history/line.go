@@ -50,20 +50,16 @@ func (h *Log) take(ctx context.Context, t *turn) error {
 	first := !h.leading
 	h.leading = true
 	h.mu.Unlock()
-	if first {
-		h.lead()
-		h.deliverLate(t)
-		return t.err
-	}
-
-	lead := false
-	select {
-	case lead = <-t.leads:
-	case <-ctx.Done():
-		if h.withdraw(t) {
-			return ctx.Err()
+	lead := first
+	if !first {
+		select {
+		case lead = <-t.leads:
+		case <-ctx.Done():
+			if h.withdraw(t) {
+				return ctx.Err()
+			}
+			lead = <-t.leads
 		}
-		lead = <-t.leads
 	}
 	if lead {
 		h.lead()

@@ -83,9 +83,10 @@ const quickAnswer = 10 * time.Millisecond
 // maxPlans is how many kinds of users a rule is prepared for.
 const maxPlans = 50
 
-// Passes reports whether a request passes the rule of record, as [core.App]'s CanAccessRecord does.
-// Of info, it looks at the auth record, the query and the headers.
-func (s *Statements) Passes(r *Rule, record *core.Record, info *core.RequestInfo) (bool, error) {
+// Passes reports whether auth passes the rule of record, as [core.App]'s CanAccessRecord does. query is what the
+// rule sees as @request.query, and headers as @request.headers.
+func (s *Statements) Passes(r *Rule, record, auth *core.Record, query, headers map[string]string) (bool, error) {
+	info := requestInfo(auth, query, headers)
 	if r.Filter != nil && *r.Filter != "" && !info.HasSuperuserAuth() {
 		if p := s.planOf(r, record, info.Auth); p != nil {
 			if args, ok := p.args(info); ok {
@@ -96,6 +97,18 @@ func (s *Statements) Passes(r *Rule, record *core.Record, info *core.RequestInfo
 		}
 	}
 	return s.app.CanAccessRecord(record, info, r.Filter)
+}
+
+// requestInfo is what a rule sees, of a real request and of a sample.
+func requestInfo(auth *core.Record, query, headers map[string]string) *core.RequestInfo {
+	return &core.RequestInfo{
+		Context: core.RequestInfoContextRealtime,
+		Method:  "GET",
+		Query:   query,
+		Headers: headers,
+		Body:    map[string]any{},
+		Auth:    auth,
+	}
 }
 
 // planOf returns the plan of a rule for users like auth, or nil if it has to be built each time.
@@ -160,15 +173,12 @@ func newPlan(app core.App, r *Rule, record, auth *core.Record) *plan {
 
 // sample is a user and a topic with values that occur nowhere else.
 type sample struct {
-	info   core.RequestInfo
+	info   *core.RequestInfo
 	values map[string]value
 }
 
 func newSample(r *Rule, auth *core.Record) *sample {
-	s := &sample{core.RequestInfo{
-		Context: core.RequestInfoContextRealtime, Method: "GET",
-		Query: map[string]string{}, Headers: map[string]string{}, Body: map[string]any{},
-	}, map[string]value{}}
+	s := &sample{requestInfo(nil, map[string]string{}, nil), map[string]value{}}
 	unique := func(v value) string {
 		text := security.RandomString(40)
 		s.values[text] = v
@@ -198,7 +208,7 @@ func (s *sample) build(app core.App, db *dbx.DB, r *Rule, record *core.Record) (
 	query := app.RecordQuery(record.Collection()).
 		Select("(1)").
 		AndWhere(dbx.HashExp{record.Collection().Name + ".id": record.Id})
-	resolver := core.NewRecordFieldResolver(app, record.Collection(), &s.info, true)
+	resolver := core.NewRecordFieldResolver(app, record.Collection(), s.info, true)
 	expr, err := search.FilterData(*r.Filter).BuildExpr(resolver)
 	if err != nil {
 		return nil, err
@@ -353,30 +363,30 @@ func isSteady(r *Rule, channels *core.Collection, groups []fexpr.ExprGroup) bool
 	if _, isNumber := channels.Fields.GetByName(core.FieldNameEmail).(*core.NumberField); isNumber {
 		return false
 	}
-	return !r.LooksAtHeaders && !looksAtTime(groups)
+	return !r.LooksAtHeaders && !varies(groups)
 }
 
-func looksAtTime(groups []fexpr.ExprGroup) bool {
+func varies(groups []fexpr.ExprGroup) bool {
 	return slices.ContainsFunc(groups, func(group fexpr.ExprGroup) bool {
 		switch item := group.Item.(type) {
 		case fexpr.Expr:
-			return isMacro(item.Left) || isMacro(item.Right)
+			return mayVary(item.Left) || mayVary(item.Right)
 		case fexpr.ExprGroup:
-			return looksAtTime([]fexpr.ExprGroup{item})
+			return varies([]fexpr.ExprGroup{item})
 		case []fexpr.ExprGroup:
-			return looksAtTime(item)
+			return varies(item)
 		}
 		return true
 	})
 }
 
-// isMacro reports whether token is, or has in it, a name of the kind of @now, or a function that the application
+// mayVary reports whether token is, or has in it, a name of the kind of @now, or a function that the application
 // has added to PocketBase's (search.TokenFunctions), which may do the same.
-func isMacro(token fexpr.Token) bool {
+func mayVary(token fexpr.Token) bool {
 	if token.Type == fexpr.TokenFunction && token.Literal != "geoDistance" && token.Literal != "strftime" {
 		return true
 	}
-	if args, ok := token.Meta.([]fexpr.Token); ok && slices.ContainsFunc(args, isMacro) {
+	if args, ok := token.Meta.([]fexpr.Token); ok && slices.ContainsFunc(args, mayVary) {
 		return true
 	}
 	return token.Type == fexpr.TokenIdentifier && strings.HasPrefix(token.Literal, "@") &&

@@ -170,7 +170,7 @@ func TestPassesLikePocketBase(t *testing.T) {
 					Headers: map[string]string{"x_key": fmt.Sprint(random.IntN(2))},
 				}
 				want, wantErr := app.CanAccessRecord(channel, info, rule.Filter)
-				got, err := statements.Passes(rule, channel, info)
+				got, err := statements.Passes(rule, channel, info.Auth, info.Query, info.Headers)
 				if got != want || (err != nil) != (wantErr != nil) {
 					t.Fatalf("%s\nquery %v, auth %v: got %t, %v; PocketBase says %t, %v", modelRules[i], info.Query, auth, got, err, want, wantErr)
 				}
@@ -206,7 +206,7 @@ func TestOwnFunction(t *testing.T) {
 	}
 	statements := rules.NewStatements(app)
 	for _, gate = range []string{"open", "closed"} {
-		if passes, err := statements.Passes(rule, channel, &core.RequestInfo{}); err != nil || passes != (gate == "open") {
+		if passes, err := statements.Passes(rule, channel, nil, nil, nil); err != nil || passes != (gate == "open") {
 			t.Errorf("%s: %t %v", gate, passes, err)
 		}
 	}
