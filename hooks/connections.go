@@ -110,6 +110,7 @@ func handedOver(e *core.RealtimeConnectRequestEvent) bool { return e.Get(handedO
 
 // serve writes the client's messages in place of PocketBase's loop.
 func (c connections) serve(e *core.RealtimeConnectRequestEvent) error {
+	arrived(e.RequestEvent) // what follows may last as long as the connection
 	client, ok := e.Client.(*notify.Client)
 	if !ok { // a handler has replaced it with its own client
 		return c.serveWrapped(e)
@@ -130,7 +131,6 @@ func (c connections) serveWrapped(e *core.RealtimeConnectRequestEvent) error {
 	switch {
 	case !wraps:
 		client.Unlist()
-		arrived(e.RequestEvent)
 		return e.Next()
 	case readsChannel:
 		return c.loop(e, client)
@@ -145,7 +145,6 @@ func (c connections) write(e *core.RealtimeConnectRequestEvent, client *notify.C
 	if c.canTake(e) {
 		return c.take(e, client)
 	}
-	arrived(e.RequestEvent)
 	response := &response{event: e, control: http.NewResponseController(e.Response)}
 	defer response.release()
 	if err := client.ServeStream(e.Request.Context(), response); err != nil {
@@ -171,7 +170,6 @@ func (c connections) loop(e *core.RealtimeConnectRequestEvent, client *notify.Cl
 		cancel()
 		response.Cut()
 	}()
-	arrived(e.RequestEvent)
 	return e.Next()
 }
 
@@ -211,7 +209,6 @@ func (c connections) take(e *core.RealtimeConnectRequestEvent, client *notify.Cl
 	client.TakeConn(conn, responseHead(e.RequestEvent))
 
 	if e.App.OnRealtimeConnectRequest().Length() > ownConnectHandlers {
-		arrived(e.RequestEvent)
 		<-client.Done() // code of handlers after e.Next must run when the client leaves
 		return nil
 	}

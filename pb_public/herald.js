@@ -542,8 +542,7 @@ class Watch {
     if (sharings.get(pb)?.isAlone === false) return; // other tabs may be present by the same connection
     const query = new URLSearchParams({ topic: this.#target, clientId, ...(isUnloading && { grace: reloadWithin }) });
     const headers = token ? { Authorization: token } : {};
-    return fetch(pb.buildURL ? pb.buildURL(`/api/notify/presence?${query}`) : pb.buildUrl(`/api/notify/presence?${query}`),
-      { method: "DELETE", headers, keepalive: isUnloading }).catch(() => {});
+    return fetch(urlOf(pb, `/api/notify/presence?${query}`), { method: "DELETE", headers, keepalive: isUnloading }).catch(() => {});
   }
 
   /** The SDK has subscribed on a new connection, or anew: then a state comes. */
@@ -889,6 +888,9 @@ class Presence extends Map {
     for (const user of leave) super.delete(user);
   }
 }
+
+/** The method has another name in older SDKs. */
+const urlOf = (pb, path) => (pb.buildURL ? pb.buildURL(path) : pb.buildUrl(path));
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -1706,7 +1708,7 @@ class Leader {
     if (dead && dead === this.#clientId && Date.now() - this.#heard > quietFor) this.#fail();
     this.#tabs.set(tab, []);
     this.#awaitEnd(tab);
-    if (this.#clientId) this.#post({ type: "up", to: tab, clientId: this.#clientId, data: JSON.stringify({ clientId: this.#clientId }), id: this.#clientId });
+    if (this.#clientId) this.#announce(tab);
     else if (!this.#source && !this.#opening) this.#openLater();
   }
 
@@ -1743,17 +1745,23 @@ class Leader {
   }
 
   #open() {
-    const source = new EventSource(this.#pb.buildURL ? this.#pb.buildURL("/api/realtime") : this.#pb.buildUrl("/api/realtime"));
+    const source = new EventSource(urlOf(this.#pb, "/api/realtime"));
     this.#source = source;
     this.#listened.clear();
     source.onerror = () => source === this.#source && this.#fail();
-    source.addEventListener("PB_CONNECT", ({ data, lastEventId: id }) => {
+    source.addEventListener("PB_CONNECT", ({ lastEventId: id }) => {
       if (source !== this.#source) return;
       this.#clientId = id;
       this.#failures = 0;
       this.#heard = Date.now();
-      this.#post({ type: "up", clientId: id, data, id });
+      this.#announce();
     });
+  }
+
+  /** Tells a tab, or all, that the stream is there, as PB_CONNECT does. */
+  #announce(to) {
+    const id = this.#clientId;
+    this.#post({ type: "up", to, clientId: id, data: JSON.stringify({ clientId: id }), id });
   }
 
   #disconnect() {
@@ -1781,7 +1789,7 @@ class Leader {
   async #submit(tab, clientId, names, token, id) {
     const before = this.#tabs.get(tab);
     let error;
-    if (!before || !clientId || clientId !== this.#clientId) {
+    if (!before || clientId !== this.#clientId) {
       error = { message: "the connection is lost", status: 0 };
     } else {
       this.#tabs.set(tab, names);
