@@ -24,7 +24,6 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/tools/security"
-	"golang.org/x/sync/errgroup"
 )
 
 const centrifugoSecret = "a secret that everybody knows"
@@ -37,12 +36,10 @@ func startCentrifugo(path string) (*centrifugo, error) {
 	if err != nil {
 		return nil, err
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := freeAddress()
 	if err != nil {
 		return nil, err
 	}
-	address := listener.Addr().String()
-	listener.Close()
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, err
@@ -175,7 +172,7 @@ func runCentrifugo(path string) error {
 }
 
 func (c *centrifugo) sendOverHTTP(channel string, atOnce int) error {
-	conn, rest, err := c.centrifugoOpen(channel)
+	conn, rest, err := c.listen(channel)
 	if err != nil {
 		return err
 	}
@@ -194,22 +191,10 @@ func (c *centrifugo) sendOverHTTP(channel string, atOnce int) error {
 	if err != nil {
 		return err
 	}
-	began := time.Now()
-	var group errgroup.Group
-	for range atOnce {
-		group.Go(func() error {
-			for range count / atOnce {
-				if err := send(); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	if err := group.Wait(); err != nil {
+	took, err := inParallel(atOnce, count/atOnce, send)
+	if err != nil {
 		return err
 	}
-	took := time.Since(began)
 	after, err := c.cpu()
 	if err != nil {
 		return err
@@ -222,14 +207,14 @@ func (c *centrifugo) sendOverHTTP(channel string, atOnce int) error {
 	return nil
 }
 
-func (c *centrifugo) centrifugoOpen(channel string) (net.Conn, []byte, error) {
+func (c *centrifugo) listen(channel string) (net.Conn, []byte, error) {
 	return c.open(map[string]any{"subs": map[string]any{channel: map[string]any{}}})
 }
 
 func (c *centrifugo) comeback(kind string) error {
 	const n = 3000
 	const channel = "kept:room"
-	conn, read, err := c.centrifugoOpen(channel)
+	conn, read, err := c.listen(channel)
 	if err != nil {
 		return err
 	}
@@ -263,18 +248,13 @@ func (c *centrifugo) comeback(kind string) error {
 		}
 		conns := make([]net.Conn, n)
 		began := time.Now()
-		var group errgroup.Group
-		group.SetLimit(32)
-		for i := range n {
-			group.Go(func() (err error) {
-				var read []byte
-				if conns[i], read, err = c.open(connects[i]); err == nil && strings.Contains(kind, "missed") && !bytes.Contains(read, []byte(`"data":10`)) {
-					err = fmt.Errorf("nothing was recovered: %s", read)
-				}
-				return err
-			})
-		}
-		if err := group.Wait(); err != nil {
+		if err := each(n, func(i int) (err error) {
+			var read []byte
+			if conns[i], read, err = c.open(connects[i]); err == nil && strings.Contains(kind, "missed") && !bytes.Contains(read, []byte(`"data":10`)) {
+				err = fmt.Errorf("nothing was recovered: %s", read)
+			}
+			return err
+		}); err != nil {
 			return err
 		}
 		took := time.Since(began)

@@ -45,12 +45,11 @@ type world struct {
 }
 
 func start(kind string, http2 bool) (*world, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := freeAddress()
 	if err != nil {
 		return nil, err
 	}
-	w := &world{address: listener.Addr().String(), http2: http2}
-	listener.Close()
+	w := &world{address: address, http2: http2}
 	if w.dir, err = os.MkdirTemp("", "herald-bench-"); err != nil {
 		return nil, err
 	}
@@ -75,6 +74,16 @@ func start(kind string, http2 bool) (*world, error) {
 	}
 	w.token, err = w.userToken()
 	return w, err
+}
+
+// freeAddress returns an address on which nothing listens.
+func freeAddress() (string, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer listener.Close()
+	return listener.Addr().String(), nil
 }
 
 func (w *world) awaitStart() error {

@@ -86,7 +86,7 @@ func (c *crowd) watch(n int) error {
 	if c.kind == "presence" {
 		topics = append(topics, "@presence/"+room)
 	}
-	return c.each(n, func(i int) error {
+	return each(n, func(i int) error {
 		s, body, rest, err := c.open("")
 		if err != nil {
 			return err
@@ -100,7 +100,7 @@ func (c *crowd) watch(n int) error {
 }
 
 // each calls f for 0 to n-1, 32 at a time.
-func (c *crowd) each(n int, f func(i int) error) error {
+func each(n int, f func(i int) error) error {
 	var group errgroup.Group
 	group.SetLimit(32)
 	for i := range n {
@@ -112,7 +112,7 @@ func (c *crowd) each(n int, f func(i int) error) error {
 // connect opens a connection for each user. They are not on the topic yet.
 func (c *crowd) connect() error {
 	c.users = make([]seat, len(c.tokens))
-	return c.each(len(c.users), func(i int) error { return c.connectOne(i) })
+	return each(len(c.users), func(i int) error { return c.connectOne(i) })
 }
 
 func (c *crowd) connectOne(i int) error {
@@ -267,7 +267,7 @@ func comeAndGo(w *world, n int) (map[string]float64, error) {
 		return nil, err
 	}
 	begin := time.Now()
-	if err := c.each(n, func(i int) error { return c.set(c.users[i], room) }); err != nil {
+	if err := each(n, func(i int) error { return c.set(c.users[i], room) }); err != nil {
 		return nil, err
 	}
 	joined := time.Since(begin)
@@ -280,7 +280,7 @@ func comeAndGo(w *world, n int) (map[string]float64, error) {
 		return nil, err
 	}
 	begin = time.Now()
-	if err := c.each(n, func(i int) error { return c.set(c.users[i]) }); err != nil {
+	if err := each(n, func(i int) error { return c.set(c.users[i]) }); err != nil {
 		return nil, err
 	}
 	left := time.Since(begin)
@@ -313,7 +313,7 @@ func restart(w *world, n int) (map[string]float64, error) {
 		return c.set(c.users[i], room)
 	}
 	c.users = make([]seat, n)
-	if err := c.each(n, join); err != nil {
+	if err := each(n, join); err != nil {
 		return nil, err
 	}
 	if err := c.awaitTotal(n); err != nil {
@@ -330,7 +330,7 @@ func restart(w *world, n int) (map[string]float64, error) {
 	began := time.Now()
 	var group errgroup.Group
 	group.Go(func() error { return c.watch(len(c.watchers)) })
-	group.Go(func() error { return c.each(n, join) })
+	group.Go(func() error { return each(n, join) })
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}

@@ -59,22 +59,10 @@ func sendOverHTTP(atOnce int) func(w *world, n int) (map[string]float64, error) 
 		if err != nil {
 			return nil, err
 		}
-		began := time.Now()
-		var group errgroup.Group
-		for range atOnce {
-			group.Go(func() error {
-				for range count / atOnce {
-					if err := send(); err != nil {
-						return err
-					}
-				}
-				return nil
-			})
-		}
-		if err := group.Wait(); err != nil {
+		took, err := inParallel(atOnce, count/atOnce, send)
+		if err != nil {
 			return nil, err
 		}
-		took := time.Since(began)
 		many, err := w.usage(false)
 		if err != nil {
 			return nil, err
@@ -88,6 +76,29 @@ func sendOverHTTP(atOnce int) func(w *world, n int) (map[string]float64, error) 
 			"messages per second":                                   count / took.Seconds(),
 		}, nil
 	}
+}
+
+// inParallel calls send the given number of times from each of atOnce goroutines.
+func inParallel(atOnce, times int, send func() error) (took time.Duration, err error) {
+	began := time.Now()
+	var group errgroup.Group
+	for range atOnce {
+		group.Go(func() error {
+			for range times {
+				if err := send(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	err = group.Wait()
+	return time.Since(began), err
+}
+
+// sinceKey is the key of a subscription that begins behind a position.
+func sinceKey(topic, position string) string {
+	return topic + "?options=" + url.QueryEscape(`{"query":{"since":"`+position+`"}}`)
 }
 
 // comeback lets n clients connect and subscribe, drop, and come back at once. A "guest" has no
@@ -109,7 +120,7 @@ func comeback(isMember bool) func(w *world, n int) (map[string]float64, error) {
 		}
 		key := topic
 		if position != "" {
-			key += "?options=" + url.QueryEscape(`{"query":{"since":"`+position+`"}}`)
+			key = sinceKey(topic, position)
 		}
 		var caughtUp atomic.Int64
 		c := &crowd{world: w}
@@ -135,7 +146,7 @@ func comeback(isMember bool) func(w *world, n int) (map[string]float64, error) {
 			}
 			caughtUp.Store(0)
 			began := time.Now()
-			if err := c.each(n, func(i int) error {
+			if err := each(n, func(i int) error {
 				conns[i], err = come(i)
 				return err
 			}); err != nil {
@@ -184,8 +195,11 @@ func awaitMissed(body io.Reader, hasMissed bool) bool {
 	return true
 }
 
-// retries are the pauses after which PocketBase's JavaScript SDK tries to connect again.
-var retries = []time.Duration{200, 300, 500, 1000, 1200, 1500, 2000} // ms
+// retries are the pauses after which PocketBase's JavaScript SDK tries to connect again, in milliseconds.
+var retries = []time.Duration{200, 300, 500, 1000, 1200, 1500, 2000}
+
+// pauseBefore returns the pause before the next try.
+func pauseBefore(try int) time.Duration { return retries[min(try, len(retries)-1)] * time.Millisecond }
 
 // allAtOnce lets n users drop and come back in the same moment, as after the restart of a proxy, while
 // 100 messages a second go to 100 others. On Herald they come back to a topic with a rule, and have missed 10
@@ -200,7 +214,7 @@ func allAtOnce(w *world, n int) (map[string]float64, error) {
 		if err := w.get("/bench/miss?topic="+key, &position); err != nil {
 			return nil, err
 		}
-		key += "?options=" + url.QueryEscape(`{"query":{"since":"`+position+`"}}`)
+		key = sinceKey(key, position)
 	}
 	others, err := startProbe(w, "bench", 100)
 	if err != nil {
@@ -224,7 +238,7 @@ func allAtOnce(w *world, n int) (map[string]float64, error) {
 			if failed.Add(1); try == 100 {
 				return nil, err
 			}
-			time.Sleep(retries[min(try, len(retries)-1)] * time.Millisecond)
+			time.Sleep(pauseBefore(try))
 		}
 	}
 	var took time.Duration

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -40,7 +39,7 @@ func runRestarts(clients, times int) error {
 	if err != nil {
 		return err
 	}
-	defer func() { w.stop() }()
+	defer w.stop()
 	s := &survivors{world: w, posts: make(chan struct{}, 2000), reached: make([]atomic.Int64, clients)}
 	var token, position string
 	if err := errors.Join(
@@ -155,7 +154,7 @@ func (s *survivors) live(i int) {
 		} else {
 			s.attempts.Add(1)
 		}
-		time.Sleep(retries[min(try, len(retries)-1)] * time.Millisecond)
+		time.Sleep(pauseBefore(try))
 	}
 }
 
@@ -170,7 +169,7 @@ func (s *survivors) connect(i int) (isServed bool) {
 	if err != nil {
 		return false
 	}
-	key := "members/1?options=" + url.QueryEscape(fmt.Sprintf(`{"query":{"since":"%s:%d"}}`, s.epoch, s.reached[i].Load()))
+	key := sinceKey("members/1", fmt.Sprintf("%s:%d", s.epoch, s.reached[i].Load()))
 	s.posts <- struct{}{}
 	err = s.world.postAs(s.tokens[i], "/api/realtime", map[string]any{"clientId": id, "subscriptions": []string{key}})
 	<-s.posts
