@@ -40,8 +40,13 @@ func (c *Conn) EndIfPrivate(why Disconnect) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.ended && (c.handed || c.writer.State().Private || slices.ContainsFunc(c.frames, isPrivate)) {
+	if c.ended {
+		return
+	}
+	if c.handed || c.writer.State().Private || slices.ContainsFunc(c.frames, isPrivate) {
 		c.endLocked(why)
+	} else if r, ok := c.writer.(*relay); ok {
+		r.retract(why, nil)
 	}
 }
 

@@ -23,7 +23,33 @@ type Frame struct {
 	private bool
 	// comment means that the frame has no message and only keeps the connection alive.
 	comment bool
+	mark    Mark
 }
+
+// Mark says where a message is kept, for a connection that is to go on after it in another process. It is zero if the
+// message is not kept.
+type Mark struct {
+	Epoch string
+	Seq   int64
+}
+
+// Marked sets the mark of f, which nobody else has yet, and returns f.
+func (f *Frame) Marked(mark Mark) *Frame {
+	f.mark = mark
+	return f
+}
+
+// Mark returns what Marked has set.
+func (f *Frame) Mark() Mark { return f.mark }
+
+// Name returns the name of the event.
+func (f *Frame) Name() string { return f.name }
+
+// Private reports whether the message is meant for one user: see [NewFrame].
+func (f *Frame) Private() bool { return f.private }
+
+// Wire returns the bytes of the event, which must not be changed.
+func (f *Frame) Wire() []byte { return f.wire() }
 
 // heartbeat is a comment line (WHATWG HTML, 9.2.5), which clients ignore. No empty line follows it,
 // because some parsers take one for an event without data.
@@ -44,6 +70,11 @@ func NewFrame(name string, data []byte, private bool) *Frame {
 // NewEncodedFrame is NewFrame for an event whose bytes are already known.
 func NewEncodedFrame(name string, data, encoded []byte) *Frame {
 	return &Frame{name: name, data: data, encoded: encoded, size: len(encoded)}
+}
+
+// NewCarriedFrame is NewFrame for an event whose bytes were carried here.
+func NewCarriedFrame(name string, encoded []byte, private bool) *Frame {
+	return &Frame{name: name, encoded: encoded, size: len(encoded), private: private}
 }
 
 // wire returns the bytes of f, which must not be changed.

@@ -124,6 +124,9 @@ func (c *Conn) Remove(names sets.Of[string]) {
 		c.bytes -= f.size
 		return true
 	})
+	if r, ok := c.writer.(*relay); ok && !c.ended {
+		r.retract(Disconnect{}, names)
+	}
 	c.tellRoomLocked()
 	c.endIfDoneLocked()
 }

@@ -25,6 +25,9 @@ type Response interface {
 	Cut()
 }
 
+// Keeper is a [Response] that keeps what was written to it, for as long as the other side is slow.
+type Keeper interface{ Keeps() bool }
+
 // ErrReplaced is what a stream returns that ended because something else writes the connection now.
 var ErrReplaced = errors.New("something else writes the connection")
 
@@ -35,6 +38,7 @@ type stream struct {
 	wake     chan struct{}        // tells the goroutine to look again
 	conn     atomic.Pointer[Conn] // changed under the lock of the connection; nil once replaced
 	private  bool                 // it is writing something private; guarded by Conn.mu
+	keeps    bool                 // response is a Keeper that keeps
 }
 
 var _ Writer = (*stream)(nil)
@@ -74,6 +78,9 @@ func (c *Conn) Serve(ctx context.Context, response Response, first *Frame) error
 // see Serve. The function is nil if the connection has ended.
 func (c *Conn) BeginStream(response Response) (run func(ctx context.Context, first *Frame) error) {
 	s := &stream{response: response, wake: make(chan struct{}, 1)}
+	if keeper, ok := response.(Keeper); ok {
+		s.keeps = keeper.Keeps()
+	}
 	s.conn.Store(c)
 	if !c.serve(s, nil) {
 		return nil
@@ -182,7 +189,7 @@ func (s *stream) writeBatch() (any bool, err error) {
 			return false, nil
 		}
 		s.private = f.private
-		c.handed = c.handed || f.private && c.onto.Load() != nil
+		c.handed = c.handed || f.private && (s.keeps || c.onto.Load() != nil)
 		c.mu.Unlock()
 		c.wrote(f.size)
 		if f.comment {
@@ -195,6 +202,7 @@ func (s *stream) writeBatch() (any bool, err error) {
 	defer streamBuffers.Put(buffer)
 	out, shared, private := c.join(*buffer)
 	s.private = private
+	c.handed = c.handed || private && s.keeps
 	last := c.writable() == 0
 	c.mu.Unlock()
 	if !shared {
