@@ -132,13 +132,14 @@ func TestWrapperPanicsAtTheEnd(t *testing.T) {
 func TestWrappedQueueIsBounded(t *testing.T) {
 	w := newWorld(t)
 	wrapClients(w, func(client subscriptions.Client) subscriptions.Client { return &wrapper{client} })
-	id := stall(t, pbtest.Serve(t, w), nil, "flood")
+	server := pbtest.Serve(t, w)
+	id := stall(t, server, nil, "flood")
 	registered, err := w.SubscriptionsBroker().ClientById(id)
 	if err != nil {
 		t.Fatal(err)
 	}
 	own, _ := engine(w).Own(registered)
-	fill(t, w, own, notify.Message{Topic: "flood", Data: strings.Repeat("x", 200<<10)})
+	fill(t, server, own, notify.Message{Topic: "flood", Data: strings.Repeat("x", 200<<10)})
 	message := notify.Message{Topic: "flood", Data: "x"}
 	for range 100_000 {
 		if report := send(t, w, message); report.Queued == 0 {

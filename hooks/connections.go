@@ -3,9 +3,7 @@
 package hooks
 
 import (
-	"bytes"
 	"context"
-	"fmt"
 	"math"
 	"math/rand/v2"
 	"net/http"
@@ -18,6 +16,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
 	"herald/notify"
+	"herald/notify/origin"
 )
 
 // ownConnectHandlers is the number of handlers that bindConnections binds to
@@ -73,7 +72,14 @@ func (c connections) connect(e *core.RealtimeConnectRequestEvent) error {
 	if err != nil {
 		return err
 	}
+	edge := origin.Of(e.Request.Context())
+	if edge != nil {
+		e.Client = edge.Identify(e.Client)
+	}
 	client := c.notifier.NewClient(e.Client, release)
+	if edge != nil {
+		edge.Carry(client)
+	}
 	e.Client = client
 	e.Set(clientKey, client)
 
@@ -145,6 +151,9 @@ func (c connections) write(e *core.RealtimeConnectRequestEvent, client *notify.C
 	if c.canTake(e) {
 		return c.take(e, client)
 	}
+	if c.relay(e, client) {
+		return c.handOver(e, client)
+	}
 	response := &response{event: e, control: http.NewResponseController(e.Response)}
 	defer response.release()
 	if err := client.ServeStream(e.Request.Context(), response); err != nil {
@@ -206,27 +215,26 @@ func (c connections) take(e *core.RealtimeConnectRequestEvent, client *notify.Cl
 		client.Close(notify.DisconnectUnexpected)
 		return nil
 	}
-	client.TakeConn(conn, responseHead(e.RequestEvent))
+	client.TakeConn(conn, notify.ResponseHead(e.Request.ProtoMinor, e.Response.Header()))
+	return c.handOver(e, client)
+}
 
+// relay lets the edge write that holds the connection, and reports whether there is one and nobody wants to see what
+// is written.
+func (c connections) relay(e *core.RealtimeConnectRequestEvent, client *notify.Client) bool {
+	tracker, ok := e.Response.(*router.ResponseWriter)
+	return ok && !tracker.Written() && e.App.OnRealtimeMessageSend().Length() == 0 &&
+		e.Response.Header().Get("Content-Encoding") == "" && origin.Take(tracker.ResponseWriter, client)
+}
+
+// handOver ends the request of a connection that is written to without it.
+func (c connections) handOver(e *core.RealtimeConnectRequestEvent, client *notify.Client) error {
 	if e.App.OnRealtimeConnectRequest().Length() > ownConnectHandlers {
 		<-client.Done() // code of handlers after e.Next must run when the client leaves
 		return nil
 	}
 	e.Set(handedOverKey, true)
 	return nil
-}
-
-// responseHead returns the status line and headers as net/http would write them for a body that
-// ends with the connection (RFC 9112, 6.3).
-func responseHead(e *core.RequestEvent) []byte {
-	head := new(bytes.Buffer)
-	fmt.Fprintf(head, "HTTP/1.%d 200 OK\r\n", min(e.Request.ProtoMinor, 1))
-	header := e.Response.Header()
-	header.Set("Date", time.Now().UTC().Format(http.TimeFormat))
-	header.Set("Connection", "close")
-	_ = header.Write(head) // into memory, so it cannot fail
-	head.WriteString("\r\n")
-	return head.Bytes()
 }
 
 // response is the response of a realtime request, for notify.Client.ServeStream.
@@ -238,6 +246,9 @@ type response struct {
 }
 
 var _ notify.Response = (*response)(nil)
+
+// Keeps reports whether what is written may wait at an edge: see conn.Keeper.
+func (r *response) Keeps() bool { return origin.Of(r.event.Request.Context()) != nil }
 
 func (r *response) Hooked() bool { return r.event.App.OnRealtimeMessageSend().Length() > 0 }
 

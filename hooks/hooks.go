@@ -19,6 +19,7 @@ import (
 	"herald/hooks/internal/cli"
 	"herald/hooks/internal/triggers"
 	"herald/notify"
+	"herald/notify/origin"
 )
 
 // Config holds the options of the plugin. The zero value works.
@@ -28,6 +29,10 @@ type Config struct {
 
 	// Limits bound what clients may use of the server.
 	Limits Limits
+
+	// Origin says how edges reach the server, which hold realtime connections for it. The zero value
+	// means that there are none.
+	Origin origin.Config
 
 	// MetricsToken is a bearer token that gives access to /api/notify/metrics. Defaults to the
 	// environment variable HERALD_METRICS_TOKEN. If both are empty, only superusers have access.
@@ -78,6 +83,10 @@ func (c *Config) BindFlags(flags *pflag.FlagSet) {
 		"how many bytes of JSON a user may show about themselves on a topic with presence; at most 4096")
 	flags.BoolVar(&engine.Strict, "notifyStrict", false,
 		"let only superusers subscribe to realtime topics that no channel matches")
+	flags.StringVar(&c.Origin.NATS, "notifyNATS", "",
+		"the NATS server over which edges reach this server, nats://HOST:PORT, or embedded://127.0.0.1:4222 for one inside this process")
+	flags.StringVar(&c.Origin.Credentials, "notifyNATSCreds", "", "a file with NATS user credentials, or the seed of an nkey")
+	flags.StringVar(&c.Origin.App, "notifyApp", origin.DefaultApp, "the name of this application on the NATS server")
 	flags.StringVar(&c.MetricsToken, "notifyMetricsToken", "",
 		"a bearer token for scrapers of /api/notify/metrics (or set HERALD_METRICS_TOKEN); without one, only superusers have access")
 }
@@ -163,8 +172,10 @@ func Register(app core.App, root *cobra.Command, config Config) error {
 	bindHistory(app, notifier)
 	bindPresence(app, notifier)
 	sent := triggers.Bind(app, notifier, flushTimeout)
-	bindStats(app, notifier, sent, cmp.Or(config.MetricsToken, os.Getenv("HERALD_METRICS_TOKEN")))
+	edges := &edges{app: app, notifier: notifier, config: config.Origin}
+	bindStats(app, notifier, sent, edges, cmp.Or(config.MetricsToken, os.Getenv("HERALD_METRICS_TOKEN")))
 	bindServer(app, notifier)
+	edges.bind()
 	present.lastSeen.bind()
 	bindInbox(app, notifier)
 	bindPage(app, config)

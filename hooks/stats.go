@@ -16,10 +16,11 @@ import (
 
 	"herald/hooks/internal/triggers"
 	"herald/notify"
+	"herald/notify/origin"
 )
 
 // bindStats adds GET /api/notify/stats and GET /api/notify/metrics.
-func bindStats(app core.App, notifier *notify.Notifier, sent *triggers.Triggers, metricsToken string) {
+func bindStats(app core.App, notifier *notify.Notifier, sent *triggers.Triggers, edges *edges, metricsToken string) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
 		collectors.NewGoCollector(),
@@ -36,9 +37,10 @@ func bindStats(app core.App, notifier *notify.Notifier, sent *triggers.Triggers,
 			api.GET("/stats", func(e *core.RequestEvent) error {
 				return e.JSON(http.StatusOK, struct {
 					notify.Stats
-					TriggerMessages int64 `json:"triggerMessages"` // sent by triggers so far
-					TriggerFailures int64 `json:"triggerFailures"`
-				}{notifier.Stats(), sent.Sent(), sent.Failed()})
+					TriggerMessages int64         `json:"triggerMessages"` // sent by triggers so far
+					TriggerFailures int64         `json:"triggerFailures"`
+					Edges           []origin.Edge `json:"edges,omitempty"`
+				}{notifier.Stats(), sent.Sent(), sent.Failed(), edges.list()})
 			}).Bind(apis.RequireSuperuserAuth())
 			api.GET("/metrics", apis.WrapStdHandler(metrics)).Bind(requireScraper(metricsToken))
 			return e.Next()

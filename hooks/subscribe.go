@@ -15,11 +15,22 @@ import (
 	"github.com/pocketbase/pocketbase/tools/security"
 
 	"herald/notify"
+	"herald/notify/origin"
 )
 
 // subscribe replaces the client's subscriptions with those that it may have.
 func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 	began := time.Now()
+	client, isOwn := c.notifier.Own(e.Client)
+	if isOwn && client.Carrier() != nil {
+		positions, isStale := origin.Resumes(e.Request.Context())
+		if isStale {
+			return e.NoContent(http.StatusNoContent)
+		}
+		heads := c.notifier.Heads(e.Subscriptions) // before what is sent meanwhile
+		client.ResumeAt(positions)
+		defer func() { client.Carrier().Subscribed(client, e.Request, heads) }()
+	}
 	if err := c.limits.subscriptions(e); err != nil {
 		return err
 	}
@@ -42,8 +53,7 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 		}
 		return e.Next()
 	}
-	client, ok := c.notifier.Own(e.Client)
-	if !ok {
+	if !isOwn {
 		return c.notifier.ResubscribeForeign(e.Client, admission, expires, replace)
 	}
 	client.SetExpiry(expires) // before anything is sent to that user
@@ -131,6 +141,9 @@ func (c connections) signOut(e *core.RequestEvent) error {
 	}
 	client, ok := c.notifier.Own(found)
 	if ip, _ := found.Get(apis.RealtimeClientIPKey).(string); ok && ip == e.RealIP() && client.Get(apis.RealtimeClientAuthKey) != nil {
+		if edge := client.Carrier(); edge != nil { // also if the rest of the request is refused
+			defer func() { edge.Subscribed(client, e.Request, c.notifier.Heads(client.Keys())) }()
+		}
 		return client.SignOut(e.Next)
 	}
 	return e.Next()

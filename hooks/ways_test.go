@@ -40,6 +40,13 @@ var ways = []way{
 	{name: "wrapped, HTTP2", serve: pbtest.ServeHTTP2, prepare: func(app core.App) {
 		wrapClients(app, func(client subscriptions.Client) subscriptions.Client { return &wrapper{client} })
 	}},
+	{name: "edge", serve: pbtest.ServeEdge},
+	{name: "edge, handlers", serve: pbtest.ServeEdge, prepare: func(app core.App) {
+		app.OnRealtimeMessageSend().BindFunc(func(e *core.RealtimeMessageEvent) error { return e.Next() })
+	}},
+	{name: "edge, wrapped", serve: pbtest.ServeEdge, prepare: func(app core.App) {
+		wrapClients(app, func(client subscriptions.Client) subscriptions.Client { return &wrapper{client} })
+	}},
 	{name: "own channel", serve: pbtest.Serve, prepare: func(app core.App) {
 		wrapClients(app, func(client subscriptions.Client) subscriptions.Client { return &channelWrapper{Client: client} })
 	}},

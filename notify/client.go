@@ -8,6 +8,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,6 +62,10 @@ type Client struct {
 	unlisted    bool             // stays out of the index for good
 	attends     bool             // some of subs have an attendance
 	renews      bool             // some of these have a TTL
+
+	resumes map[string]Position // where keys continue that are subscribed next, see ResumeAt
+
+	carrier Carrier // nil unless an edge holds the connection; set before it is served
 
 	pair atomic.Pointer[pair] // for a wrapped client and the one that writes for it: see wrapped.go
 }
@@ -224,6 +229,10 @@ func (c *Client) TakeConn(peer net.Conn, head []byte) {
 	c.output().Take(peer, conn.NewEncodedFrame(m.Name, m.Data, append(head, EncodeSSE(c.Id(), m.Name, m.Data)...)))
 }
 
+// ResponseHead returns the status line and headers of a response, to the HTTP version 1.minor, whose body ends with the
+// connection. It completes header.
+func ResponseHead(minor int, header http.Header) []byte { return conn.ResponseHead(minor, header) }
+
 // Response is the response of a realtime request as [Client.ServeStream] uses it.
 type Response = conn.Response
 
@@ -318,6 +327,9 @@ func (o owner) Ended(why Disconnect, undelivered int) {
 	defer func() { // also if other code panics
 		if c.onEnd != nil {
 			c.onEnd()
+		}
+		if c.carrier != nil {
+			c.carrier.Ended()
 		}
 		n.stats.ended(why.Reason, undelivered)
 		c.logEnd(why, undelivered)

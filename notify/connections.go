@@ -33,6 +33,7 @@ type Connection struct {
 	Connected     time.Time // zero if other code registered the client
 	Subscriptions []string  // the subscription keys, sorted
 	Queued        int       // messages that wait to be written
+	Edge          string    // the name of the edge that holds it; empty: this server
 }
 
 // ConnectionFilter selects connections. Empty fields select all.
@@ -92,6 +93,9 @@ func (n *Notifier) Connections(filter ConnectionFilter) ([]Connection, error) {
 		if own := n.own(client); own != nil {
 			connection.Connected = own.Connected()
 			connection.Queued = own.Queued()
+			if own.carrier != nil {
+				connection.Edge = own.carrier.Edge()
+			}
 		}
 		result = append(result, connection)
 	}

@@ -115,7 +115,7 @@ type fanOut struct {
 func (f *fanOut) frame(name string, envelope bool) *conn.Frame {
 	if name == f.pub.Topic {
 		if f.plain == nil {
-			f.plain = conn.NewFrame(name, f.data(envelope), f.private)
+			f.plain = f.newFrame(name, f.data(envelope))
 		}
 		return f.plain
 	}
@@ -124,7 +124,7 @@ func (f *fanOut) frame(name string, envelope bool) *conn.Frame {
 		if f.frames == nil {
 			f.frames = map[string]*conn.Frame{}
 		}
-		made = conn.NewFrame(name, f.data(envelope), f.private)
+		made = f.newFrame(name, f.data(envelope))
 		f.frames[name] = made
 	}
 	return made
@@ -136,7 +136,15 @@ func (f *fanOut) frameAfterGap(name string) *conn.Frame {
 	if err != nil {
 		return f.frame(name, true)
 	}
-	return conn.NewFrame(name, enveloped, f.private)
+	return f.newFrame(name, enveloped)
+}
+
+func (f *fanOut) newFrame(name string, data []byte) *conn.Frame {
+	made := conn.NewFrame(name, data, f.private)
+	if f.pub.Seq > 0 {
+		made.Marked(conn.Mark{Epoch: f.pub.Epoch, Seq: f.pub.Seq})
+	}
+	return made
 }
 
 // data returns what a subscriber gets.

@@ -28,6 +28,7 @@ import (
 // replay is the state of a subscription key with since or rewind.
 type replay struct {
 	isState bool // no history, but who is present: see presence_watch.go
+	plain   bool // messages without their envelopes
 	from    Start
 	earlier []string // ids of connections that the client has had before, as it says
 
@@ -194,14 +195,16 @@ func (c *Client) framesOf(p pendingReplay, page *history.Page, who *identity, ga
 			gap = gap || verdict == forWhom
 			continue
 		}
-		data, err := pub.envelopeOn(page, gap)
-		if err != nil {
-			gap = true
-			continue
+		data := []byte(pub.Data)
+		if !p.replay.plain {
+			if data, err = pub.envelopeOn(page, gap); err != nil {
+				gap = true
+				continue
+			}
 		}
 		gap = false
 		private := restricted || pub.to != nil && pub.to.looksAtAuth
-		frames = append(frames, conn.NewFrame(p.name, data, private))
+		frames = append(frames, conn.NewFrame(p.name, data, private).Marked(conn.Mark{Epoch: page.Epoch, Seq: pub.Seq}))
 	}
 	return frames, gap
 }

@@ -80,7 +80,7 @@ func (c *Client) endResubscribe(a *Admission) (unchecked bool) {
 	c.resubscribe = false
 	c.version++
 	c.reindex(a.grants)
-	c.admitted = nil
+	c.admitted, c.resumes = nil, nil
 	unchecked = c.unchecked
 	c.unchecked = false
 	return unchecked
@@ -117,6 +117,9 @@ func (c *Client) reindex(grants map[string]grant) {
 				if !isKnown {
 					key = subscriptionKey{name: name, envelope: wantsEnvelope(options), hides: wantsToHide(options)}
 					key.replay = newReplay(topic, options)
+					if at, isResumed := c.resumes[name]; isResumed {
+						key.replay = &replay{from: Start{Since: &at}, earlier: clientIDsOf(options), plain: !key.envelope}
+					}
 				}
 				granted, isGranted := grants[name]
 				if isGranted {

@@ -23,6 +23,10 @@ import (
 	"github.com/pocketbase/pocketbase/tests"
 	"github.com/tmaxmax/go-sse"
 	"go.uber.org/goleak"
+
+	"herald/notify"
+	"herald/notify/edge"
+	"herald/notify/origin"
 )
 
 // Timeout is how long the kit waits for what has to come. It is long because it
@@ -135,6 +139,38 @@ func Ref(record *core.Record) string { return record.Collection().Name + ":" + r
 type Server struct {
 	*httptest.Server
 	App core.App
+
+	edge   *edge.Edge // that the clients connect to; nil: to the application
+	origin *origin.Origin
+}
+
+// IsEdge reports whether the clients connect to an edge, which keeps them when the application stops.
+func (s *Server) IsEdge() bool { return s.edge != nil }
+
+// Settle waits until what was sent to client has left the application.
+func (s *Server) Settle(t testing.TB, client *notify.Client) {
+	if s.origin == nil {
+		return
+	}
+	t.Helper()
+	WaitFor(t, "the edge has all messages", func() bool { return client.Queued() == 0 && !s.isOnTheWay() })
+}
+
+func (s *Server) isOnTheWay() bool {
+	for _, edge := range s.origin.Edges() {
+		if edge.OnTheWay > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// Queued returns how many messages wait to be written to the only client.
+func (s *Server) Queued(client *notify.Client) int {
+	if s.edge != nil {
+		return s.edge.Stats().QueuedMessages
+	}
+	return client.Queued()
 }
 
 // Serve starts app's router, with what is bound to OnServe, on a real listener.
@@ -167,14 +203,26 @@ func serveTLS(t testing.TB, app core.App, http2 bool) *Server {
 
 func serve(t testing.TB, app core.App, start func(http.Handler) *httptest.Server) *Server {
 	t.Helper()
+	handler := Handler(t, app)
+	server := start(handler)
+	t.Cleanup(func() {
+		server.CloseClientConnections()
+		server.Close()
+	})
+	return &Server{Server: server, App: app}
+}
+
+// Handler returns app's router, with what is bound to OnServe.
+func Handler(t testing.TB, app core.App) http.Handler {
+	t.Helper()
 	router, err := apis.NewRouter(app)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var handler http.Handler
-	event := &core.ServeEvent{App: app, Router: router}
+	event := &core.ServeEvent{App: app, Router: router, Server: &http.Server{}}
 	err = app.OnServe().Trigger(event, func(e *core.ServeEvent) error {
-		handler, err = e.Router.BuildMux()
+		handler, err := e.Router.BuildMux()
+		e.Server.Handler = handler
 		return err
 	})
 	if err != nil {
@@ -182,12 +230,7 @@ func serve(t testing.TB, app core.App, start func(http.Handler) *httptest.Server
 	}
 	// what runs at a certain time of day does not belong to a test
 	app.Cron().Stop()
-	server := start(handler)
-	t.Cleanup(func() {
-		server.CloseClientConnections()
-		server.Close()
-	})
-	return &Server{server, app}
+	return event.Server.Handler
 }
 
 // Do sends a request with a JSON body, unless body is nil, and returns the

@@ -32,10 +32,11 @@ type Client struct {
 	Connected     *types.DateTime `json:"connected"`
 	Subscriptions []string        `json:"subscriptions"`
 	Queued        int             `json:"queued"`
+	Edge          string          `json:"edge,omitzero"` // the edge that holds the connection
 }
 
 func newClient(c notify.Connection) Client {
-	view := Client{ID: c.ID, IP: c.IP, Subscriptions: c.Subscriptions, Queued: c.Queued}
+	view := Client{ID: c.ID, IP: c.IP, Subscriptions: c.Subscriptions, Queued: c.Queued, Edge: c.Edge}
 	if c.Auth != nil {
 		auth := c.Auth.Collection().Name + ":" + c.Auth.Id
 		view.Auth = &auth

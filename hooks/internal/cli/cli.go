@@ -59,7 +59,7 @@ func Bind(app core.App, root *cobra.Command) {
 	app.OnBootstrap().Bind(&hook.Handler[*core.BootstrapEvent]{
 		Id: "heraldCommands",
 		Func: func(e *core.BootstrapEvent) error {
-			if found, _, err := root.Find(os.Args[1:]); err == nil && isBelow(found, "notify") && !c.opens {
+			if found, _, err := root.Find(os.Args[1:]); err == nil && (isBelow(found, "notify") || isBelow(found, "edge")) && !c.opens {
 				slog.SetDefault(slog.New(slog.DiscardHandler)) // hides PocketBase's warning that nothing was opened
 				return nil
 			}
@@ -100,7 +100,7 @@ Exit codes: 0 success, 1 refused by the server, 2 wrong arguments, 3 no server a
 		}
 	}
 	hideServerFlags(root, command)
-	root.AddCommand(command)
+	root.AddCommand(command, edgeCommand(app, root))
 	root.CompletionOptions.DisableDefaultCmd = false
 }
 

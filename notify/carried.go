@@ -1,0 +1,99 @@
+// Clients whose connections another process holds, an edge: see the package origin. To everything else here they are
+// clients like others.
+
+package notify
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+
+	"herald/notify/internal/conn"
+)
+
+// Carrier is the way to a client that is connected to an edge. Its methods must not block.
+type Carrier interface {
+	// Edge is the name of the edge.
+	Edge() string
+	// Subscribed is called when the client's subscriptions, or who it is, may have changed by a request.
+	Subscribed(c *Client, request *http.Request, heads Heads)
+	// Ended is called once, when the client has ended.
+	Ended()
+}
+
+// SetCarrier says that the client is connected to an edge. Call it before the client is served.
+func (c *Client) SetCarrier(carrier Carrier) { c.carrier = carrier }
+
+// Carrier returns what SetCarrier has set, or nil.
+func (c *Client) Carrier() Carrier { return c.carrier }
+
+// Relay makes trunk carry what is queued for the client to the connection that has number at the edge: PocketBase's
+// connect event unless the client resumes, then the rest.
+func (c *Client) Relay(trunk *conn.Trunk, number uint64, resumes bool) {
+	var first *conn.Frame
+	if !resumes {
+		m := c.ConnectMessage()
+		first = conn.NewEncodedFrame(m.Name, m.Data, EncodeSSE(c.Id(), m.Name, m.Data))
+	}
+	c.output().Relay(trunk, number, first)
+}
+
+// CanResume reports whether the client can go on in another process, after a restart: not if other code sees its
+// messages.
+func (c *Client) CanResume() bool { return c.pair.Load() == nil && !c.notifier.hooked() }
+
+// NewTrunk returns a trunk for clients of one edge.
+func (n *Notifier) NewTrunk() *conn.Trunk { return n.conns.NewTrunk() }
+
+// EndAt ends a client that has ended at its edge. undelivered is how many messages waited there.
+func (c *Client) EndAt(why Disconnect, undelivered int) {
+	c.notifier.stats.dropped.Add(int64(undelivered))
+	c.output().EndAt(why)
+}
+
+// IsGuest reports whether the client has no valid auth record.
+func (c *Client) IsGuest() bool { return c.identity().isGuest() }
+
+// Heads are the positions from which on the messages count that a client gets by new subscriptions.
+type Heads struct {
+	Positions map[string]Position // by key
+	Unstored  bool                // some keys are of topics whose messages cannot be had later
+}
+
+// Heads returns the positions of the topics of keys. A key that says itself where it begins has none.
+func (n *Notifier) Heads(keys []string) Heads {
+	heads := Heads{Positions: map[string]Position{}}
+	for _, key := range keys {
+		topic := topicOf(key)
+		switch {
+		case topic == BeatTopic, strings.HasPrefix(topic, PresencePrefix): // the next one says it all
+		case !n.HasHistory(topic):
+			heads.Unstored = true
+		case newReplay(topic, optionsOf(key)) == nil:
+			if head, err := n.history.Settled(topic); err == nil && head.Epoch != "" {
+				heads.Positions[key] = head
+			} else {
+				heads.Unstored = true
+			}
+		}
+	}
+	return heads
+}
+
+// ResumeAt makes the next [Client.Resubscribe] continue after the positions, by key.
+func (c *Client) ResumeAt(positions map[string]Position) {
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+	c.resumes = positions
+}
+
+// Keys returns the subscription keys of the client, sorted.
+func (c *Client) Keys() []string {
+	subscribed := c.Subscriptions()
+	keys := make([]string, 0, len(subscribed))
+	for key := range subscribed {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	return keys
+}

@@ -1,0 +1,242 @@
+// One connection: its client is here, and it is a client of the origin.
+
+package edge
+
+import (
+	"maps"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"herald/internal/link"
+	"herald/notify/internal/conn"
+)
+
+// connection is a realtime connection. Its fields are guarded by Edge.mu where nothing else is said.
+type connection struct {
+	edge    *Edge
+	number  uint64
+	request link.HTTPRequest // to connect
+	conn    conn.Conn
+
+	answer    chan *link.Answer   // gets one if the origin refuses it
+	accept    chan *link.Accepted // gets one if it does not
+	over      chan struct{}       // closed when its session was lost before that
+	isSettled bool                // one of these has happened
+
+	session   *session // the last one that knew it
+	id        string   // the client's; empty if it cannot resume
+	state     *link.State
+	marks     map[string]link.Mark // by key
+	isLeaving bool                 // it is about to be ended
+	isEnded   bool                 // by the origin
+
+	resuming chan struct{} // closed when it is admitted again; nil if it is not being
+}
+
+// newConnection adds a connection whose client has sent r.
+func (e *Edge) newConnection(s *session, r link.HTTPRequest) *connection {
+	c := &connection{
+		edge: e, number: e.numbers.Add(1), request: r, session: s, marks: map[string]link.Mark{},
+		answer: make(chan *link.Answer, 1), accept: make(chan *link.Accepted, 1), over: make(chan struct{}),
+	}
+	e.group.Start(&c.conn, (*owner)(c), "")
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.connections[c.number] = c
+	return c
+}
+
+// connection returns the connection with number, or nil.
+func (e *Edge) connection(number uint64) *connection {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.connections[number]
+}
+
+// owner is what the connection reports to.
+type owner connection
+
+var _ conn.Owner = (*owner)(nil)
+
+// Tick implements [conn.Owner].
+func (*owner) Tick(time.Time, int64) {}
+
+// Ended implements [conn.Owner]: the origin's client ends, too.
+func (o *owner) Ended(why conn.Disconnect, undelivered int) {
+	c := (*connection)(o)
+	e := c.edge
+	e.mu.Lock()
+	delete(e.connections, c.number)
+	if e.byID[c.id] == c {
+		delete(e.byID, c.id)
+	}
+	session, isEnded := c.session, c.isEnded
+	c.settle(func() { close(c.over) })
+	c.resumed()
+	e.mu.Unlock()
+	if !isEnded && session != nil {
+		// an error means that the session is over, and its clients with it
+		_ = session.write(link.KindClosed, link.End{Number: c.number, Code: why.Code, Reason: why.Reason, Undelivered: undelivered})
+	}
+}
+
+// settle calls f unless it is already known what becomes of the request. Edge.mu is held.
+func (c *connection) settle(f func()) {
+	if !c.isSettled {
+		c.isSettled = true
+		f()
+	}
+}
+
+// resumed lets those go on who wait until the connection is admitted again. Edge.mu is held.
+func (c *connection) resumed() {
+	if c.resuming != nil {
+		close(c.resuming)
+		c.resuming = nil
+	}
+}
+
+// accepted notes that the origin has admitted the connection, for the first time or again.
+func (c *connection) accepted(s *session, accepted *link.Accepted) {
+	e := c.edge
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	c.settle(func() { c.accept <- accepted })
+	if c.id != "" && accepted.ID != c.id { // other code sees its messages now
+		c.isLeaving = true
+		go c.conn.Finish(disconnectResync)
+	}
+	c.id = accepted.ID
+	if c.id != "" {
+		e.byID[c.id] = c
+	}
+	if c.state == nil { // there is nothing more to wait for
+		c.resumed()
+	}
+}
+
+// refused ends a connection that the origin does not admit.
+func (c *connection) refused(answer *link.Answer) {
+	c.edge.mu.Lock()
+	c.isEnded = true
+	wasSettled := c.isSettled
+	c.settle(func() { c.answer <- answer })
+	c.edge.mu.Unlock()
+	if wasSettled { // it was to resume
+		c.conn.Finish(disconnectResync)
+	}
+}
+
+// lostSession notes the end of s. Edge.mu is held.
+func (c *connection) lostSession(s *session) {
+	if c.session == s {
+		c.settle(func() { close(c.over) })
+	}
+}
+
+// setState keeps what the connection is subscribed to.
+func (c *connection) setState(state *link.State) {
+	c.edge.mu.Lock()
+	defer c.edge.mu.Unlock()
+	c.state = state
+	maps.DeleteFunc(c.marks, func(key string, _ link.Mark) bool { return !slices.Contains(state.Keys, key) })
+	for key, mark := range state.Marks {
+		if _, isKnown := c.marks[key]; !isKnown {
+			c.marks[key] = mark
+		}
+	}
+	c.resumed()
+}
+
+// endedByOrigin ends the connection because the origin's client has ended.
+func (c *connection) endedByOrigin(end *link.End) {
+	c.edge.mu.Lock()
+	c.isEnded = true
+	c.edge.mu.Unlock()
+	why := conn.Disconnect{Code: end.Code, Reason: end.Reason}
+	if end.Finish {
+		c.conn.Finish(why)
+	} else {
+		c.conn.End(why)
+	}
+}
+
+// resume returns what makes the origin admit the connection again; false if its client must connect anew.
+func (c *connection) resume(isSameOrigin bool) (open link.Open, canResume bool) {
+	e := c.edge
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if c.id == "" || c.isLeaving || c.isEnded || isSameOrigin && c.state != nil && c.state.Unstored {
+		c.isLeaving = true
+		return link.Open{}, false
+	}
+	c.session = e.session
+	if c.resuming == nil {
+		c.resuming = make(chan struct{})
+	}
+	open = link.Open{Number: c.number, Request: c.request, ID: c.id}
+	if c.state != nil {
+		state := *c.state
+		state.Marks = maps.Clone(c.marks)
+		open.State = &state
+	}
+	return open, true
+}
+
+// awaitResumed waits until a connection that is being admitted again is.
+func (c *connection) awaitResumed(done <-chan struct{}) {
+	c.edge.mu.Lock()
+	resuming := c.resuming
+	c.edge.mu.Unlock()
+	if resuming != nil {
+		select {
+		case <-resuming:
+		case <-done:
+		}
+	}
+}
+
+// response is the response of a request whose connection cannot be taken from net/http.
+type response struct {
+	w http.ResponseWriter
+
+	mu      sync.Mutex // because Cut and release may run concurrently
+	control *http.ResponseController
+}
+
+var _ conn.Response = (*response)(nil)
+
+func (*response) Hooked() bool                 { return false }
+func (*response) Deliver(string, []byte) error { return nil }
+
+func (r *response) Write(events []byte) error {
+	_, err := r.w.Write(events)
+	return err
+}
+
+func (r *response) Flush() error {
+	r.mu.Lock()
+	control := r.control
+	r.mu.Unlock()
+	if control == nil {
+		return http.ErrHandlerTimeout
+	}
+	return control.Flush()
+}
+
+func (r *response) Cut() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.control != nil {
+		_ = r.control.SetWriteDeadline(time.Unix(1, 0)) // not supported by a recorder, which never blocks
+	}
+}
+
+// release must be called before the handler returns.
+func (r *response) release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.control = nil
+}

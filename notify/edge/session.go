@@ -1,0 +1,390 @@
+// The session with the origin: how it begins, what comes over it, and what happens to the connections when it ends.
+
+package edge
+
+import (
+	"context"
+	"encoding/json/v2"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"herald/internal/link"
+	"herald/notify/internal/conn"
+	"herald/notify/internal/sets"
+)
+
+// session is a session with one process of the origin.
+type session struct {
+	edge   *Edge
+	origin uint64 // the boot of the origin
+	id     uint64
+	stream *link.Stream
+	ended  chan struct{} // closed when the stream has ended
+
+	message link.Message // of the current item, reused
+	ready   []*conn.Conn // likewise
+
+	mu       sync.Mutex // guards the fields below
+	requests map[uint64]chan *link.Answer
+	err      error // if it has ended
+}
+
+// upBeats is after how many silent beats the origin counts as gone: no new connection is accepted then.
+const upBeats = 3
+
+// isUp reports whether requests can be sent to the origin. It may be called on nil.
+func (s *session) isUp() bool {
+	return s != nil && s.hasBegun() && s.stream.Err() == nil && s.stream.Silent() < upBeats
+}
+
+// up returns the current session if requests can be sent over it, or nil.
+func (e *Edge) up() *session {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.stopped || !e.session.isUp() {
+		return nil
+	}
+	return e.session
+}
+
+// joinEvery is how often an edge without an origin tries to join one.
+const joinEvery = 500 * time.Millisecond
+
+// join joins the origin again and again, until ctx ends or the origin refuses.
+func (e *Edge) join(ctx context.Context) error {
+	for subject, receive := range map[string]nats.MsgHandler{
+		e.subjects.Down(e.config.Name): e.packet,
+		e.subjects.Beat():              e.hearBeat,
+	} {
+		subscription, err := e.nc.Subscribe(subject, receive)
+		if err != nil {
+			return fmt.Errorf("subscribe to %s: %w", subject, err)
+		}
+		if err := subscription.SetPendingLimits(-1, 64<<20); err != nil { // what is dropped is sent again
+			return err
+		}
+	}
+	var before uint64 // the boot of the last origin
+	var noted time.Time
+	for ctx.Err() == nil {
+		s, err := e.begin(before)
+		switch {
+		case errors.Is(err, link.ErrRefused):
+			return err
+		case err != nil:
+			if time.Since(noted) > 10*time.Second {
+				noted = time.Now()
+				e.config.Logger.Warn("The origin cannot be joined yet. Does it run, with --notifyNATS for the same server and the same --notifyApp?",
+					slog.String("app", e.config.App), slog.String("error", err.Error()))
+			}
+			e.endIfAlone()
+			select {
+			case <-ctx.Done():
+			case <-time.After(joinEvery):
+			}
+			continue
+		}
+		noted = time.Time{}
+		e.config.Logger.Info("Joined the origin", slog.String("app", e.config.App), slog.String("edge", e.config.Name))
+		before = s.origin
+		select {
+		case <-s.ended:
+			e.config.Logger.Warn("The origin is lost; connections stay open for it to come back", slog.String("error", s.err.Error()))
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+// begin begins a session and announces the connections that can resume. before is the boot of the last origin.
+func (e *Edge) begin(before uint64) (*session, error) {
+	id := rand.Uint64() | 1
+	s := &session{edge: e, id: id, ended: make(chan struct{}), requests: map[uint64]chan *link.Answer{}}
+	subject := e.subjects.Up(e.config.Name)
+	s.stream = link.NewStream(id, link.Config{}, func(p []byte) error { return e.nc.Publish(subject, p) }, s.receive, s.streamEnded)
+	e.mu.Lock()
+	e.session = s // what comes may come before the answer
+	e.mu.Unlock()
+
+	welcome, err := link.Greet(e.nc, e.subjects, e.config.Name, link.Hello{Version: link.Version, App: e.config.App, Boot: e.boot, Session: id})
+	if err != nil {
+		e.mu.Lock()
+		e.session = nil
+		e.mu.Unlock()
+		s.stream.Close()
+		return nil, err
+	}
+	s.mu.Lock()
+	s.origin = welcome.Boot
+	s.mu.Unlock()
+	e.announce(s, before == welcome.Boot)
+	return s, nil
+}
+
+// announce makes the origin admit the connections again. If it is the same process as before, what it has sent
+// meanwhile is lost where there is no history: those clients must connect anew, which they notice.
+func (e *Edge) announce(s *session, isSameOrigin bool) {
+	e.mu.Lock()
+	all := make([]*connection, 0, len(e.connections))
+	for _, c := range e.connections {
+		all = append(all, c)
+	}
+	e.mu.Unlock()
+	var ending []*connection
+	for _, c := range all {
+		open, canResume := c.resume(isSameOrigin)
+		switch {
+		case !canResume:
+			ending = append(ending, c)
+		default:
+			if s.write(link.KindOpen, open) != nil {
+				return
+			}
+		}
+	}
+	e.endSpread(ending, disconnectResync)
+}
+
+// The reasons for which an edge ends connections. See notify.Disconnect for the numbers.
+var (
+	disconnectResync = conn.Disconnect{Code: 5007, Reason: "messages were lost"}
+	disconnectAlone  = conn.Disconnect{Code: 5008, Reason: "no origin"}
+	disconnectDoubt  = conn.Disconnect{Code: 4004, Reason: "auth in doubt"}
+)
+
+// endRate is how many connections are ended per second when many must come back.
+const endRate = 1000
+
+// endSpread ends connections, some at a time.
+func (e *Edge) endSpread(connections []*connection, why conn.Disconnect) {
+	for i, c := range connections {
+		time.AfterFunc(time.Duration(i)*time.Second/endRate, func() { c.conn.Finish(why) })
+	}
+}
+
+// endIfAlone ends all connections if there has been no origin for too long.
+func (e *Edge) endIfAlone() {
+	e.mu.Lock()
+	var all []*connection
+	if len(e.connections) > 0 && time.Since(e.lost) > e.config.Patience {
+		for _, c := range e.connections {
+			if !c.isLeaving {
+				c.isLeaving = true
+				all = append(all, c)
+			}
+		}
+	}
+	e.mu.Unlock()
+	if len(all) > 0 {
+		e.config.Logger.Error("There is no origin: the connections are ended", slog.Int("connections", len(all)))
+		e.endSpread(all, disconnectAlone)
+	}
+}
+
+// packet takes a packet of the origin.
+func (e *Edge) packet(m *nats.Msg) {
+	defer e.guard("taking a packet of the origin")
+	e.mu.Lock()
+	s := e.session
+	e.mu.Unlock()
+	if s != nil {
+		s.stream.Packet(m.Data)
+	}
+}
+
+// hearBeat notices that another process is the origin now.
+func (e *Edge) hearBeat(m *nats.Msg) {
+	var beat link.Beat
+	if json.Unmarshal(m.Data, &beat) != nil || beat.Boot == 0 {
+		return
+	}
+	e.mu.Lock()
+	s := e.session
+	e.mu.Unlock()
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	isOther := s.origin != 0 && s.origin != beat.Boot
+	s.mu.Unlock()
+	if isOther {
+		s.stream.End()
+	}
+}
+
+// streamEnded fails the requests that wait for an answer.
+func (s *session) streamEnded(err error) {
+	defer s.edge.guard("ending the session with the origin")
+	s.mu.Lock()
+	s.err = err
+	for _, answer := range s.requests {
+		close(answer)
+	}
+	s.requests = nil
+	s.mu.Unlock()
+	close(s.ended)
+	e := s.edge
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if s.hasBegun() {
+		e.lost = time.Now().Add(-time.Duration(s.stream.Silent()) * link.BeatEvery)
+	}
+	for _, c := range e.connections {
+		c.lostSession(s)
+	}
+}
+
+func (s *session) hasBegun() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.origin != 0
+}
+
+// write writes an item to the origin.
+func (s *session) write(kind link.Kind, value any) error {
+	item, err := link.Encode(kind, value)
+	if err != nil {
+		return err
+	}
+	return s.stream.Write(item)
+}
+
+// receive takes an item of the origin. It does not block.
+func (s *session) receive(item []byte) error {
+	switch kind := link.KindOf(item); kind {
+	case link.KindMessage:
+		return s.deliver(item)
+	case link.KindRaw:
+		number, bytes, err := link.DecodeRaw(item)
+		if err != nil {
+			return err
+		}
+		if c := s.edge.connection(number); c != nil {
+			// whatever it is, it may be for one user only
+			c.conn.Put(conn.NewCarriedFrame("", append([]byte(nil), bytes...), true))
+		}
+		return nil
+	case link.KindAccepted:
+		return take(item, func(accepted *link.Accepted) {
+			if c := s.edge.connection(accepted.Number); c != nil {
+				c.accepted(s, accepted)
+			}
+		})
+	case link.KindAnswer:
+		return take(item, s.answered)
+	case link.KindState:
+		return take(item, func(state *link.State) {
+			if c := s.edge.connection(state.Number); c != nil {
+				c.setState(state)
+			}
+		})
+	case link.KindEnd:
+		return take(item, func(end *link.End) {
+			if c := s.edge.connection(end.Number); c != nil {
+				c.endedByOrigin(end)
+			}
+		})
+	case link.KindRetract:
+		return take(item, func(retract *link.Retract) {
+			c := s.edge.connection(retract.Number)
+			switch {
+			case c == nil:
+			case len(retract.Names) > 0:
+				c.conn.Remove(sets.From(retract.Names))
+			default:
+				c.conn.EndIfPrivate(conn.Disconnect{Code: retract.Code, Reason: retract.Reason})
+			}
+		})
+	default:
+		return fmt.Errorf("the origin sent an item of an unknown kind %q", kind)
+	}
+}
+
+func take[T any](item []byte, do func(*T)) error {
+	value := new(T)
+	if err := link.Decode(item, value); err != nil {
+		return err
+	}
+	do(value)
+	return nil
+}
+
+// deliver queues a message for its recipients.
+func (s *session) deliver(item []byte) error {
+	m := &s.message
+	if err := link.DecodeMessage(item, m); err != nil {
+		return err
+	}
+	frame := conn.NewCarriedFrame(m.Name, append([]byte(nil), m.Wire...), m.Private)
+	e := s.edge
+	s.ready = s.ready[:0]
+	e.mu.Lock()
+	for _, number := range m.To {
+		c := e.connections[number]
+		if c == nil {
+			continue // it has ended, and the origin will know
+		}
+		if m.Mark.Seq > 0 {
+			c.marks[m.Name] = m.Mark
+		}
+		if c.conn.Enqueue(frame) == conn.Ready {
+			s.ready = append(s.ready, &c.conn)
+		}
+	}
+	e.mu.Unlock()
+	if len(s.ready) > 0 {
+		e.group.Write(s.ready...)
+		clear(s.ready)
+	}
+	return nil
+}
+
+// answered takes the answer to a request, or to one to connect.
+func (s *session) answered(answer *link.Answer) {
+	s.mu.Lock()
+	waiting := s.requests[answer.Number]
+	delete(s.requests, answer.Number)
+	s.mu.Unlock()
+	if waiting != nil {
+		waiting <- answer
+		return
+	}
+	if c := s.edge.connection(answer.Number); c != nil {
+		c.refused(answer)
+	}
+}
+
+// request lets the origin handle a request, and returns its answer. The error says that there is none: it is not known whether
+// the origin has handled it.
+func (s *session) request(ctx context.Context, r *link.HTTPRequest) (*link.Answer, error) {
+	number := s.edge.numbers.Add(1)
+	answer := make(chan *link.Answer, 1)
+	s.mu.Lock()
+	if s.requests == nil {
+		s.mu.Unlock()
+		return nil, s.err
+	}
+	s.requests[number] = answer
+	s.mu.Unlock()
+	if err := s.write(link.KindRequest, link.Request{Number: number, Request: *r}); err != nil {
+		return nil, err
+	}
+	select {
+	case got, ok := <-answer:
+		if !ok {
+			return nil, link.ErrSilent
+		}
+		return got, nil
+	case <-ctx.Done():
+		s.mu.Lock()
+		delete(s.requests, number)
+		s.mu.Unlock()
+		return nil, ctx.Err()
+	}
+}

@@ -1,0 +1,266 @@
+// Package origin makes an application the origin of edges: processes without a database that hold realtime connections
+// for it (herald/notify/edge), joined to it by NATS.
+//
+// A connection of an edge is a client of the application like any other. Its requests to connect and to subscribe come
+// over the link and run through the application's router, with all middlewares and hooks (exchange.go). What is sent to
+// it leaves through a trunk of its edge (session.go).
+package origin
+
+import (
+	"cmp"
+	"context"
+	"encoding/json/v2"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/pocketbase/pocketbase/core"
+
+	"herald/internal/link"
+	"herald/notify"
+)
+
+// Config says how edges reach the application.
+type Config struct {
+	// NATS is the address of a NATS server, nats://HOST:PORT (several with commas), or embedded://HOST:PORT for one inside this process that
+	// listens there. With embedded://USER:PASSWORD@HOST:PORT edges must sign in. Empty: there are no edges.
+	NATS string
+	// Credentials is a file with NATS user credentials, or with the seed of an nkey. Optional.
+	Credentials string
+	// App is the name of the application on that NATS server. Defaults to "herald".
+	App string
+}
+
+// DefaultApp is the default of Config.App.
+const DefaultApp = "herald"
+
+// Origin is an application with edges. Its methods may be called concurrently.
+type Origin struct {
+	app      core.App
+	notifier *notify.Notifier
+	subjects link.Subjects
+	boot     uint64
+	nc       *nats.Conn
+	embedded *server.Server
+	resuming chan struct{} // held while a client is admitted again
+	stop     chan struct{}
+	stopped  sync.WaitGroup
+
+	mu       sync.Mutex // guards the fields below
+	handler  http.Handler
+	sessions map[string]*session // by the names of their edges
+	closed   bool
+}
+
+// maxResuming is how many clients are admitted again at the same time.
+const maxResuming = 16
+
+// New connects to NATS. Edges are let in from [Origin.Serve] on.
+func New(app core.App, notifier *notify.Notifier, config Config) (*Origin, error) {
+	config.App = cmp.Or(config.App, DefaultApp)
+	if err := link.CheckName("name of an application", config.App); err != nil {
+		return nil, err
+	}
+	o := &Origin{
+		app: app, notifier: notifier, subjects: link.Subjects{App: config.App}, boot: rand.Uint64() | 1,
+		resuming: make(chan struct{}, maxResuming), stop: make(chan struct{}), sessions: map[string]*session{},
+	}
+	address := config.NATS
+	var err error
+	if isEmbedded(address) {
+		if o.embedded, address, err = startEmbedded(address); err != nil {
+			return nil, err
+		}
+	}
+	o.nc, err = link.Connect(link.Options{URL: address, Credentials: config.Credentials, Name: "herald origin " + config.App, Logger: app.Logger()})
+	if err != nil {
+		o.stopEmbedded()
+		return nil, err
+	}
+	return o, nil
+}
+
+// Serve lets edges in. Their requests run through handler.
+func (o *Origin) Serve(handler http.Handler) error {
+	o.mu.Lock()
+	o.handler = handler
+	o.mu.Unlock()
+	for subject, receive := range map[string]nats.MsgHandler{
+		o.subjects.Hello("*"): func(m *nats.Msg) { o.stopped.Go(func() { o.greet(m) }) },
+		o.subjects.Up("*"):    o.packet,
+		o.subjects.Beat():     o.hearBeat,
+	} {
+		subscription, err := o.nc.Subscribe(subject, receive)
+		if err != nil {
+			return fmt.Errorf("subscribe to %s: %w", subject, err)
+		}
+		// what is dropped is sent again
+		if err := subscription.SetPendingLimits(-1, 64<<20); err != nil {
+			return err
+		}
+	}
+	o.stopped.Go(o.beat)
+	return nil
+}
+
+// beat says that the origin is there, until it closes.
+func (o *Origin) beat() {
+	defer o.guard("telling edges of the origin")
+	every := time.NewTicker(link.BeatEvery)
+	defer every.Stop()
+	for {
+		_ = link.Publish(o.nc, o.subjects.Beat(), link.Beat{Boot: o.boot}) // the next one may arrive
+		select {
+		case <-every.C:
+		case <-o.stop:
+			return
+		}
+	}
+}
+
+// hearBeat notices another origin of the same name.
+func (o *Origin) hearBeat(m *nats.Msg) {
+	var beat link.Beat
+	if json.Unmarshal(m.Data, &beat) == nil && beat.Boot != 0 && beat.Boot != o.boot {
+		o.app.Logger().Error("There is another origin with the same name: its edges and ours go back and forth. Give each application a name of its own",
+			slog.String("app", o.subjects.App))
+	}
+}
+
+// greet answers an edge that requests a session.
+func (o *Origin) greet(m *nats.Msg) {
+	defer o.guard("greeting an edge")
+	welcome := link.Welcome{Version: link.Version, Boot: o.boot}
+	name := link.EdgeOf(m.Subject)
+	if err := o.begin(name, m.Data); err != nil {
+		welcome.Error = err.Error()
+		welcome.Again = errors.Is(err, errBusy)
+		o.app.Logger().Warn("An edge is refused", slog.String("edge", name), slog.String("error", err.Error()))
+	}
+	answer, err := json.Marshal(welcome)
+	if err == nil {
+		err = m.Respond(answer)
+	}
+	if err != nil {
+		o.app.Logger().Warn("Failed to answer an edge", slog.String("edge", name), slog.String("error", err.Error()))
+	}
+}
+
+// errBusy refuses an edge for now.
+var errBusy = errors.New("another edge with this name is connected")
+
+// begin begins the session that an edge requests, in place of the one that it had.
+func (o *Origin) begin(name string, request []byte) error {
+	var hello link.Hello
+	switch err := json.Unmarshal(request, &hello); {
+	case err != nil:
+		return fmt.Errorf("the request is not understood: %w", err)
+	case hello.Version != link.Version:
+		return fmt.Errorf("it speaks version %d of the protocol and this server version %d: run the same release of Herald on both", hello.Version, link.Version)
+	case hello.App != o.subjects.App:
+		return fmt.Errorf("it belongs to the application %q, and this is %q", hello.App, o.subjects.App)
+	case hello.Session == 0:
+		return errors.New("it names no session")
+	}
+	if err := link.CheckName("name of an edge", name); err != nil {
+		return err
+	}
+	o.mu.Lock()
+	before := o.sessions[name]
+	o.mu.Unlock()
+	if before != nil {
+		if before.boot != hello.Boot && before.isAlive() {
+			return errBusy
+		}
+		before.stream.Close()
+		<-before.over // its clients are gone: they come back with the same ids
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed {
+		return errors.New("the server is shutting down")
+	}
+	if o.sessions[name] != nil {
+		return errBusy
+	}
+	o.sessions[name] = o.newSession(name, hello)
+	o.app.Logger().Info("An edge is connected", slog.String("edge", name))
+	return nil
+}
+
+// packet takes a packet of an edge.
+func (o *Origin) packet(m *nats.Msg) {
+	defer o.guard("taking a packet of an edge")
+	name := link.EdgeOf(m.Subject)
+	o.mu.Lock()
+	s := o.sessions[name]
+	o.mu.Unlock()
+	if id := link.Session(m.Data); s == nil || s.id != id {
+		if id != 0 {
+			_ = o.nc.Publish(o.subjects.Down(name), link.Reset(id)) // it is told again with its next packet
+		}
+		return
+	}
+	s.stream.Packet(m.Data)
+}
+
+// Edge describes an edge.
+type Edge struct {
+	Name        string  `json:"name"`
+	Connections int     `json:"connections"`
+	OnTheWay    int     `json:"onTheWay"` // bytes that were sent to it and have not arrived yet
+	Silent      float64 `json:"silent"`   // for how many seconds nothing has come from it
+}
+
+// Edges returns the edges, by name.
+func (o *Origin) Edges() []Edge {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	edges := make([]Edge, 0, len(o.sessions))
+	for name, s := range o.sessions {
+		edges = append(edges, Edge{name, s.count(), s.onTheWay(), float64(s.stream.Silent())})
+	}
+	slices.SortFunc(edges, func(a, b Edge) int { return cmp.Compare(a.Name, b.Name) })
+	return edges
+}
+
+// Close takes what is left to the edges, for at most patience, and disconnects from NATS. Call it after
+// [notify.Notifier.Shutdown]. The clients of the edges stay connected there.
+func (o *Origin) Close(patience time.Duration) {
+	o.mu.Lock()
+	if o.closed {
+		o.mu.Unlock()
+		return
+	}
+	o.closed = true
+	sessions := make([]*session, 0, len(o.sessions))
+	for _, s := range o.sessions {
+		sessions = append(sessions, s)
+	}
+	o.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for _, s := range sessions {
+		s.drain(ctx)
+		s.stream.Close()
+		<-s.over
+	}
+	close(o.stop)
+	o.nc.Close()
+	o.stopped.Wait()
+	o.stopEmbedded()
+}
+
+// guard logs a panic of a goroutine. Each must defer it.
+func (o *Origin) guard(what string) {
+	if cause := recover(); cause != nil {
+		o.app.Logger().Error("Panic while "+what, slog.Any("cause", cause))
+	}
+}

@@ -1,0 +1,231 @@
+// One edge: what it is told, and what it tells.
+
+package origin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"herald/internal/link"
+	"herald/notify"
+	"herald/notify/internal/conn"
+)
+
+// session is the session of one edge.
+type session struct {
+	origin *Origin
+	name   string
+	boot   uint64
+	id     uint64
+	stream *link.Stream
+	trunk  *conn.Trunk
+	ended  chan struct{} // closed when the stream has ended
+	over   chan struct{} // closed when its clients have ended, too
+
+	mu        sync.Mutex // guards the fields below
+	exchanges map[uint64]*Exchange
+	isOver    bool
+	carried   int // bytes that were taken off the trunk and are not on the stream yet
+}
+
+// endPatience is how long the end of a session waits for handlers of the application.
+const endPatience = 5 * time.Second
+
+// aliveBeats is after how many silent beats another process may take the place of an edge.
+const aliveBeats = 2
+
+func (o *Origin) newSession(name string, hello link.Hello) *session {
+	s := &session{
+		origin: o, name: name, boot: hello.Boot, id: hello.Session, trunk: o.notifier.NewTrunk(),
+		ended: make(chan struct{}), over: make(chan struct{}), exchanges: map[uint64]*Exchange{},
+	}
+	subject := o.subjects.Down(name)
+	s.stream = link.NewStream(hello.Session, link.Config{}, func(p []byte) error { return o.nc.Publish(subject, p) }, s.receive, s.streamEnded)
+	o.stopped.Go(s.carry)
+	return s
+}
+
+func (s *session) isAlive() bool { return s.stream.Err() == nil && s.stream.Silent() < aliveBeats }
+
+// count returns the number of connections.
+func (s *session) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.exchanges)
+}
+
+// carry takes what is sent to the edge's clients to the stream, until that ends. While much is on the way, it waits
+// there, and the clients' queues fill.
+func (s *session) carry() {
+	defer s.origin.guard("carrying messages to an edge")
+	for {
+		select {
+		case <-s.trunk.Ready():
+		case <-s.ended:
+			return
+		}
+		cargo := s.take()
+		items := make([][]byte, 0, len(cargo))
+		for i := range cargo {
+			item, err := itemOf(&cargo[i])
+			if err != nil { // cannot happen
+				s.origin.app.Logger().Error("Failed to encode for an edge", slog.String("error", err.Error()))
+				continue
+			}
+			items = append(items, item)
+		}
+		if err := s.stream.Write(items...); err != nil {
+			return
+		}
+		s.mu.Lock()
+		s.carried = 0
+		s.mu.Unlock()
+	}
+}
+
+// take takes cargo off the trunk, and counts it until it is on the stream.
+func (s *session) take() []conn.Cargo {
+	s.mu.Lock()
+	s.carried = s.trunk.Bytes()
+	s.mu.Unlock()
+	return s.trunk.Take()
+}
+
+// onTheWay returns how many bytes have not arrived at the edge.
+func (s *session) onTheWay() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.trunk.Bytes() + s.carried + s.stream.OnTheWay()
+}
+
+// control is what an origin puts on a trunk between messages.
+type control struct {
+	kind  link.Kind
+	value any
+}
+
+// itemOf returns cargo as it goes over the link.
+func itemOf(c *conn.Cargo) ([]byte, error) {
+	switch {
+	case c.Frame != nil:
+		return link.AppendMessage(nil, &link.Message{
+			Name: c.Frame.Name(), Mark: link.Mark(c.Frame.Mark()), Private: c.Frame.Private(), Wire: c.Frame.Wire(), To: c.To,
+		}), nil
+	case c.Raw != nil:
+		return link.EncodeRaw(c.Number, c.Raw), nil
+	case c.Ends != nil:
+		return link.Encode(link.KindEnd, link.End{Number: c.Number, Code: c.Ends.Code, Reason: c.Ends.Reason, Finish: c.IsDrained})
+	case c.Retracts != nil:
+		retract := link.Retract{Number: c.Number, Code: c.Retracts.Code, Reason: c.Retracts.Reason}
+		for name := range c.Names {
+			retract.Names = append(retract.Names, name)
+		}
+		return link.Encode(link.KindRetract, retract)
+	}
+	control := c.Control.(control)
+	return link.Encode(control.kind, control.value)
+}
+
+// receive takes an item of the edge. It does not block.
+func (s *session) receive(item []byte) error {
+	switch kind := link.KindOf(item); kind {
+	case link.KindOpen:
+		var open link.Open
+		if err := link.Decode(item, &open); err != nil {
+			return err
+		}
+		return s.open(&open)
+	case link.KindRequest:
+		var request link.Request
+		if err := link.Decode(item, &request); err != nil {
+			return err
+		}
+		s.origin.stopped.Go(func() { s.answer(&request) })
+	case link.KindClosed:
+		var end link.End
+		if err := link.Decode(item, &end); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		x := s.exchanges[end.Number]
+		s.mu.Unlock()
+		if x != nil {
+			x.endAt(notify.Disconnect{Code: end.Code, Reason: end.Reason}, end.Undelivered)
+		}
+	default:
+		return fmt.Errorf("the edge sent an item of an unknown kind %q", kind)
+	}
+	return nil
+}
+
+// open begins a connection.
+func (s *session) open(open *link.Open) error {
+	x := newExchange(s, open)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.exchanges[open.Number] != nil {
+		return fmt.Errorf("the edge opened connection %d twice", open.Number)
+	}
+	if s.isOver {
+		return errors.New("the session is over")
+	}
+	s.exchanges[open.Number] = x
+	s.origin.stopped.Go(x.run)
+	return nil
+}
+
+func (s *session) remove(x *Exchange) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.exchanges[x.number] == x {
+		delete(s.exchanges, x.number)
+	}
+}
+
+// drain waits until everything for the edge has arrived there.
+func (s *session) drain(ctx context.Context) {
+	for every := time.NewTicker(5 * time.Millisecond); ctx.Err() == nil && s.stream.Err() == nil; <-every.C {
+		if s.onTheWay() == 0 {
+			return
+		}
+	}
+}
+
+// streamEnded ends the session's clients, who may come back with another session.
+func (s *session) streamEnded(err error) {
+	defer s.origin.guard("ending the session of an edge")
+	defer close(s.over)
+	close(s.ended)
+	if !errors.Is(err, link.ErrClosed) {
+		s.origin.app.Logger().Warn("An edge is lost", slog.String("edge", s.name), slog.String("error", err.Error()))
+	}
+	s.mu.Lock()
+	s.isOver = true
+	exchanges := make([]*Exchange, 0, len(s.exchanges))
+	for _, x := range s.exchanges {
+		exchanges = append(exchanges, x)
+	}
+	s.mu.Unlock()
+	s.trunk.Close()
+	for _, x := range exchanges {
+		x.endAt(notify.DisconnectEdge, 0)
+	}
+	patience, cancel := context.WithTimeout(context.Background(), endPatience)
+	defer cancel()
+	for _, x := range exchanges {
+		select {
+		case <-x.done:
+		case <-patience.Done():
+		}
+	}
+	o := s.origin
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.sessions[s.name] == s {
+		delete(o.sessions, s.name)
+	}
+}
