@@ -17,6 +17,8 @@ type Carrier interface {
 	Edge() string
 	// Subscribed is called when the client's subscriptions, or who it is, may have changed by a request.
 	Subscribed(c *Client, request *http.Request, heads Heads)
+	// Unsubscribed is called when the client has lost keys that it had.
+	Unsubscribed(keys []string)
 	// Ended is called once, when the client has ended.
 	Ended()
 }
@@ -66,7 +68,7 @@ func (n *Notifier) Heads(keys []string) Heads {
 	for _, key := range keys {
 		topic := topicOf(key)
 		switch {
-		case topic == BeatTopic, strings.HasPrefix(topic, PresencePrefix): // the next one says it all
+		case topic == BeatTopic, topic == DeniedTopic, strings.HasPrefix(topic, PresencePrefix): // what they say is said again
 		case !n.HasHistory(topic):
 			heads.Unstored = true
 		case newReplay(topic, optionsOf(key)) == nil:

@@ -224,6 +224,9 @@ func (c *Client) setGrants(version int, grants map[string]grant, denied []string
 	if both != nil {
 		both.below.Remove(gone)
 	}
+	if c.carrier != nil {
+		c.carrier.Unsubscribed(denied)
+	}
 	denials := make([]Denial, len(denied))
 	for i, key := range denied {
 		denials[i] = forbidden(key)

@@ -3,6 +3,7 @@
 package notify
 
 import (
+	"maps"
 	"slices"
 	"strings"
 
@@ -23,8 +24,19 @@ func (c *Client) Unsubscribe(keys ...string) {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
 	c.Client.Unsubscribe(keys...)
-	if !c.resubscribe {
+	if c.resubscribe {
+		return
+	}
+	if c.carrier == nil {
 		c.reindex(nil)
+		return
+	}
+	known := c.knownKeys()
+	c.reindex(nil)
+	now := c.knownKeys()
+	maps.DeleteFunc(known, func(key string, _ subscriptionKey) bool { _, stays := now[key]; return stays })
+	if len(known) > 0 {
+		c.carrier.Unsubscribed(slices.Collect(maps.Keys(known)))
 	}
 }
 

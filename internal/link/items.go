@@ -31,6 +31,7 @@ const (
 	KindMessage  Kind = 'M' // a [Message] for any number of connections
 	KindRaw      Kind = 'W' // bytes of one connection, see [EncodeRaw]
 	KindState    Kind = 'S' // a [State] that the edge keeps for a connection, to give it back when it resumes
+	KindForget   Kind = 'F' // a [Forget]: the connection has lost some of what it was subscribed to
 	KindEnd      Kind = 'E' // an [End]: the edge must end the connection
 	KindRetract  Kind = 'P' // a [Retract]: some of what waits at the edge must not be written
 )
@@ -94,6 +95,12 @@ type State struct {
 	Marks map[string]Mark `json:"marks,omitzero"`
 	// Unstored says that some topics have no history: their messages cannot be had later.
 	Unstored bool `json:"unstored,omitzero"`
+}
+
+// Forget says that a connection is no longer subscribed to Keys.
+type Forget struct {
+	Number uint64   `json:"n"`
+	Keys   []string `json:"keys"`
 }
 
 // End says why a connection ends.

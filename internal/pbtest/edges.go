@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"testing"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/pocketbase/pocketbase/core"
 
 	"herald/notify"
@@ -18,30 +19,55 @@ import (
 // ServeEdge is [Serve] through an edge.
 func ServeEdge(t testing.TB, app core.App) *Server {
 	t.Helper()
-	server := Serve(t, app)
-	return NewOrigin(t, app, server).Edge(t, "edge")
+	return NewOrigin(t, app, NATS(t, &server.Options{})).Edge(t, "edge")
+}
+
+// NATS starts a NATS server and returns its address.
+func NATS(t testing.TB, options *server.Options) string {
+	t.Helper()
+	options.Host, options.Port, options.NoSigs, options.NoLog = "127.0.0.1", -1, true, true
+	made, err := server.NewServer(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made.Start()
+	t.Cleanup(func() {
+		made.Shutdown()
+		made.WaitForShutdown()
+	})
+	if !made.ReadyForConnections(Timeout) {
+		t.Fatal("the NATS server does not listen")
+	}
+	return made.ClientURL()
 }
 
 // Origin is a [Server] with edges.
 type Origin struct {
 	*Server
-	NATS string // the address of its NATS server
+	NATS string // the address of the NATS server
 	*origin.Origin
 }
 
-// NewOrigin makes the application of server the origin of edges, over a NATS server of its own.
-func NewOrigin(t testing.TB, app core.App, server *Server) *Origin {
+// NewOrigin serves app as the origin of edges.
+func NewOrigin(t testing.TB, app core.App, nats string) *Origin {
 	t.Helper()
-	address := FreeAddress(t)
-	made, err := origin.New(app, notify.Of(app), origin.Config{NATS: "embedded://" + address})
+	o := &Origin{Server: Serve(t, app), NATS: nats}
+	o.Begin(t)
+	return o
+}
+
+// Begin makes the server the origin of edges, again after Close: to the edges it is another process.
+func (o *Origin) Begin(t testing.TB) {
+	t.Helper()
+	made, err := origin.New(o.App, notify.Of(o.App), origin.Config{NATS: o.NATS})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { made.Close(0) })
-	if err := made.Serve(server.Config.Handler); err != nil {
+	if err := made.Serve(o.Config.Handler); err != nil {
 		t.Fatal(err)
 	}
-	return &Origin{server, "nats://" + address, made}
+	o.Origin = made
 }
 
 // FreeAddress returns an address of this machine on which nothing listens.
@@ -58,17 +84,14 @@ func FreeAddress(t testing.TB) string {
 // Edge starts an edge, and returns the server of its clients.
 func (o *Origin) Edge(t testing.TB, name string) *Server {
 	t.Helper()
-	server := StartEdge(t, o.App, edge.Config{NATS: o.NATS, Name: name, Origin: o.URL})
-	server.origin = o.Origin
-	return server
+	return o.EdgeWith(t, edge.Config{NATS: o.NATS, Name: name})
 }
 
-// StartEdge starts an edge of app and waits until it has joined its origin.
-func StartEdge(t testing.TB, app core.App, config edge.Config) *Server {
+// EdgeWith is Edge with a configuration.
+func (o *Origin) EdgeWith(t testing.TB, config edge.Config) *Server {
 	t.Helper()
-	if config.Logger == nil {
-		config.Logger = slog.New(slog.DiscardHandler)
-	}
+	config.Origin = o.URL
+	config.Logger = slog.New(slog.DiscardHandler)
 	made, err := edge.New(config)
 	if err != nil {
 		t.Fatal(err)
@@ -86,5 +109,8 @@ func StartEdge(t testing.TB, app core.App, config edge.Config) *Server {
 		server.Close()
 	})
 	WaitFor(t, "the edge joins the origin", func() bool { return made.Stats().Joined })
-	return &Server{Server: server, App: app, edge: made}
+	return &Server{Server: server, App: o.App, edge: made, origin: o}
 }
+
+// EdgeStats returns the numbers of the edge.
+func (s *Server) EdgeStats() edge.Stats { return s.edge.Stats() }

@@ -26,7 +26,6 @@ import (
 
 	"herald/notify"
 	"herald/notify/edge"
-	"herald/notify/origin"
 )
 
 // Timeout is how long the kit waits for what has to come. It is long because it
@@ -141,7 +140,7 @@ type Server struct {
 	App core.App
 
 	edge   *edge.Edge // that the clients connect to; nil: to the application
-	origin *origin.Origin
+	origin *Origin
 }
 
 // IsEdge reports whether the clients connect to an edge, which keeps them when the application stops.

@@ -150,6 +150,19 @@ func (c *connection) setState(state *link.State) {
 	c.resumed()
 }
 
+// forget forgets keys that the client may not come back with.
+func (c *connection) forget(keys []string) {
+	c.edge.mu.Lock()
+	defer c.edge.mu.Unlock()
+	if c.state != nil {
+		// a new slice: the other may be on its way to the origin
+		c.state.Keys = slices.DeleteFunc(slices.Clone(c.state.Keys), func(key string) bool { return slices.Contains(keys, key) })
+	}
+	for _, key := range keys {
+		delete(c.marks, key)
+	}
+}
+
 // endedByOrigin ends the connection because the origin's client has ended.
 func (c *connection) endedByOrigin(end *link.End) {
 	c.edge.mu.Lock()

@@ -284,6 +284,12 @@ func (s *session) receive(item []byte) error {
 				c.setState(state)
 			}
 		})
+	case link.KindForget:
+		return take(item, func(forget *link.Forget) {
+			if c := s.edge.connection(forget.Number); c != nil {
+				c.forget(forget.Keys)
+			}
+		})
 	case link.KindEnd:
 		return take(item, func(end *link.End) {
 			if c := s.edge.connection(end.Number); c != nil {

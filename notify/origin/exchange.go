@@ -174,7 +174,7 @@ func (x *Exchange) resubscribe(client *notify.Client) {
 	switch {
 	case w.status >= http.StatusBadRequest:
 		// it gets the refusal when it subscribes itself
-		client.Close(notify.DisconnectRejected)
+		client.Close(notify.DisconnectEdge)
 	case request.Header.Get("Authorization") != "" && client.IsGuest():
 		client.Close(notify.DisconnectTokenExpired)
 	}
@@ -223,6 +223,11 @@ func (x *Exchange) Subscribed(client *notify.Client, request *http.Request, head
 	x.subscribed = true
 	x.mu.Unlock()
 	x.control(link.KindState, state)
+}
+
+// Unsubscribed implements [notify.Carrier].
+func (x *Exchange) Unsubscribed(keys []string) {
+	x.control(link.KindForget, link.Forget{Number: x.number, Keys: keys})
 }
 
 // Ended implements [notify.Carrier].

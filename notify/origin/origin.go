@@ -139,12 +139,18 @@ func (o *Origin) greet(m *nats.Msg) {
 	defer o.guard("greeting an edge")
 	welcome := link.Welcome{Version: link.Version, Boot: o.boot}
 	name := link.EdgeOf(m.Subject)
-	if err := o.begin(name, m.Data); err != nil {
+	var hello link.Hello
+	err := o.check(name, m.Data, &hello)
+	if err == nil {
+		err = o.begin(name, &hello)
+		welcome.Again = err != nil
+	}
+	if err != nil {
 		welcome.Error = err.Error()
-		welcome.Again = errors.Is(err, errBusy)
 		o.app.Logger().Warn("An edge is refused", slog.String("edge", name), slog.String("error", err.Error()))
 	}
-	answer, err := json.Marshal(welcome)
+	var answer []byte
+	answer, err = json.Marshal(welcome)
 	if err == nil {
 		err = m.Respond(answer)
 	}
@@ -156,10 +162,9 @@ func (o *Origin) greet(m *nats.Msg) {
 // errBusy refuses an edge for now.
 var errBusy = errors.New("another edge with this name is connected")
 
-// begin begins the session that an edge requests, in place of the one that it had.
-func (o *Origin) begin(name string, request []byte) error {
-	var hello link.Hello
-	switch err := json.Unmarshal(request, &hello); {
+// check reads the request of an edge for a session. An error does not pass by itself.
+func (o *Origin) check(name string, request []byte, hello *link.Hello) error {
+	switch err := json.Unmarshal(request, hello); {
 	case err != nil:
 		return fmt.Errorf("the request is not understood: %w", err)
 	case hello.Version != link.Version:
@@ -169,9 +174,11 @@ func (o *Origin) begin(name string, request []byte) error {
 	case hello.Session == 0:
 		return errors.New("it names no session")
 	}
-	if err := link.CheckName("name of an edge", name); err != nil {
-		return err
-	}
+	return link.CheckName("name of an edge", name)
+}
+
+// begin begins the session that an edge requests, in place of the one that it had. After an error the edge may try again.
+func (o *Origin) begin(name string, hello *link.Hello) error {
 	o.mu.Lock()
 	before := o.sessions[name]
 	o.mu.Unlock()
@@ -190,7 +197,7 @@ func (o *Origin) begin(name string, request []byte) error {
 	if o.sessions[name] != nil {
 		return errBusy
 	}
-	o.sessions[name] = o.newSession(name, hello)
+	o.sessions[name] = o.newSession(name, *hello)
 	o.app.Logger().Info("An edge is connected", slog.String("edge", name))
 	return nil
 }

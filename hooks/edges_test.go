@@ -1,0 +1,530 @@
+package hooks_test
+
+import (
+	"context"
+	"encoding/json/v2"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/pocketbase/pocketbase/core"
+
+	"herald/hooks"
+	"herald/internal/link"
+	"herald/internal/pbtest"
+	"herald/notify"
+	"herald/notify/edge"
+	"herald/notify/origin"
+)
+
+// TestEdges: clients of two edges and of the origin are clients of one application.
+func TestEdges(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addChannel(t, w, map[string]any{"pattern": "chat/{room}", "subscribeRule": `@request.auth.id != ""`, "publishRule": `@request.auth.id != ""`, "presence": true})
+	o := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
+	first, second := o.Edge(t, "first"), o.Edge(t, "second")
+	ann := first.Subscribe(t, w.ann, "chat/1")
+	also := first.Subscribe(t, w.ann, "chat/1")
+	bob := second.Subscribe(t, w.bob, "chat/1")
+	direct := o.Subscribe(t, w.bob, "chat/1")
+	if status, answer := second.Do(t, "POST", "/api/notify/publish", pbtest.Token(t, w.bob), map[string]any{"topic": "chat/1", "data": "hi"}); status != http.StatusOK {
+		t.Fatalf("%d %v", status, answer)
+	}
+	for _, client := range []*pbtest.Subscriber{ann, also, bob, direct} {
+		client.Expect(t, "chat/1", `"hi"`)
+	}
+	send(t, w, notify.Message{Topic: "chat/1", Data: 1, To: notify.Audience{Users: []string{pbtest.Ref(w.ann)}}})
+	mustSend(t, w, "chat/1", 2)
+	for _, client := range []*pbtest.Subscriber{ann, also} {
+		client.Expect(t, "chat/1", "1")
+	}
+	for _, client := range []*pbtest.Subscriber{ann, also, bob, direct} {
+		client.Expect(t, "chat/1", "2")
+	}
+
+	_, answer := o.Do(t, "GET", "/api/notify/clients", pbtest.Token(t, w.root), nil)
+	edges := map[string]int{}
+	items, _ := at(answer, "items")
+	for _, item := range items.([]any) {
+		name, _ := item.(map[string]any)["edge"].(string)
+		edges[name]++
+	}
+	if fmt.Sprint(edges) != "map[:1 first:2 second:1]" {
+		t.Errorf("clients by edge: %v", edges)
+	}
+	if stats := o.Edges(); len(stats) != 2 || stats[0].Name != "first" || stats[0].Connections != 2 || stats[1].Connections != 1 {
+		t.Errorf("edges %+v", stats)
+	}
+	if status, _ := o.Do(t, "DELETE", "/api/notify/clients/"+also.ID, pbtest.Token(t, w.root), nil); status != http.StatusNoContent {
+		t.Errorf("status %d", status)
+	}
+	also.ExpectEnd(t)
+	ann.Close(t)
+	pbtest.WaitFor(t, "the edge has no connections", func() bool { return first.EdgeStats().Connections == 0 })
+
+	if status, answer := second.Do(t, "GET", "/api/health", "", nil); status != http.StatusOK {
+		t.Errorf("%d %v", status, answer)
+	}
+	if status, answer := second.Do(t, "POST", "/api/realtime", "", "{"); status != http.StatusBadRequest {
+		t.Errorf("%d %v", status, answer)
+	}
+	if status, answer := second.Do(t, "POST", "/api/realtime", "", map[string]any{"clientId": "none", "subscriptions": []string{"a"}}); status != http.StatusNotFound {
+		t.Errorf("%d %v", status, answer)
+	}
+}
+
+// TestEdgeResumes: when the origin is another process, an edge's clients stay, and get what was sent meanwhile on topics
+// with history.
+func TestEdgeResumes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addMembers(t, w)
+	stays := addMember(t, w, "42", w.ann)
+	leaves := addMember(t, w, "43", w.ann)
+	addChannel(t, w, map[string]any{"pattern": "room/{room}", "subscribeRule": memberRule, "history": 1000})
+	addChannel(t, w, map[string]any{"pattern": "open/{name}", "subscribeRule": "*", "history": 1000})
+	addChannel(t, w, map[string]any{"pattern": "seen/{name}", "subscribeRule": "*", "presence": true, "presenceRule": "*"})
+	o := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
+	s := o.Edge(t, "edge")
+
+	rewind := withQuery("open/a", "rewind", "10")
+	full := withQuery("open/a", "envelope", "true")
+	mustSend(t, w, "open/a", "before")
+	plain := s.Subscribe(t, w.ann, "open/a", "room/42", "room/43", "seen/a", notify.DeniedTopic)
+	wrapped := s.Subscribe(t, nil, rewind, full)
+	watcher := watch(t, s, nil, "seen/a")
+	watcher.await(t, w.ann)
+	quiet := s.Connect(t)
+	envelopeOf := func(client *pbtest.Subscriber, key string, want any) {
+		t.Helper()
+		event := client.Next(t)
+		var got struct {
+			Data any `json:"data"`
+		}
+		if err := json.Unmarshal([]byte(event.Data), &got); err != nil || event.Type != key || got.Data != want {
+			t.Fatalf("got %v, want %v on %s", event, want, key)
+		}
+	}
+	envelopeOf(wrapped, rewind, "before")
+
+	for round := range 3 {
+		if round == 1 { // its client may not have what follows
+			if err := w.Delete(leaves); err != nil {
+				t.Fatal(err)
+			}
+			expectDenied(t, plain, "room/43")
+		}
+		live := fmt.Sprintf("live %d", round)
+		mustSend(t, w, "open/a", live)
+		plain.Expect(t, "open/a", `"`+live+`"`)
+		for range 2 {
+			event := wrapped.Next(t)
+			if !strings.Contains(event.Data, live) {
+				t.Fatalf("got %v", event)
+			}
+		}
+		o.Close(time.Second)
+		for i := range 3 {
+			mustSend(t, w, "open/a", fmt.Sprintf("missed %d %d", round, i))
+			mustSend(t, w, "room/42", fmt.Sprintf("room %d %d", round, i))
+			if round > 0 {
+				mustSend(t, w, "room/43", "secret")
+			}
+		}
+		pbtest.WaitFor(t, "the origin has no clients", func() bool { return w.SubscriptionsBroker().TotalClients() == 0 })
+		o.Begin(t)
+
+		got := map[string][]string{}
+		for range 6 {
+			event := plain.Next(t)
+			got[event.Type] = append(got[event.Type], event.Data)
+		}
+		for i := range 3 {
+			if len(got["open/a"]) != 3 || len(got["room/42"]) != 3 || got["open/a"][i] != fmt.Sprintf(`"missed %d %d"`, round, i) || got["room/42"][i] != fmt.Sprintf(`"room %d %d"`, round, i) {
+				t.Fatalf("round %d: got %v", round, got)
+			}
+		}
+		for range 6 {
+			if event := wrapped.Next(t); !strings.Contains(event.Data, fmt.Sprintf(`"missed %d `, round)) {
+				t.Fatalf("got %v", event)
+			}
+		}
+		pbtest.WaitFor(t, "all are back", func() bool { return w.SubscriptionsBroker().TotalClients() == 4 })
+		watcher.await(t, w.ann)
+	}
+	quiet.Set(t, nil, "open/b")
+	mustSend(t, w, "open/b", 1)
+	quiet.Expect(t, "open/b", "1")
+
+	// it can lose the right while there is no origin to say so
+	o.Close(time.Second)
+	if err := w.Delete(stays); err != nil {
+		t.Fatal(err)
+	}
+	mustSend(t, w, "room/42", "secret")
+	o.Begin(t)
+	expectDenied(t, plain, "room/42")
+}
+
+// expectDenied waits until client learns that it may not have topic.
+func expectDenied(t *testing.T, client *pbtest.Subscriber, topic string) {
+	t.Helper()
+	if event := client.Next(t); !strings.HasPrefix(event.Type, notify.DeniedTopic) || !strings.Contains(event.Data, topic) {
+		t.Fatalf("got %v", event)
+	}
+}
+
+// TestEdgeSignsOut: who signs out, or whose token ends, is not brought back as who they were.
+func TestEdgeSignsOut(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addChannel(t, w, map[string]any{"pattern": "own/{user}", "subscribeRule": `@request.auth.id = @request.query.user`, "history": 100})
+	addChannel(t, w, map[string]any{"pattern": "open", "subscribeRule": "*", "history": 100})
+	o := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
+	s := o.Edge(t, "edge")
+	own := "own/" + w.ann.Id
+	out := s.Subscribe(t, w.ann, own, "open")
+	out.Set(t, nil, "open")
+	refused := s.Subscribe(t, w.ann, own, "open")
+	refused.Try(t, nil, own) // 403, and a guest now
+	revoked := s.Subscribe(t, w.bob, "open")
+	o.Close(time.Second)
+	w.bob.RefreshTokenKey()
+	save(t, w, w.bob)
+	mustSend(t, w, own, "secret")
+	mustSend(t, w, "open", 1)
+	o.Begin(t)
+	out.Expect(t, "open", "1")
+	revoked.ExpectEnd(t)
+	mustSend(t, w, own, "secret")
+	mustSend(t, w, "open", 2)
+	out.Expect(t, "open", "2")
+	pbtest.WaitFor(t, "the others are back", func() bool { return w.SubscriptionsBroker().TotalClients() == 2 })
+	connections, err := engine(w).Connections(notify.ConnectionFilter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range connections {
+		if c.Auth != nil || strings.Contains(fmt.Sprint(c.Subscriptions), own) {
+			t.Errorf("back with %v as %v", c.Subscriptions, c.Auth)
+		}
+	}
+}
+
+// TestEdgeLosesMessages: if the link of a running origin is lost, clients that listen to topics without history must
+// notice, and those that do not need not.
+func TestEdgeLosesMessages(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addChannel(t, w, map[string]any{"pattern": "kept", "subscribeRule": "*", "history": 100})
+	address := pbtest.NATS(t, &server.Options{})
+	o := pbtest.NewOrigin(t, w, address)
+	s := o.Edge(t, "edge")
+	kept, other := s.Subscribe(t, nil, "kept", notify.BeatTopic, notify.DeniedTopic), s.Subscribe(t, nil, "kept", "example")
+	nc, err := nats.Connect(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	subjects := link.Subjects{App: origin.DefaultApp}
+	packets, err := nc.SubscribeSync(subjects.Up("edge"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	packet, err := packets.NextMsg(pbtest.Timeout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// both sides forget the session
+	for _, subject := range []string{subjects.Up("edge"), subjects.Down("edge")} {
+		if err := nc.Publish(subject, link.Reset(link.Session(packet.Data))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other.ExpectEnd(t)
+	pbtest.WaitFor(t, "one is back", func() bool { return w.SubscriptionsBroker().TotalClients() == 1 })
+	mustSend(t, w, "kept", 1)
+	for event := kept.Next(t); event.Type != "kept"; event = kept.Next(t) {
+		if event.Type != "@beat" {
+			t.Fatalf("got %v", event)
+		}
+	}
+}
+
+// TestEdgeAlone: without an origin an edge accepts nobody, and in the end it keeps nobody.
+func TestEdgeAlone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	address := pbtest.NATS(t, &server.Options{})
+	o := pbtest.NewOrigin(t, w, address)
+	s := o.EdgeWith(t, edge.Config{NATS: address, Name: "edge", Patience: 2 * time.Second})
+	client := s.Subscribe(t, nil, "example")
+	o.Close(0)
+	pbtest.WaitFor(t, "the edge is not healthy", func() bool {
+		status, _ := s.Do(t, "GET", "/api/health", "", nil)
+		return status == http.StatusServiceUnavailable
+	})
+	for _, method := range []string{"GET", "POST"} {
+		if status, answer := s.Do(t, method, "/api/realtime", "", nil); status != http.StatusServiceUnavailable {
+			t.Errorf("%s: %d %v", method, status, answer)
+		}
+	}
+	client.ExpectEnd(t)
+	o.Begin(t)
+	pbtest.WaitFor(t, "the edge is healthy", func() bool {
+		status, _ := s.Do(t, "GET", "/api/health", "", nil)
+		return status == http.StatusOK
+	})
+	client = s.Subscribe(t, nil, "example")
+	mustSend(t, w, "example", 1)
+	client.Expect(t, "example", "1")
+}
+
+// TestEdgeRefused: what an origin does not accept, it refuses with a reason.
+func TestEdgeRefused(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	address := pbtest.NATS(t, &server.Options{})
+	o := pbtest.NewOrigin(t, w, address)
+	o.Edge(t, "edge")
+	nc, err := link.Connect(link.Options{URL: address, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	good := link.Hello{Version: link.Version, App: origin.DefaultApp, Boot: 1, Session: 1}
+	for _, try := range []struct {
+		name  string
+		app   string
+		edge  string
+		hello link.Hello
+		want  error
+		text  string
+	}{
+		{"another version", origin.DefaultApp, "other", link.Hello{Version: link.Version + 1, App: origin.DefaultApp, Session: 1}, link.ErrRefused, "run the same release"},
+		{"another application", origin.DefaultApp, "other", link.Hello{Version: link.Version, App: "shop", Session: 1}, link.ErrRefused, `"shop"`},
+		{"no session", origin.DefaultApp, "other", link.Hello{Version: link.Version, App: origin.DefaultApp}, link.ErrRefused, "no session"},
+		{"no such application", "shop", "other", good, link.ErrNoOrigin, `"shop"`},
+		{"the name of another", origin.DefaultApp, "edge", good, nil, "another edge"},
+		{"a bad name", origin.DefaultApp, "a$b", good, link.ErrRefused, "letters"},
+	} {
+		_, err := link.Greet(nc, link.Subjects{App: try.app}, try.edge, try.hello)
+		if err == nil || !strings.Contains(err.Error(), try.text) || try.want != nil && !errors.Is(err, try.want) || try.want == nil && errors.Is(err, link.ErrRefused) {
+			t.Errorf("%s: %v", try.name, err)
+		}
+	}
+
+	for _, config := range []edge.Config{{}, {NATS: address, Name: "a b"}, {NATS: address, App: "a.b"}, {NATS: address, Origin: "10.0.0.5"}, {NATS: address, Credentials: "/none"}} {
+		if _, err := edge.New(config); err == nil {
+			t.Errorf("%+v is accepted", config)
+		}
+	}
+	for _, config := range []origin.Config{{NATS: address, App: "a.b"}, {NATS: "embedded://127.0.0.1"}, {NATS: "embedded://0.0.0.0:4222"}, {NATS: "embedded://a:@127.0.0.1:4222"},
+		{NATS: "embedded://" + strings.TrimPrefix(address, "nats://")}, {NATS: address, Credentials: "/none"}} {
+		if made, err := origin.New(w, engine(w), config); err == nil {
+			made.Close(0)
+			t.Errorf("%+v is accepted", config)
+		}
+	}
+}
+
+// TestEdgeOfClosingOrigin: an origin that stops is one that comes back.
+func TestEdgeOfClosingOrigin(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	address := pbtest.NATS(t, &server.Options{})
+	o := pbtest.NewOrigin(t, w, address)
+	s := o.Edge(t, "edge")
+	nc, err := link.Connect(link.Options{URL: address, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	hello := link.Hello{Version: link.Version, App: origin.DefaultApp, Boot: 1, Session: 1}
+	asked := make(chan error, 1)
+	ctx, stop := context.WithCancel(t.Context())
+	go func() {
+		var refusal error
+		for ctx.Err() == nil {
+			if _, err := link.Greet(nc, link.Subjects{App: origin.DefaultApp}, "other", hello); errors.Is(err, link.ErrRefused) {
+				refusal = err
+			}
+		}
+		asked <- refusal
+	}()
+	for range 5 {
+		o.Close(time.Second)
+		o.Begin(t)
+	}
+	stop()
+	if err := <-asked; err != nil {
+		t.Error(err)
+	}
+	pbtest.WaitFor(t, "the edge has an origin", func() bool { return s.EdgeStats().Joined })
+}
+
+// TestEmbedded: the server itself is the NATS server, with a password or not.
+func TestEmbedded(t *testing.T) {
+	t.Parallel()
+	for _, user := range []string{"", "a:secret@"} {
+		address := pbtest.FreeAddress(t)
+		app := pbtest.NewApp(t, func(app core.App) {
+			hooks.MustRegister(app, nil, hooks.Config{Origin: origin.Config{NATS: "embedded://" + user + address, App: "shop"}})
+		})
+		handled := pbtest.Serve(t, app)
+		o := &pbtest.Origin{Server: handled}
+		s := o.EdgeWith(t, edge.Config{NATS: "nats://" + user + address, App: "shop", Name: "edge"})
+		client := s.Subscribe(t, nil, "example")
+		mustSend(t, app, "example", 1)
+		client.Expect(t, "example", "1")
+		root := pbtest.AddAuth(t, app, core.CollectionNameSuperusers, "root@x.com", nil)
+		_, stats := handled.Do(t, "GET", "/api/notify/stats", pbtest.Token(t, root), nil)
+		if edges, _ := at(stats, "edges"); len(edges.([]any)) != 1 {
+			t.Errorf("stats %v", stats)
+		}
+		if user != "" {
+			nc, err := nats.Connect("nats://" + address)
+			if err == nil {
+				nc.Close()
+				t.Error("it lets in everybody")
+			}
+		}
+		if err := app.OnTerminate().Trigger(&core.TerminateEvent{App: app}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestEdgePermissions: with the configuration of the documentation, an edge can do its part and nothing else.
+func TestEdgePermissions(t *testing.T) {
+	t.Parallel()
+	options := &server.Options{}
+	if err := options.ProcessConfigFile("../docs/nats.conf"); err != nil {
+		t.Fatal(err)
+	}
+	address := strings.TrimPrefix(pbtest.NATS(t, options), "nats://")
+	w := newWorld(t)
+	o := pbtest.NewOrigin(t, w, "nats://origin:change-this-0@"+address)
+	first := o.EdgeWith(t, edge.Config{NATS: "nats://edge1:change-this-1@" + address, Name: "edge1"})
+	second := o.EdgeWith(t, edge.Config{NATS: "nats://edge2:change-this-2@" + address, Name: "edge2"})
+	one, two := first.Subscribe(t, nil, "example"), second.Subscribe(t, nil, "example")
+	mustSend(t, w, "example", 1)
+	one.Expect(t, "example", "1")
+	two.Expect(t, "example", "1")
+
+	var mu sync.Mutex
+	var denied []string
+	nc, err := nats.Connect("nats://edge1:change-this-1@"+address, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		denied = append(denied, err.Error())
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	subjects := link.Subjects{App: origin.DefaultApp}
+	publishes := []string{subjects.Up("edge2"), subjects.Hello("edge2"), subjects.Down("edge2"), subjects.Down("edge1"), subjects.Beat()}
+	subscribes := []string{subjects.Down("edge2"), subjects.Up("edge2"), subjects.Hello("*"), subjects.Inbox("edge2") + ".>", "herald.>", ">"}
+	for _, subject := range publishes {
+		if err := nc.Publish(subject, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, subject := range subscribes {
+		if _, err := nc.SubscribeSync(subject); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pbtest.WaitFor(t, "all of it is denied", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(denied) == len(publishes)+len(subscribes)
+	})
+}
+
+// TestEdgeBadLink sends over a NATS network that loses, doubles and reorders 2 of 100 messages.
+func TestEdgeBadLink(t *testing.T) {
+	t.Parallel()
+	seed := uint64(time.Now().UnixNano())
+	if text := os.Getenv("EDGE_SEED"); text != "" {
+		if _, err := fmt.Sscan(text, &seed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("EDGE_SEED=%d", seed)
+	here, there := pbtest.NATS(t, &server.Options{}), pbtest.NATS(t, &server.Options{})
+	bridge(t, here, there, seed)
+	w := newWorld(t)
+	o := pbtest.NewOrigin(t, w, here)
+	s := o.EdgeWith(t, edge.Config{NATS: there, Name: "edge"})
+	const clients, messages = 10, 500
+	var all []*pbtest.Subscriber
+	for i := range clients {
+		all = append(all, s.Subscribe(t, []*core.Record{nil, w.ann, w.bob}[i%3], "example"))
+	}
+	for i := range messages {
+		mustSend(t, w, "example", i)
+		if i%50 == 0 {
+			all[i/50].Set(t, nil, "example", "other") // signs out, or subscribes anew
+		}
+		time.Sleep(time.Millisecond) // so that there is more than one packet
+	}
+	for _, client := range all {
+		for i := range messages {
+			client.Expect(t, "example", fmt.Sprint(i))
+		}
+	}
+	if stats := engine(w).Stats(); stats.Dropped > 0 || len(stats.Disconnects) > 0 {
+		t.Errorf("stats %+v", stats)
+	}
+}
+
+// bridge carries messages between two NATS servers, badly.
+func bridge(t *testing.T, here, there string, seed uint64) {
+	t.Helper()
+	random := rand.New(rand.NewPCG(seed, 1))
+	var mu sync.Mutex
+	isBad := func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return random.IntN(100) < 2
+	}
+	connect := func(address string) *nats.Conn {
+		nc, err := nats.Connect(address, nats.NoEcho())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(nc.Close)
+		return nc
+	}
+	a, b := connect(here), connect(there)
+	for from, to := range map[*nats.Conn]*nats.Conn{a: b, b: a} {
+		if _, err := from.Subscribe("herald.>", func(m *nats.Msg) {
+			publish := func() { _ = to.PublishMsg(&nats.Msg{Subject: m.Subject, Reply: m.Reply, Data: m.Data}) }
+			if isBad() {
+				return
+			}
+			if isBad() {
+				publish()
+			}
+			if isBad() {
+				time.AfterFunc(30*time.Millisecond, publish)
+				return
+			}
+			publish()
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
