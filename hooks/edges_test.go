@@ -1,7 +1,6 @@
 package hooks_test
 
 import (
-	"context"
 	"encoding/json/v2"
 	"errors"
 	"fmt"
@@ -338,38 +337,46 @@ func TestEdgeRefused(t *testing.T) {
 	}
 }
 
-// TestEdgeOfClosingOrigin: an origin that stops is one that comes back.
+// TestEdgeOfClosingOrigin: an origin that is stopping refuses an edge for now only.
 func TestEdgeOfClosingOrigin(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	entered, release := make(chan struct{}), make(chan struct{})
+	w.OnRealtimeConnectRequest().BindFunc(func(e *core.RealtimeConnectRequestEvent) error {
+		close(entered)
+		<-release
+		return e.Next()
+	})
 	address := pbtest.NATS(t, &server.Options{})
 	o := pbtest.NewOrigin(t, w, address)
 	s := o.Edge(t, "edge")
+	go func() { // it is answered by the edge when the origin is lost
+		if response, err := s.Client().Get(s.URL + "/api/realtime"); err == nil {
+			response.Body.Close()
+		}
+	}()
+	<-entered
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		o.Close(time.Second) // waits for the handler
+	}()
 	nc, err := link.Connect(link.Options{URL: address, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer nc.Close()
 	hello := link.Hello{Version: link.Version, App: origin.DefaultApp, Boot: 1, Session: 1}
-	asked := make(chan error, 1)
-	ctx, stop := context.WithCancel(t.Context())
-	go func() {
-		var refusal error
-		for ctx.Err() == nil {
-			if _, err := link.Greet(nc, link.Subjects{App: origin.DefaultApp}, "other", hello); errors.Is(err, link.ErrRefused) {
-				refusal = err
-			}
+	pbtest.WaitFor(t, "it is stopping", func() bool {
+		_, err := link.Greet(nc, link.Subjects{App: origin.DefaultApp}, "other", hello)
+		if errors.Is(err, link.ErrRefused) {
+			t.Fatal(err)
 		}
-		asked <- refusal
-	}()
-	for range 5 {
-		o.Close(time.Second)
-		o.Begin(t)
-	}
-	stop()
-	if err := <-asked; err != nil {
-		t.Error(err)
-	}
+		return err != nil && strings.Contains(err.Error(), "shutting down")
+	})
+	close(release)
+	<-closed
+	o.Begin(t)
 	pbtest.WaitFor(t, "the edge has an origin", func() bool { return s.EdgeStats().Joined })
 }
 
