@@ -54,12 +54,14 @@ export class Herald {
     herald.port = await freePort();
     herald.url = `http://127.0.0.1:${herald.port}`;
     herald.clients = [];
+    herald.edges = [];
     t.after(async () => {
       // first: an SDK client that lost its server tries for ever, and Node would not end
       for (const client of herald.clients) {
         await client.realtime.unsubscribe().catch(() => {});
         client.realtime.disconnect(); // which unsubscribe leaves out while it is connecting again
       }
+      for (const edge of herald.edges) await edge.stop("SIGKILL");
       await herald.stop();
       await rm(herald.folder, { recursive: true, force: true, maxRetries: 3 });
     });
@@ -72,10 +74,30 @@ export class Herald {
     return stdout;
   }
 
-  async start(...args) {
+  start(...args) {
+    return this.launch("serve", ...args);
+  }
+
+  /** Starts the server as the origin of edges. */
+  async startOrigin() {
+    this.nats ??= `127.0.0.1:${await freePort()}`;
+    return this.start(`--notifyNATS=embedded://${this.nats}`);
+  }
+
+  /** Starts an edge. It is used like the server, and has the same data behind it. */
+  async edge(name) {
+    const edge = Object.assign(new Herald(), { folder: this.folder, executable: this.executable, env: this.env, clients: this.clients });
+    edge.port = await freePort();
+    edge.url = `http://127.0.0.1:${edge.port}`;
+    edge.start = () => edge.launch("edge", `--nats=nats://${this.nats}`, `--origin=${this.url}`, `--name=${name}`);
+    this.edges.push(edge);
+    return edge.start();
+  }
+
+  async launch(command, ...args) {
     this.output = "";
     const limit = this.maxFiles ? `ulimit -n ${this.maxFiles};` : "";
-    this.process = spawn("sh", ["-c", `${limit} exec "$0" "$@"`, this.executable, "serve", `--http=127.0.0.1:${this.port}`, ...args],
+    this.process = spawn("sh", ["-c", `${limit} exec "$0" "$@"`, this.executable, command, `--http=127.0.0.1:${this.port}`, ...args],
       { cwd: this.folder, env: this.env });
     this.exited = new Promise((resolve) => this.process.on("exit", resolve));
     for (const stream of [this.process.stdout, this.process.stderr]) stream.on("data", (text) => (this.output += text));

@@ -68,7 +68,7 @@ func (n *Notifier) Heads(keys []string) Heads {
 	for _, key := range keys {
 		topic := topicOf(key)
 		switch {
-		case topic == BeatTopic, topic == DeniedTopic, strings.HasPrefix(topic, PresencePrefix): // what they say is said again
+		case topic == connectName, topic == BeatTopic, topic == DeniedTopic, strings.HasPrefix(topic, PresencePrefix): // what they say is said again
 		case !n.HasHistory(topic):
 			heads.Unstored = true
 		case newReplay(topic, optionsOf(key)) == nil:
