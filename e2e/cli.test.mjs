@@ -19,6 +19,7 @@ function run(herald, args, { input = "", env = {} } = {}) {
   children.push(child);
   child.stdout.on("data", (text) => (result.out += text));
   child.stderr.on("data", (text) => (result.err += text));
+  child.stdin.on("error", () => {}); // EPIPE: some have ended by now and read nothing
   child.stdin.end(input);
   result.done = new Promise((resolve) => child.on("close", (code) => resolve(Object.assign(result, { code }))));
   return result;
