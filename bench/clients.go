@@ -30,6 +30,10 @@ type world struct {
 	dir     string
 	address string
 	base    string // URL
+	nats    string // of the edges
+	edges   []*exec.Cmd
+	reach   []string     // the addresses for realtime connections
+	next    atomic.Int64 // counts connections
 	http2   bool
 	client  *http.Client
 	token   string // token of the clients' user; empty if they are guests
@@ -62,8 +66,12 @@ func start(kind string, http2 bool) (*world, error) {
 		protocol, scheme = "http2", "https://"
 	}
 	w.base = scheme + w.address
+	w.reach = []string{address}
 	w.client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
-	w.process = exec.Command(executable, "serve", kind, w.address, w.dir, protocol)
+	if w.nats, err = freeAddress(); err != nil {
+		return nil, err
+	}
+	w.process = exec.Command(executable, "serve", kind, w.address, w.dir, protocol, w.nats)
 	w.process.Stderr = os.Stderr
 	if err := w.process.Start(); err != nil {
 		return nil, err
@@ -71,6 +79,12 @@ func start(kind string, http2 bool) (*world, error) {
 	if err := w.awaitStart(); err != nil {
 		w.stop()
 		return nil, err
+	}
+	if kind == "edges" {
+		if err := w.startEdges(4); err != nil {
+			w.stop()
+			return nil, err
+		}
 	}
 	w.token, err = w.userToken()
 	return w, err
@@ -103,8 +117,10 @@ func (w *world) stop() {
 	for _, closer := range w.closers {
 		closer.Close()
 	}
-	w.process.Process.Kill()
-	w.process.Wait()
+	for _, process := range append(w.edges, w.process) {
+		process.Process.Kill()
+		process.Wait()
+	}
 	w.readers.Wait()
 	w.client.CloseIdleConnections()
 	os.RemoveAll(w.dir)
@@ -221,7 +237,7 @@ func (w *world) connect(small bool) (io.Reader, io.Closer, error) {
 		}
 		return response.Body, response.Body, nil
 	}
-	conn, err := net.Dial("tcp", w.address)
+	conn, err := net.Dial("tcp", w.reach[w.next.Add(1)%int64(len(w.reach))])
 	if err != nil {
 		return nil, nil, err
 	}

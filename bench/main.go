@@ -30,6 +30,12 @@ func main() {
 		}
 		return
 	}
+	if len(os.Args) == 5 && os.Args[1] == "edge" {
+		if err := serveEdge(os.Args[2], os.Args[3], os.Args[4]); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	if len(os.Args) == 5 && os.Args[1] == "probe" {
 		if err := runProbe(os.Args[2], os.Args[3], os.Args[4]); err != nil {
 			log.Fatal(err)
@@ -44,6 +50,7 @@ func main() {
 	soakFor := flag.Duration("soak", 0, "instead of measuring, let clients come and go for this long, and check that nothing is lost or left over")
 	soakClients := flag.Int("soak-clients", 5000, "how many clients come and go")
 	restarts := flag.Int("restarts", 0, "instead of measuring, kill the server so often under clients that listen to a topic with history, and check that each gets every message exactly once")
+	restartEdges := flag.Bool("restart-edges", false, "they are connected to four edges, and must not notice")
 	restartClients := flag.Int("restart-clients", 10_000, "how many clients that are")
 	peer := flag.String("centrifugo", "", "instead of measuring Herald, measure this executable of Centrifugo with the same requests")
 	flag.Parse()
@@ -54,7 +61,7 @@ func main() {
 		return
 	}
 	if *restarts > 0 {
-		if err := runRestarts(*restartClients, *restarts); err != nil {
+		if err := runRestarts(*restartClients, *restarts, *restartEdges); err != nil {
 			log.Fatal("FAIL: ", err)
 		}
 		return
@@ -92,6 +99,8 @@ func main() {
 		scenario{n: 1000, run: storm, kinds: [2]string{"crowd", "presence"}, label: "1000 join before 1000 watchers in 10 s, Herald without and with presence"},
 		scenario{n: 5000, run: comeAndGo, kinds: [2]string{"crowd", "presence"}, label: "5000 join and leave, Herald without and with presence"},
 		scenario{n: 5000, run: restart, kinds: [2]string{"crowd", "presence"}, label: "a restart with 5000, Herald without and with presence"},
+		scenario{n: 10_000, run: everybody, kinds: [2]string{"herald", "edges"}, label: "all of 10000, Herald without and with 4 edges"},
+		scenario{n: 10_000, run: oneAmong, kinds: [2]string{"herald", "edges"}, label: "1 of 10000, Herald without and with 4 edges"},
 		scenario{n: 100, run: everybody, http2: true, label: "HTTP/2, all of 100"},
 		scenario{n: 1000, run: everybody, http2: true, label: "HTTP/2, all of 1000"},
 	)

@@ -31,11 +31,16 @@ type survivors struct {
 	reached         []atomic.Int64 // number of the last message that each client has
 	missed, doubled atomic.Int64
 	attempts        atomic.Int64 // failed ones
+	connects        atomic.Int64
 	isOver          atomic.Bool
 }
 
-func runRestarts(clients, times int) error {
-	w, err := start("herald", false)
+func runRestarts(clients, times int, onEdges bool) error {
+	kind := "herald"
+	if onEdges {
+		kind = "edges"
+	}
+	w, err := start(kind, false)
 	if err != nil {
 		return err
 	}
@@ -78,11 +83,12 @@ func runRestarts(clients, times int) error {
 			time.Sleep(20 * time.Millisecond)
 		}
 	}
-	awaitAll := func() error {
+	awaitAll := func() error { // what has been sent by now
+		head := s.head.Load()
 		for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
 			behind := 0
 			for i := range s.reached {
-				if s.reached[i].Load() < s.head.Load() {
+				if s.reached[i].Load() < head {
 					behind++
 				}
 			}
@@ -97,6 +103,10 @@ func runRestarts(clients, times int) error {
 	if err := awaitAll(); err != nil {
 		return err
 	}
+	pause := 200 * time.Millisecond
+	if onEdges { // they need no requests, which would take the time
+		pause = 10 * time.Millisecond
+	}
 	for i := range times {
 		var sending sync.WaitGroup
 		stop := make(chan struct{})
@@ -106,7 +116,7 @@ func runRestarts(clients, times int) error {
 				select {
 				case <-stop:
 					return
-				case <-time.After(200 * time.Millisecond):
+				case <-time.After(pause):
 				}
 				if sendErr = publish(); sendErr != nil {
 					return
@@ -137,6 +147,9 @@ func runRestarts(clients, times int) error {
 	s.isOver.Store(true)
 	w.process.Process.Kill()
 	group.Wait()
+	if connects := s.connects.Load(); onEdges && connects != int64(clients) {
+		return fmt.Errorf("%d clients connected %d times", clients, connects)
+	}
 	fmt.Printf("%d clients over %d restarts: %d messages, %d missed, %d doubled, %d failed attempts to connect\n",
 		clients, times, s.head.Load(), s.missed.Load(), s.doubled.Load(), s.attempts.Load())
 	if s.missed.Load() > 0 || s.doubled.Load() > 0 {
@@ -165,6 +178,7 @@ func (s *survivors) connect(i int) (isServed bool) {
 		return false
 	}
 	defer closer.Close()
+	s.connects.Add(1)
 	id, rest, err := clientID(body)
 	if err != nil {
 		return false

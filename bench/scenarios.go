@@ -166,7 +166,8 @@ func oneAmong(w *world, n int) (map[string]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	return map[string]float64{"CPU µs per message": microseconds(after, before) / messages}, nil
+	p50, p99 := w.percentiles(messages - 1)
+	return map[string]float64{"CPU µs per message": microseconds(after, before) / messages, "p50 ms": p50, "p99 ms": p99}, nil
 }
 
 // stalled sends to n subscribers, of which a tenth read nothing: 600 messages of 16 KiB, more than

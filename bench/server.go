@@ -53,7 +53,7 @@ func (u usage) String() string {
 		u.Goroutines, u.Files, float64(u.Heap)/(1<<20), float64(u.RSS)/(1<<20))
 }
 
-// serve runs "bench serve KIND ADDRESS DIR PROTOCOL".
+// serve runs "bench serve KIND ADDRESS DIR PROTOCOL [NATS]".
 func serve(args []string) error {
 	kind, address, dir, http2 := args[0], args[1], args[2], args[3] == "http2"
 	app := pocketbase.NewWithConfig(pocketbase.Config{DefaultDataDir: dir})
@@ -62,7 +62,11 @@ func serve(args []string) error {
 	}
 	send := sendSnippet
 	if kind != "snippet" {
-		hooks.MustRegister(app, nil, hooks.Config{})
+		config := hooks.Config{}
+		if kind == "edges" {
+			config.Origin.NATS = "embedded://" + args[4]
+		}
+		hooks.MustRegister(app, nil, config)
 		send = sendHerald
 	}
 

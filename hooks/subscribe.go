@@ -27,8 +27,8 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 		if isStale {
 			return e.NoContent(http.StatusNoContent)
 		}
-		heads := c.notifier.Heads(e.Subscriptions) // before what is sent meanwhile
 		client.ResumeAt(positions)
+		heads := client.Heads(e.Subscriptions) // before what is sent meanwhile
 		defer func() { client.Carrier().Subscribed(client, e.Request, heads) }()
 	}
 	if err := c.limits.subscriptions(e); err != nil {
@@ -142,7 +142,7 @@ func (c connections) signOut(e *core.RequestEvent) error {
 	client, ok := c.notifier.Own(found)
 	if ip, _ := found.Get(apis.RealtimeClientIPKey).(string); ok && ip == e.RealIP() && client.Get(apis.RealtimeClientAuthKey) != nil {
 		if edge := client.Carrier(); edge != nil { // also if the rest of the request is refused
-			defer func() { edge.Subscribed(client, e.Request, c.notifier.Heads(client.Keys())) }()
+			defer func() { edge.Subscribed(client, e.Request, client.Heads(client.Keys())) }()
 		}
 		return client.SignOut(e.Next)
 	}

@@ -62,15 +62,23 @@ type Heads struct {
 	Unstored  bool                // some keys are of topics whose messages cannot be had later
 }
 
-// Heads returns the positions of the topics of keys. A key that says itself where it begins has none.
-func (n *Notifier) Heads(keys []string) Heads {
+// Heads returns the positions of the topics of keys that are new to the client. A key that says itself where it begins
+// has none. It waits for the history, and so for the disk.
+func (c *Client) Heads(keys []string) Heads {
+	n := c.notifier
+	c.subsMu.Lock()
+	known, resumes := c.knownKeys(), c.resumes
+	c.subsMu.Unlock()
 	heads := Heads{Positions: map[string]Position{}}
 	for _, key := range keys {
 		topic := topicOf(key)
+		_, isKnown := known[key]
+		_, isResumed := resumes[key]
 		switch {
 		case topic == connectName, topic == BeatTopic, topic == DeniedTopic, strings.HasPrefix(topic, PresencePrefix): // what they say is said again
 		case !n.HasHistory(topic):
 			heads.Unstored = true
+		case isKnown, isResumed:
 		case newReplay(topic, optionsOf(key)) == nil:
 			if head, err := n.history.Settled(topic); err == nil && head.Epoch != "" {
 				heads.Positions[key] = head

@@ -28,7 +28,7 @@ type session struct {
 	ended  chan struct{} // closed when the stream has ended
 
 	message link.Message // of the current item, reused
-	ready   []*conn.Conn // likewise
+	ready   []*conn.Conn // have something to write since the current packet
 
 	mu       sync.Mutex // guards the fields below
 	requests map[uint64]chan *link.Answer
@@ -195,6 +195,7 @@ func (e *Edge) packet(m *nats.Msg) {
 	e.mu.Unlock()
 	if s != nil {
 		s.stream.Packet(m.Data)
+		s.writeReady()
 	}
 }
 
@@ -329,8 +330,8 @@ func (s *session) deliver(item []byte) error {
 	}
 	frame := conn.NewCarriedFrame(m.Name, append([]byte(nil), m.Wire...), m.Private)
 	e := s.edge
-	s.ready = s.ready[:0]
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	for _, number := range m.To {
 		c := e.connections[number]
 		if c == nil {
@@ -343,12 +344,16 @@ func (s *session) deliver(item []byte) error {
 			s.ready = append(s.ready, &c.conn)
 		}
 	}
-	e.mu.Unlock()
-	if len(s.ready) > 0 {
-		e.group.Write(s.ready...)
-		clear(s.ready)
-	}
 	return nil
+}
+
+// writeReady writes to connections what has come for them with a packet, in one piece.
+func (s *session) writeReady() {
+	if len(s.ready) > 0 {
+		s.edge.group.Write(s.ready...)
+		clear(s.ready)
+		s.ready = s.ready[:0]
+	}
 }
 
 // answered takes the answer to a request, or to one to connect.

@@ -77,6 +77,9 @@ func (c *Conn) Enqueue(f *Frame) Outcome {
 		c.mu.Lock()
 	}
 
+	if r, ok := c.writer.(*relay); ok && c.held == 0 && len(c.frames) == 0 && r.pass(f) {
+		return Queued
+	}
 	c.frames = append(c.frames, f)
 	c.bytes += f.size
 	if c.held == 0 && c.writer.Wake() {

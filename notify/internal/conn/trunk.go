@@ -39,15 +39,17 @@ type Trunk struct {
 	group *Group
 	ready chan struct{} // has something while there is cargo
 
-	mu      sync.Mutex // guards the fields below; taken under a connection's lock
-	cargo   []Cargo
-	at      map[*Frame]int // where in cargo
-	round   uint64         // counts Takes
-	bytes   int
-	blocked []*relay
-	room    chan struct{} // closed when there is room; nil if nobody waits
-	full    time.Time     // since when it has been full; zero if it is not
-	closed  bool
+	mu       sync.Mutex // guards the fields below; taken under a connection's lock
+	cargo    []Cargo
+	at       map[*Frame]int // where in cargo
+	latest   *Frame         // was looked up last: one message goes to many, one after another
+	latestAt int
+	round    uint64 // counts Takes
+	bytes    int
+	blocked  []*relay
+	room     chan struct{} // closed when there is room; nil if nobody waits
+	full     time.Time     // since when it has been full; zero if it is not
+	closed   bool
 }
 
 // NewTrunk returns a trunk for connections of g.
@@ -64,6 +66,7 @@ func (t *Trunk) Take() []Cargo {
 	cargo, blocked := t.cargo, t.blocked
 	t.cargo, t.blocked, t.bytes, t.full = nil, nil, 0, time.Time{}
 	clear(t.at)
+	t.latest = nil
 	t.round++
 	t.tellRoom()
 	t.mu.Unlock()
@@ -239,6 +242,22 @@ func (r *relay) Flush(*Buffer) (more bool) {
 	return false
 }
 
+// pass puts f on the trunk if there is room, so that it need not wait in a queue. Nothing may wait there. Conn.mu is
+// held.
+func (r *relay) pass(f *Frame) bool {
+	if r.scheduled || r.blocked {
+		return false
+	}
+	one := [1]*Frame{f}
+	count, bytes := r.carry(one[:])
+	if count == 0 {
+		r.blocked = true // until there is room, when f is in the queue
+		return false
+	}
+	r.conn.wrote(bytes)
+	return true
+}
+
 // carry puts frames on the trunk, and returns how many of them it took. Conn.mu is held.
 func (r *relay) carry(frames []*Frame) (count, bytes int) {
 	t := r.trunk
@@ -260,13 +279,17 @@ func (r *relay) carry(frames []*Frame) (count, bytes int) {
 		}
 		// One connection's messages stay in order: a frame that is already carried counts only if it comes after the
 		// connection's last one.
-		at, isCarried := t.at[f]
+		at, isCarried := t.latestAt, t.latest == f
+		if !isCarried {
+			at, isCarried = t.at[f]
+		}
 		if !isCarried || at <= r.last {
 			at = len(t.cargo)
 			t.append(Cargo{Frame: f})
 			t.at[f] = at
 			t.bytes += f.size
 		}
+		t.latest, t.latestAt = f, at
 		t.cargo[at].To = append(t.cargo[at].To, r.number)
 		r.after(at)
 	}
