@@ -64,8 +64,8 @@ const restart = async (herald, f) => {
   await herald.start();
 };
 
-async function install(t, ...args) {
-  const herald = await (await Herald.install(t)).start(...args);
+async function install(t, start = "start", ...args) {
+  const herald = await (await Herald.install(t))[start](...args);
   const root = await herald.superuser();
   const channels = root.collection("notify_channels");
   const channel = await channels.create({ pattern: "log/{name}", subscribeRule: "*", history: 100 });
@@ -523,10 +523,10 @@ async function openTab(browser, url, topic, ahead, auth) {
   return tab;
 }
 
-test("a network that fails at random", async (t) => {
+for (const start of ["start", "startBehindEdge"]) test(`a network that fails at random: ${start}`, async (t) => {
   const clients = 50, tabs = 5, year = 365 * 86_400_000; // 45 in Node, 5 in Chromium
   const seconds = Number(process.env.CHAOS_SECONDS || 20);
-  const { herald, root, channel, channels } = await install(t, "--notifyHeartbeat=2s");
+  const { herald, root, channel, channels } = await install(t, start, "--notifyHeartbeat=2s");
   await channels.update(channel.id, { history: 100_000 });
   await addUser(root, "ann@example.com");
   const { token, record } = (await herald.signIn("ann@example.com")).authStore;

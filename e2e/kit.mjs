@@ -84,6 +84,15 @@ export class Herald {
     return this.start(`--notifyNATS=embedded://${this.nats}`);
   }
 
+  /** Starts the server, and an edge in front of it, which the clients use in its place. */
+  async startBehindEdge(...args) {
+    const nats = `127.0.0.1:${await freePort()}`;
+    this.origin = Object.assign(new Herald(), { folder: this.folder, executable: this.executable, env: this.env, port: await freePort() });
+    this.origin.url = `http://127.0.0.1:${this.origin.port}`;
+    await this.origin.launch("serve", `--notifyNATS=embedded://${nats}`, ...args);
+    return this.launch("edge", `--nats=nats://${nats}`, `--origin=${this.origin.url}`, "--name=edge");
+  }
+
   /** Starts an edge. It is used like the server, and has the same data behind it. */
   async edge(name) {
     const edge = Object.assign(new Herald(), { folder: this.folder, executable: this.executable, env: this.env, clients: this.clients });
@@ -115,6 +124,7 @@ export class Herald {
     this.process.kill(signal);
     await this.exited;
     this.process = undefined;
+    await this.origin?.stop(signal);
   }
 
   /** Removes the history, as a lost disk would. */

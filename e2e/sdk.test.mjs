@@ -5,8 +5,8 @@ import { test } from "node:test";
 
 import { addUser, Herald, Received, send, until } from "./kit.mjs";
 
-test("stock SDK", async (t) => {
-  const herald = await (await Herald.install(t)).start();
+for (const start of ["start", "startBehindEdge"]) test(`stock SDK: ${start}`, async (t) => {
+  const herald = await (await Herald.install(t))[start]();
   const root = await herald.superuser();
   const ann = await addUser(root, "ann@example.com", { name: "Ann", verified: true });
   const bob = await addUser(root, "bob@example.com", { name: "Bob" });
