@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -138,7 +139,11 @@ func (c *client) clientsCommand() *cobra.Command {
 			if err != nil || asJSON {
 				return printJSON(command, raw, err)
 			}
-			return printTable(command, "CLIENT\tUSER\tNAME\tIP\tCONNECTED\tQUEUED\tSUBSCRIPTIONS", len(clients), func(i int) []any {
+			header, hasEdges := "CLIENT\tUSER\tNAME\tIP", slices.ContainsFunc(clients, func(client api.Client) bool { return client.Edge != "" })
+			if hasEdges {
+				header += "\tEDGE"
+			}
+			return printTable(command, header+"\tCONNECTED\tQUEUED\tSUBSCRIPTIONS", len(clients), func(i int) []any {
 				client := clients[i]
 				auth, connected := "guest", ""
 				if client.Auth != nil {
@@ -147,7 +152,11 @@ func (c *client) clientsCommand() *cobra.Command {
 				if client.Connected != nil {
 					connected = client.Connected.Time().Local().Format("2006-01-02 15:04:05")
 				}
-				return []any{client.ID, auth, printable(client.Name), client.IP, connected, client.Queued, printable(strings.Join(client.Subscriptions, " "))}
+				row := []any{client.ID, auth, printable(client.Name), client.IP}
+				if hasEdges {
+					row = append(row, client.Edge)
+				}
+				return append(row, connected, client.Queued, printable(strings.Join(client.Subscriptions, " ")))
 			})
 		},
 	}
