@@ -15,6 +15,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 
 	"herald/hooks"
@@ -30,6 +31,10 @@ func TestEdges(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	addChannel(t, w, map[string]any{"pattern": "chat/{room}", "subscribeRule": `@request.auth.id != ""`, "publishRule": `@request.auth.id != ""`, "presence": true})
+	w.OnServe().BindFunc(func(e *core.ServeEvent) error {
+		e.Router.Bind(apis.CORS(apis.CORSConfig{AllowOrigins: []string{"*"}, AllowMethods: []string{"POST"}})) // as PocketBase's "serve" does
+		return e.Next()
+	})
 	o := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
 	first, second := o.Edge(t, "first"), o.Edge(t, "second")
 	ann := first.Subscribe(t, w.ann, "chat/1")
@@ -71,6 +76,21 @@ func TestEdges(t *testing.T) {
 	ann.Close(t)
 	pbtest.WaitFor(t, "the edge has no connections", func() bool { return first.EdgeStats().Connections == 0 })
 
+	// another site's page asks whether it may subscribe
+	preflight, err := http.NewRequestWithContext(t.Context(), http.MethodOptions, second.URL+"/api/realtime", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	preflight.Header.Set("Origin", "https://example.com")
+	preflight.Header.Set("Access-Control-Request-Method", "POST")
+	allowed, err := second.Client().Do(preflight)
+	if err != nil {
+		t.Fatal(err)
+	}
+	allowed.Body.Close()
+	if allowed.StatusCode != http.StatusNoContent || allowed.Header.Get("Access-Control-Allow-Origin") != "*" {
+		t.Errorf("status %s", allowed.Status)
+	}
 	if status, answer := second.Do(t, "GET", "/api/health", "", nil); status != http.StatusOK {
 		t.Errorf("%d %v", status, answer)
 	}

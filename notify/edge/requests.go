@@ -37,8 +37,8 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.URL.Path == "/api/realtime" && r.Method == http.MethodGet:
 		e.connect(w, r)
-	case r.URL.Path == "/api/realtime" && r.Method == http.MethodPost:
-		e.subscribe(w, r)
+	case r.URL.Path == "/api/realtime": // to subscribe, or a browser's preflight request
+		e.forward(w, r)
 	case r.URL.Path == "/api/health" && (r.Method == http.MethodGet || r.Method == http.MethodHead):
 		e.health(w)
 	default:
@@ -156,8 +156,8 @@ func writeAnswer(w http.ResponseWriter, answer *link.Answer) {
 	_, _ = w.Write(answer.Body) // an error means that the client is gone
 }
 
-// subscribe lets the origin handle a request to subscribe.
-func (e *Edge) subscribe(w http.ResponseWriter, r *http.Request) {
+// forward lets the origin handle a request to subscribe.
+func (e *Edge) forward(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
 		status := http.StatusBadRequest

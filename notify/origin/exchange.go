@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json/v2"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync"
@@ -90,6 +91,13 @@ func (x *Exchange) run() {
 		x.finish()
 		return
 	}
+	if x.open.ID != "" && x.session.origin.hasClient(x.open.ID) {
+		// it is one of another edge, or of this server
+		x.control(link.KindAnswer, link.Answer{Number: x.number, Status: http.StatusConflict})
+		x.release()
+		x.finish()
+		return
+	}
 	w := &response{exchange: x, header: http.Header{}}
 	x.session.origin.serve(w, newRequest(context.WithValue(x.ctx, contextKey{}, x), &x.open.Request))
 	x.mu.Lock()
@@ -106,6 +114,11 @@ func (x *Exchange) run() {
 		x.control(link.KindAnswer, w.answer(x.number))
 	}
 	x.finish()
+}
+
+func (o *Origin) hasClient(id string) bool {
+	_, err := o.app.SubscriptionsBroker().ClientById(id)
+	return err == nil
 }
 
 // awaitTurn waits until a client may be admitted again: all of an edge come at once.
@@ -286,9 +299,14 @@ func (s *session) answer(request *link.Request) {
 	s.trunk.Control(control{link.KindAnswer, w.answer(request.Number)})
 }
 
-// serve lets the application handle a request.
-func (o *Origin) serve(w http.ResponseWriter, r *http.Request) {
-	defer o.guard("handling a request of an edge") // net/http does so, too
+// serve lets the application handle a request. Like net/http, it survives a panic.
+func (o *Origin) serve(w *response, r *http.Request) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			o.app.Logger().Error("Panic while handling a request of an edge", slog.Any("cause", cause))
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	}()
 	o.mu.Lock()
 	handler := o.handler
 	o.mu.Unlock()
