@@ -74,9 +74,10 @@ soak: ## 5,000 clients that come, stall, leave and return, for 10 minutes; 10,00
 	bin/bench -restarts 3
 
 .PHONY: chaos
-chaos: node_modules/.complete build ## 50 kills, and 2 minutes of a network that fails (CHAOS_SEED=… for the same faults again)
+chaos: node_modules/.complete build ## 50 kills, 2 minutes of a network that fails, processes stopped for up to 75 s (CHAOS_SEED=… for the same faults again)
 	CRASHES=$(or $(CRASHES),50) CHAOS_SECONDS=$(or $(CHAOS_SECONDS),120) node --test --test-concurrency=1 \
 		--test-name-pattern='kill -9|fails at random' e2e/crash.test.mjs e2e/herald.test.mjs
+	EDGE_LONG=1 node --test --test-name-pattern='stopped for long' e2e/edge.test.mjs
 
 .PHONY: help
 help: ## list the targets

@@ -171,3 +171,34 @@ test("an edge that no origin wants", async (t) => {
   assert.match((await wrong("--nats", "nats://127.0.0.1:1", "--name", "a b"))[1], /letters, digits/);
   assert.match((await wrong("--nats", `nats://${herald.nats}`, `--http=127.0.0.1:${edges[0].port}`))[1], /in use/);
 });
+
+// too long for each run: see make chaos
+if (process.env.EDGE_LONG) test("a process that is stopped for long", async (t) => {
+  const { herald, root, edges } = await install(t);
+  const client = herald.client(edges[0].url);
+  const counts = await connects(client);
+  const own = { data: [], gaps: [] };
+  t.after(await subscribe(herald.client(edges[0].url), "log/a", ({ data }) => own.data.push(data), { onGap: (gap) => own.gaps.push(gap) }));
+  const received = await Received.on(client, "log/a");
+  let sent = 0;
+  for (const [name, stopped, seconds] of [["the origin", herald, 15], ["an edge", edges[0], 15], ["an edge", edges[0], 70], ["the origin", herald, 75]]) {
+    const before = counts.times;
+    stopped.process.kill("SIGSTOP");
+    const answer = send(root, { topic: "log/a", data: ++sent });
+    await pause(seconds * 1000);
+    stopped.process.kill("SIGCONT");
+    await answer;
+    await until("the edge is healthy", async () => (await fetch(`${edges[0].url}/api/health`)).ok);
+    await until(`herald.js has all after ${name} was stopped for ${seconds} s`, () => own.data.length === sent);
+    t.diagnostic(`${name} stopped for ${seconds} s: the stock client connected ${counts.times - before} times more`);
+    if (seconds < 60) {
+      assert.equal(counts.times, before);
+      assert.equal(await received.next(), sent);
+    } else {
+      await until("the client is back", async () => (await root.send("/api/notify/clients", { requestKey: null })).totalItems === 2);
+      while (received.waiting) await received.next();
+    }
+  }
+  assert.deepEqual(own.data, numbers(sent));
+  assert.deepEqual(own.gaps, []);
+});

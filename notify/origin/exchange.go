@@ -149,6 +149,7 @@ func (x *Exchange) take(client *notify.Client, header http.Header) {
 	if client.CanResume() {
 		accepted.ID = client.Id()
 	}
+	x.open.Request = link.HTTPRequest{} // it lasts as long as the connection otherwise
 	x.mu.Lock()
 	x.taken = true
 	x.mu.Unlock()
@@ -164,6 +165,7 @@ func (x *Exchange) take(client *notify.Client, header http.Header) {
 	x.session.origin.stopped.Go(func() {
 		defer x.release()
 		x.resubscribe(client)
+		x.open.State = nil
 	})
 }
 
