@@ -48,10 +48,10 @@ func TestEdgeNATSRestarts(t *testing.T) {
 		s.Shutdown()
 		s.WaitForShutdown()
 	}
+	w := newWorld(t)
+	o := pbtest.NewOrigin(t, w, "nats://127.0.0.1:"+port) // before there is a server
 	running := start()
 	defer func() { stop(running) }()
-	w := newWorld(t)
-	o := pbtest.NewOrigin(t, w, "nats://127.0.0.1:"+port)
 	s := o.Edge(t, "edge")
 	client := s.Subscribe(t, nil, "example")
 	sent := 0

@@ -12,6 +12,9 @@
 //	enqueue  into each connection's bounded queue (internal/conn; outbox.go for clients of other code)
 //	write    everything that waits, at once (internal/conn)
 //
+// carried.go is about clients whose connections an edge holds (the packages origin and edge). To everything else they
+// are clients like others.
+//
 // presence.go reports who is subscribed to internal/presence, and presence_watch.go tells watchers.
 // access.go decides who may subscribe; changes.go and recheck.go decide it again when rights change. The
 // rules are in internal/rules. recovery.go and replay.go deliver missed messages.

@@ -23,11 +23,12 @@ func isEmbedded(address string) bool { return strings.HasPrefix(address, embedde
 func startEmbedded(address string) (*server.Server, string, error) {
 	parsed, err := url.Parse(address)
 	if err != nil || parsed.Port() == "" || parsed.Path != "" {
-		return nil, "", fmt.Errorf("%q must be of the form embedded://127.0.0.1:4222", address)
+		// without the address, which may have a password in it
+		return nil, "", errors.New("the address of the embedded NATS server must be of the form embedded://127.0.0.1:4222")
 	}
 	port, err := strconv.Atoi(parsed.Port())
 	if err != nil || port < 1 || port > 65535 {
-		return nil, "", fmt.Errorf("%q has no valid port", address)
+		return nil, "", fmt.Errorf("the embedded NATS server cannot listen on port %s", parsed.Port())
 	}
 	ip := net.ParseIP(parsed.Hostname())
 	isLocal := parsed.Hostname() == "localhost" || ip != nil && ip.IsLoopback()

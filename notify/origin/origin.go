@@ -107,6 +107,9 @@ func (o *Origin) Serve(handler http.Handler) error {
 		}
 	}
 	o.stopped.Go(o.beat)
+	if !o.nc.IsConnected() {
+		o.app.Logger().Warn("The NATS server cannot be reached yet: there are no edges until it can", slog.String("app", o.subjects.App))
+	}
 	return nil
 }
 
