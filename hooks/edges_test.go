@@ -203,6 +203,44 @@ func expectDenied(t *testing.T, client *pbtest.Subscriber, topic string) {
 	}
 }
 
+// TestEdgeResumesAfterGap: a client must know that messages are missing: by the envelope or, without one, because it has
+// to connect anew.
+func TestEdgeResumesAfterGap(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addChannel(t, w, map[string]any{"pattern": "open", "subscribeRule": "*", "history": 2})
+	o := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
+	s := o.Edge(t, "edge")
+	full := withQuery("open", "envelope", "true")
+	plain, told := s.Subscribe(t, nil, "open"), s.Subscribe(t, nil, full)
+	o.Close(time.Second)
+	mustSendAll(t, w, "open", 1, 2, 3, 4, 5)
+	o.Begin(t)
+	plain.Expect(t, "open", "4")
+	plain.Expect(t, "open", "5")
+	plain.ExpectEnd(t)
+	if event := told.Next(t); !strings.Contains(event.Data, `"data":4,"gap":true`) {
+		t.Errorf("got %v", event)
+	}
+	told.Next(t)
+
+	plain = s.Subscribe(t, nil, "open")
+	o.Close(time.Second)
+	mustSend(t, w, "open", "lost")
+	for range 2 { // which alone are kept, and not for them
+		send(t, w, notify.Message{Topic: "open", Data: "secret", To: notify.Audience{Users: []string{pbtest.Ref(w.bob)}}})
+	}
+	o.Begin(t)
+	if rest := plain.ExpectEnd(t); len(rest) > 0 {
+		t.Errorf("got %v", rest)
+	}
+	pbtest.WaitFor(t, "the other is back", func() bool { return engine(w).Stats().Subscriptions == 1 })
+	mustSend(t, w, "open", 6)
+	if event := told.Next(t); !strings.Contains(event.Data, `"data":6,"gap":true`) {
+		t.Errorf("got %v", event)
+	}
+}
+
 // TestEdgeSignsOut: who signs out, or whose token ends, is not brought back as who they were.
 func TestEdgeSignsOut(t *testing.T) {
 	t.Parallel()

@@ -13,7 +13,8 @@ var (
 	DisconnectWriteFailed = conn.WriteFailed // e.g. reset by the peer
 	DisconnectUnexpected  = conn.Unexpected  // it sent something, though a client has nothing to send
 
-	DisconnectEdge = Disconnect{Code: 1004, Reason: "edge lost"} // the edge that held it is gone, or has begun anew
+	DisconnectEdge = Disconnect{Code: 1004, Reason: "edge lost"}        // the edge that held it is gone, or has begun anew
+	DisconnectGap  = Disconnect{Code: 1005, Reason: "messages missing"} // of a client that was to resume, and must know
 
 	DisconnectQueueFull = conn.QueueFull // it did not read what was sent to it
 	DisconnectTooSlow   = conn.TooSlow   // it took nothing for 10 seconds

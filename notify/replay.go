@@ -28,7 +28,7 @@ import (
 // replay is the state of a subscription key with since or rewind.
 type replay struct {
 	isState bool // no history, but who is present: see presence_watch.go
-	plain   bool // messages without their envelopes
+	plain   bool // messages without their envelopes, which cannot tell of a gap
 	from    Start
 	earlier []string // ids of connections that the client has had before, as it says
 
@@ -201,8 +201,8 @@ func (c *Client) framesOf(p pendingReplay, page *history.Page, who *identity, ga
 				gap = true
 				continue
 			}
+			gap = false
 		}
-		gap = false
 		private := restricted || pub.to != nil && pub.to.looksAtAuth
 		frames = append(frames, conn.NewFrame(p.name, data, private).Marked(conn.Mark{Epoch: page.Epoch, Seq: pub.Seq}))
 	}
@@ -234,6 +234,10 @@ func (c *Client) queuePage(p pendingReplay, page *history.Page, frames []*conn.F
 	}
 	goLive := func(missing bool) pageOutcome {
 		r.live, r.epoch, r.reached, r.gap = true, page.Epoch, page.Last, missing
+		if r.plain && missing { // nothing can tell it but a new connection
+			r.gap = false
+			c.conn.Finish(DisconnectGap)
+		}
 		return pageOver
 	}
 	now := c.identity()
