@@ -3,23 +3,24 @@ package hooks_test
 import (
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/pocketbase/pocketbase/core"
 
 	"herald/hooks"
-	"herald/internal/link"
 	"herald/internal/pbtest"
 	"herald/notify"
 	"herald/notify/edge"
-	"herald/notify/origin"
 )
 
 // TestEdgeNATSRestarts: what is sent while there is no NATS server arrives when there is one again.
@@ -74,30 +75,16 @@ func TestEdgeSlow(t *testing.T) {
 	here, there := pbtest.NATS(t, &server.Options{}), pbtest.NATS(t, &server.Options{})
 	w := newWorld(t)
 	o := pbtest.NewOrigin(t, w, here)
-	subjects := link.Subjects{App: origin.DefaultApp}
 	var mu sync.Mutex
 	isHeld := false
-	connect := func(address string) *nats.Conn {
-		nc, err := nats.Connect(address, nats.NoEcho())
-		if err != nil {
-			t.Fatal(err)
+	bridge(t, here, there, func(subject string, data []byte, publish func()) {
+		mu.Lock()
+		defer mu.Unlock()
+		// beats and acknowledgements go through: the link is slow, not dead
+		if !isHeld || !strings.HasSuffix(subject, ".slow.down") || len(data) < 1000 {
+			publish()
 		}
-		t.Cleanup(nc.Close)
-		return nc
-	}
-	a, b := connect(here), connect(there)
-	for from, to := range map[*nats.Conn]*nats.Conn{a: b, b: a} {
-		if _, err := from.Subscribe("herald.>", func(m *nats.Msg) {
-			mu.Lock()
-			defer mu.Unlock()
-			if isHeld && m.Subject == subjects.Down("slow") && len(m.Data) > 1000 {
-				return // beats and acknowledgements go through: the link is slow, not dead
-			}
-			_ = to.PublishMsg(&nats.Msg{Subject: m.Subject, Reply: m.Reply, Data: m.Data})
-		}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	})
 	hold := func(is bool) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -216,5 +203,82 @@ func TestEdgeLargeRequest(t *testing.T) {
 	mustSend(t, w, "topic0", big)
 	if event := client.Next(t); len(event.Data) != len(big)+2 {
 		t.Errorf("%d bytes came", len(event.Data))
+	}
+}
+
+// TestEdgeBadLink sends over a NATS network that loses, doubles and reorders 2 of 100 messages.
+func TestEdgeBadLink(t *testing.T) {
+	t.Parallel()
+	seed := uint64(time.Now().UnixNano())
+	if text := os.Getenv("EDGE_SEED"); text != "" {
+		if _, err := fmt.Sscan(text, &seed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("EDGE_SEED=%d", seed)
+	here, there := pbtest.NATS(t, &server.Options{}), pbtest.NATS(t, &server.Options{})
+	random := rand.New(rand.NewPCG(seed, 1))
+	var mu sync.Mutex
+	isBad := func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return random.IntN(100) < 2
+	}
+	bridge(t, here, there, func(_ string, _ []byte, publish func()) {
+		if isBad() {
+			return
+		}
+		if isBad() {
+			publish()
+		}
+		if isBad() {
+			time.AfterFunc(30*time.Millisecond, publish)
+			return
+		}
+		publish()
+	})
+	w := newWorld(t)
+	o := pbtest.NewOrigin(t, w, here)
+	s := o.EdgeWith(t, edge.Config{NATS: there, Name: "edge"})
+	const clients, messages = 10, 500
+	var all []*pbtest.Subscriber
+	for i := range clients {
+		all = append(all, s.Subscribe(t, []*core.Record{nil, w.ann, w.bob}[i%3], "example"))
+	}
+	for i := range messages {
+		mustSend(t, w, "example", i)
+		if i%50 == 0 {
+			all[i/50].Set(t, nil, "example", "other") // signs out, or subscribes anew
+		}
+		time.Sleep(time.Millisecond) // so that there is more than one packet
+	}
+	for _, client := range all {
+		for i := range messages {
+			client.Expect(t, "example", fmt.Sprint(i))
+		}
+	}
+	if stats := engine(w).Stats(); stats.Dropped > 0 || len(stats.Disconnects) > 0 {
+		t.Errorf("stats %+v", stats)
+	}
+}
+
+// bridge carries messages between two NATS servers: carry gets each, and publishes it on the other server or not.
+func bridge(t *testing.T, here, there string, carry func(subject string, data []byte, publish func())) {
+	t.Helper()
+	connect := func(address string) *nats.Conn {
+		nc, err := nats.Connect(address, nats.NoEcho())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(nc.Close)
+		return nc
+	}
+	a, b := connect(here), connect(there)
+	for from, to := range map[*nats.Conn]*nats.Conn{a: b, b: a} {
+		if _, err := from.Subscribe("herald.>", func(m *nats.Msg) {
+			carry(m.Subject, m.Data, func() { _ = to.PublishMsg(&nats.Msg{Subject: m.Subject, Reply: m.Reply, Data: m.Data}) })
+		}); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
