@@ -86,7 +86,6 @@ type Edge struct {
 	nc       *nats.Conn
 	proxy    http.Handler
 	numbers  atomic.Uint64 // of connections and of requests
-	running  sync.WaitGroup
 
 	mu          sync.Mutex // guards the fields below
 	session     *session   // nil while there is none
@@ -154,7 +153,6 @@ func (e *Edge) stop() {
 		session.stream.Drain(time.Second) // the origin learns of the ends
 		session.stream.Close()
 	}
-	e.running.Wait()
 	e.nc.Close()
 }
 
