@@ -298,7 +298,7 @@ func TestEdgeLosesMessages(t *testing.T) {
 	}
 	// both sides forget the session
 	for _, subject := range []string{subjects.Up("edge"), subjects.Down("edge")} {
-		if err := nc.Publish(subject, link.Reset(link.Session(packet.Data))); err != nil {
+		if err := nc.Publish(subject, link.Reset(link.Session(packet.Data), 0)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -27,7 +27,11 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 		if isStale {
 			return e.NoContent(http.StatusNoContent)
 		}
-		client.ResumeAt(positions)
+		if positions != nil {
+			client.ResumeAt(positions)
+		} else {
+			client.Carrier().Subscribing()
+		}
 		heads := client.Heads(e.Subscriptions) // before what is sent meanwhile
 		defer func() { client.Carrier().Subscribed(client, e.Request, heads) }()
 	}
@@ -48,6 +52,9 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 
 	expires := tokenExpiry(e.RequestEvent)
 	replace := func() error {
+		if _, isStale := origin.Resumes(e.Request.Context()); isStale { // meanwhile
+			return e.NoContent(http.StatusNoContent)
+		}
 		if err := c.limits.connectionsOfUser(e); err != nil {
 			return err
 		}
@@ -142,6 +149,7 @@ func (c connections) signOut(e *core.RequestEvent) error {
 	client, ok := c.notifier.Own(found)
 	if ip, _ := found.Get(apis.RealtimeClientIPKey).(string); ok && ip == e.RealIP() && client.Get(apis.RealtimeClientAuthKey) != nil {
 		if edge := client.Carrier(); edge != nil { // also if the rest of the request is refused
+			edge.Subscribing()
 			defer func() { edge.Subscribed(client, e.Request, client.Heads(client.Keys())) }()
 		}
 		return client.SignOut(e.Next)

@@ -15,7 +15,9 @@ import (
 type Carrier interface {
 	// Edge is the name of the edge.
 	Edge() string
-	// Subscribed is called when the client's subscriptions, or who it is, may have changed by a request.
+	// Subscribing is called when a request may change who the client is, or what it is subscribed to.
+	Subscribing()
+	// Subscribed is called when the client's subscriptions, or who it is, may have changed by that.
 	Subscribed(c *Client, request *http.Request, heads Heads)
 	// Unsubscribed is called when the client has lost keys that it had.
 	Unsubscribed(keys []string)
@@ -75,7 +77,7 @@ func (c *Client) Heads(keys []string) Heads {
 		_, isKnown := known[key]
 		_, isResumed := resumes[key]
 		switch {
-		case topic == connectName, topic == BeatTopic, topic == DeniedTopic, strings.HasPrefix(topic, PresencePrefix): // what they say is said again
+		case isSystemTopic(topic):
 		case !n.HasHistory(topic):
 			heads.Unstored = true
 		case isKnown, isResumed:
@@ -88,6 +90,28 @@ func (c *Client) Heads(keys []string) Heads {
 		}
 	}
 	return heads
+}
+
+// putMark tells the edge what the client has of the messages under name.
+func (c *Client) putMark(name string, mark conn.Mark) {
+	if c.conn.Enqueue(conn.NewMarkFrame(name, mark)) == conn.Ready {
+		c.notifier.conns.Write(&c.conn)
+	}
+}
+
+// Misses reports whether messages under one of keys may have been missed by a client that resumes at positions: the topic
+// has history, and it is not known which of its messages the client has.
+func (c *Client) Misses(keys []string, positions map[string]Position) bool {
+	return slices.ContainsFunc(keys, func(key string) bool {
+		topic := topicOf(key)
+		_, isKnown := positions[key]
+		return !isKnown && !isSystemTopic(topic) && c.notifier.HasHistory(topic) && newReplay(topic, optionsOf(key)) == nil
+	})
+}
+
+// isSystemTopic reports whether what is sent on topic is said again on a new subscription.
+func isSystemTopic(topic string) bool {
+	return topic == connectName || topic == BeatTopic || topic == DeniedTopic || strings.HasPrefix(topic, PresencePrefix)
 }
 
 // ResumeAt makes the next [Client.Resubscribe] continue after the positions, by key.

@@ -14,6 +14,7 @@
 package notify
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"slices"
@@ -204,7 +205,7 @@ func (c *Client) framesOf(p pendingReplay, page *history.Page, who *identity, ga
 			gap = false
 		}
 		private := restricted || pub.to != nil && pub.to.looksAtAuth
-		frames = append(frames, conn.NewFrame(p.name, data, private).Marked(conn.Mark{Epoch: page.Epoch, Seq: pub.Seq}))
+		frames = append(frames, conn.NewFrame(p.name, data, private).Marked(conn.Mark{Epoch: page.Epoch, Seq: pub.Seq}).Paged())
 	}
 	return frames, gap
 }
@@ -234,6 +235,9 @@ func (c *Client) queuePage(p pendingReplay, page *history.Page, frames []*conn.F
 	}
 	goLive := func(missing bool) pageOutcome {
 		r.live, r.epoch, r.reached, r.gap = true, page.Epoch, page.Last, missing
+		if epoch := cmp.Or(page.Epoch, c.notifier.history.Epoch()); c.carrier != nil && epoch != "" && c.CanResume() && c.notifier.HasHistory(p.topic) { // also if none of the messages were for the client
+			c.putMark(p.name, conn.Mark{Epoch: epoch, Seq: page.Last})
+		}
 		if r.plain && missing { // nothing can tell it but a new connection
 			r.gap = false
 			c.conn.Finish(DisconnectGap)

@@ -131,6 +131,8 @@ func (c *Client) reindex(grants map[string]grant) {
 					key.replay = newReplay(topic, options)
 					if at, isResumed := c.resumes[name]; isResumed {
 						key.replay = &replay{from: Start{Since: &at}, earlier: clientIDsOf(options), plain: !key.envelope}
+					} else if c.resumes != nil && key.replay != nil && key.replay.from.Rewind {
+						key.replay.from = Start{} // there was nothing when it rewound, or it would have a position
 					}
 				}
 				granted, isGranted := grants[name]

@@ -5,6 +5,7 @@ package link
 
 import (
 	"encoding/binary"
+	"encoding/json/jsontext"
 	"encoding/json/v2"
 	"errors"
 	"fmt"
@@ -124,7 +125,8 @@ type Retract struct {
 
 // Encode returns an item of the kind.
 func Encode(kind Kind, value any) ([]byte, error) {
-	encoded, err := json.Marshal(value)
+	// headers and addresses may have any bytes
+	encoded, err := json.Marshal(value, jsontext.AllowInvalidUTF8(true))
 	if err != nil {
 		return nil, fmt.Errorf("encode an item %c: %w", kind, err)
 	}
@@ -133,7 +135,7 @@ func Encode(kind Kind, value any) ([]byte, error) {
 
 // Decode reads what Encode wrote.
 func Decode(item []byte, value any) error {
-	if err := json.Unmarshal(item[1:], value); err != nil {
+	if err := json.Unmarshal(item[1:], value, jsontext.AllowInvalidUTF8(true)); err != nil {
 		return fmt.Errorf("decode an item %c: %w", item[0], err)
 	}
 	return nil
@@ -167,7 +169,8 @@ type Message struct {
 	Name    string // the event's
 	Mark    Mark   // zero if the message is not stored
 	Private bool   // see conn.NewFrame
-	Wire    []byte // the event's bytes
+	Paged   bool   // see conn.Frame.Paged
+	Wire    []byte // the event's bytes; none if only the mark counts
 	To      []uint64
 }
 
@@ -181,6 +184,9 @@ func AppendMessage(buffer []byte, m *Message) []byte {
 	}
 	if m.Mark != (Mark{}) {
 		flags |= 2
+	}
+	if m.Paged {
+		flags |= 4
 	}
 	buffer = append(buffer, byte(KindMessage), flags)
 	buffer = appendText(buffer, m.Name)
@@ -209,7 +215,7 @@ func DecodeMessage(item []byte, m *Message) error {
 		return errShort
 	}
 	r := reader{rest: item[2:]}
-	m.Private, m.Mark = item[1]&1 != 0, Mark{}
+	m.Private, m.Paged, m.Mark = item[1]&1 != 0, item[1]&4 != 0, Mark{}
 	m.Name = string(r.text())
 	if item[1]&2 != 0 {
 		m.Mark.Epoch = string(r.text())

@@ -138,6 +138,15 @@ func Connect(o Options) (*nats.Conn, error) {
 	return nc, nil
 }
 
+// ConfigFor returns a configuration whose packets are no larger than what the NATS server accepts.
+func ConfigFor(nc *nats.Conn) Config {
+	config := Config{}.withDefaults()
+	if limit := int(nc.MaxPayload()); limit > 0 { // known once it was connected
+		config.MaxPacket = max(2*headerSize, min(config.MaxPacket, limit))
+	}
+	return config
+}
+
 func credentials(file string) (nats.Option, error) {
 	content, err := os.ReadFile(file)
 	if err != nil {

@@ -51,7 +51,7 @@ var (
 )
 
 const (
-	// resendAfter is how long a packet may be without an acknowledgement before it is sent again.
+	// resendAfter is how long a packet may be without an acknowledgement before it is sent again, where the network is fast.
 	resendAfter = 250 * time.Millisecond
 	// ackAfter is how long an acknowledgement waits for something to travel with.
 	ackAfter = 10 * time.Millisecond
@@ -59,8 +59,8 @@ const (
 	ackBytes = 512 << 10
 	// maxEarly is how many packets are kept that came before an earlier one.
 	maxEarly = 256
-	// maxResend is how many packets are sent again at once.
-	maxResend = 16
+	// maxPatience limits how long it may be on a slow network.
+	maxPatience = 5 * time.Second
 	// maxItem is the maximum size of an item. The largest are requests with as much body as PocketBase accepts.
 	maxItem = 64 << 20
 )
@@ -71,6 +71,7 @@ const (
 	headerSize = 8 + 8 + 8 + 1
 	flagHole   = 1 // a packet has come before the one that is expected
 	flagReset  = 2 // the sender knows nothing of the session
+	flagDouble = 4 // a packet has come twice
 )
 
 // Stream is one side of a session. Its methods may be called concurrently.
@@ -83,22 +84,25 @@ type Stream struct {
 	kick    chan struct{} // wakes run
 	done    chan struct{} // closed when run has returned
 
-	mu      sync.Mutex // guards the fields below
-	err     error      // why it ended
-	pending []byte     // not in a packet yet
-	sent    []packet   // not acknowledged, in order; some may not have been published yet
-	size    int        // bytes of pending and sent
-	next    uint64     // number of the next packet
-	fresh   int        // how many at the end of sent have not been published
-	moved   time.Time  // when something was acknowledged last, or first sent
-	again   bool       // the other side has a hole
-	room    chan struct{}
-	heard   bool   // since the last beat
-	silent  int    // beats without a packet
-	expect  uint64 // number of the packet that should come next
-	ackDue  bool
-	unacked int // bytes that came since the last acknowledgement
-	hole    bool
+	mu       sync.Mutex    // guards the fields below
+	err      error         // why it ended
+	pending  []byte        // not in a packet yet
+	sent     []packet      // not acknowledged, in order; some may not have been published yet
+	size     int           // bytes of pending and sent
+	next     uint64        // number of the next packet
+	fresh    int           // how many at the end of sent have not been published
+	moved    time.Time     // when something was acknowledged last, or first sent
+	again    bool          // the other side has a hole
+	isSlow   bool          // what was sent again had not been lost
+	patience time.Duration // how long a packet may be without an acknowledgement before it is sent again
+	room     chan struct{}
+	heard    bool   // since the last beat
+	silent   int    // beats without a packet
+	expect   uint64 // number of the packet that should come next
+	ackDue   bool
+	unacked  int // bytes that came since the last acknowledgement
+	hole     bool
+	double   bool
 
 	receiving sync.Mutex // guards the fields below; mu is taken under it
 	early     map[uint64][]byte
@@ -109,6 +113,7 @@ type packet struct {
 	number uint64
 	bytes  []byte
 	at     time.Time // when it was published last
+	again  bool      // more than once
 }
 
 // NewStream begins one side of session. publish sends a packet to the other side and need not be reliable; it is
@@ -117,7 +122,7 @@ type packet struct {
 func NewStream(session uint64, config Config, publish func([]byte) error, receive func([]byte) error, ended func(error)) *Stream {
 	s := &Stream{
 		session: session, publish: publish, receive: receive, ended: ended, config: config.withDefaults(),
-		kick: make(chan struct{}, 1), done: make(chan struct{}), next: 1, expect: 1, early: map[uint64][]byte{},
+		kick: make(chan struct{}, 1), done: make(chan struct{}), next: 1, expect: 1, patience: resendAfter, early: map[uint64][]byte{},
 	}
 	go s.run()
 	return s
@@ -131,12 +136,21 @@ func Session(p []byte) uint64 {
 	return binary.BigEndian.Uint64(p)
 }
 
-// Reset returns a packet that tells the other side that its session is not known.
-func Reset(session uint64) []byte {
+// Reset returns a packet that tells the other side that its session is not known to the process boot.
+func Reset(session, boot uint64) []byte {
 	p := make([]byte, headerSize)
 	binary.BigEndian.PutUint64(p, session)
+	binary.BigEndian.PutUint64(p[8:], boot)
 	p[headerSize-1] = flagReset
 	return p
+}
+
+// ResetBy returns the boot of the process that made p, if p is of [Reset].
+func ResetBy(p []byte) (boot uint64, isReset bool) {
+	if len(p) != headerSize || p[headerSize-1]&flagReset == 0 {
+		return 0, false
+	}
+	return binary.BigEndian.Uint64(p[8:]), true
 }
 
 // ErrUnknown means that the other side knows nothing of the session.
@@ -290,15 +304,16 @@ func (s *Stream) due(now time.Time, isBeat bool) (packets [][]byte, wait time.Du
 		s.sent[i].at = now
 		packets = append(packets, s.header(s.sent[i]))
 	}
-	isLate := len(s.sent) > s.fresh && now.Sub(s.moved) >= resendAfter && now.Sub(s.sent[0].at) >= resendAfter
-	for i := range min(len(s.sent)-s.fresh, maxResend) {
-		p := &s.sent[i]
-		if isLate || s.again && now.Sub(p.at) >= ackAfter {
-			p.at = now
-			packets = append(packets, s.header(*p))
+	if len(s.sent) > s.fresh { // only the first one is known to be missing
+		first := &s.sent[0]
+		isLate := now.Sub(s.moved) >= s.patience && now.Sub(first.at) >= s.patience
+		if isLate {
+			s.isSlow = false
+			s.patience = min(2*s.patience, maxPatience) // it may be slow rather than lost
 		}
-		if !isLate {
-			break // only the first one is known to be missing
+		if isLate || s.again && now.Sub(first.at) >= ackAfter {
+			first.at, first.again = now, true
+			packets = append(packets, s.header(*first))
 		}
 	}
 	s.fresh, s.again = 0, false
@@ -306,10 +321,10 @@ func (s *Stream) due(now time.Time, isBeat bool) (packets [][]byte, wait time.Du
 		packets = append(packets, s.header(packet{}))
 	}
 	if len(packets) > 0 {
-		s.ackDue, s.hole, s.unacked = false, false, 0
+		s.ackDue, s.hole, s.double, s.unacked = false, false, false, 0
 	}
 	if len(s.sent) > 0 {
-		return packets, resendAfter, false
+		return packets, s.patience, false
 	}
 	return packets, time.Hour, false
 }
@@ -340,6 +355,9 @@ func (s *Stream) header(p packet) []byte {
 	if s.hole {
 		flags = flagHole
 	}
+	if s.double {
+		flags |= flagDouble
+	}
 	return append(append(out, flags), p.bytes...)
 }
 
@@ -353,7 +371,7 @@ func (s *Stream) Packet(p []byte) {
 		return
 	}
 	number, expected := binary.BigEndian.Uint64(p[8:]), binary.BigEndian.Uint64(p[16:])
-	s.acknowledged(expected, p[headerSize-1]&flagHole != 0)
+	s.acknowledged(expected, p[headerSize-1])
 	if number == 0 {
 		return
 	}
@@ -382,17 +400,24 @@ func (s *Stream) Packet(p []byte) {
 }
 
 // acknowledged notes that the other side has all packets before expected.
-func (s *Stream) acknowledged(expected uint64, hasHole bool) {
+func (s *Stream) acknowledged(expected uint64, flags byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.heard = true
 	s.silent = 0
+	s.isSlow = s.isSlow || flags&flagDouble != 0
 	count := 0
 	for count < len(s.sent)-s.fresh && s.sent[count].number < expected {
 		s.size -= len(s.sent[count].bytes)
 		count++
 	}
 	if count > 0 {
+		if last := s.sent[count-1]; !last.again { // then it is known how long the way takes
+			s.patience = min(max(resendAfter, 2*time.Since(last.at)), maxPatience)
+		} else if len(s.sent) > count+s.fresh && !s.isSlow { // what was lost with it is needed next
+			s.again = true
+			s.wake()
+		}
 		clear(s.sent[:count])
 		s.sent = s.sent[count:]
 		s.moved = time.Now()
@@ -400,7 +425,7 @@ func (s *Stream) acknowledged(expected uint64, hasHole bool) {
 	if s.size <= s.config.Window {
 		s.tellRoom()
 	}
-	if hasHole && len(s.sent) > s.fresh && s.sent[0].number == expected {
+	if flags&flagHole != 0 && len(s.sent) > s.fresh && s.sent[0].number == expected {
 		s.again = true
 		s.wake()
 	}
@@ -421,6 +446,7 @@ func (s *Stream) came(next uint64, size int, number uint64) {
 	s.expect = next
 	s.unacked += size
 	s.hole = s.hole || isHole
+	s.double = s.double || isDouble
 	switch {
 	case isHole, isDouble, s.unacked >= ackBytes:
 		s.ackDue = true
@@ -433,9 +459,12 @@ func (s *Stream) came(next uint64, size int, number uint64) {
 
 // take appends bytes of the stream, and hands over the items that are complete. receiving is held.
 func (s *Stream) take(bytes []byte) {
-	if len(s.partial) > 0 {
-		bytes = append(s.partial, bytes...)
+	isPartial := len(s.partial) > 0
+	if isPartial {
+		s.partial = append(s.partial, bytes...)
+		bytes = s.partial
 	}
+	before := len(bytes)
 	for s.Err() == nil {
 		size, n := binary.Uvarint(bytes)
 		if n < 0 || size > maxItem {
@@ -451,5 +480,7 @@ func (s *Stream) take(bytes []byte) {
 		}
 		bytes = bytes[n+int(size):]
 	}
-	s.partial = append(s.partial[:0:0], bytes...)
+	if !isPartial || len(bytes) < before { // otherwise nothing was complete, and a large item need not be copied again and again
+		s.partial = append([]byte(nil), bytes...)
+	}
 }

@@ -31,6 +31,8 @@ type connection struct {
 	marks     map[string]link.Mark // by key
 	isLeaving bool                 // it is about to be ended
 	isEnded   bool                 // by the origin
+	isOpening bool                 // the origin is not told of it yet
+	late      *link.End            // it has ended meanwhile
 
 	resuming chan struct{} // closed when it is admitted again; nil if it is not being
 }
@@ -38,7 +40,7 @@ type connection struct {
 // newConnection adds a connection whose client has sent r.
 func (e *Edge) newConnection(s *session, r link.HTTPRequest) *connection {
 	c := &connection{
-		edge: e, number: e.numbers.Add(1), request: r, session: s, marks: map[string]link.Mark{},
+		edge: e, number: e.numbers.Add(1), request: r, session: s, isOpening: true, marks: map[string]link.Mark{},
 		answer: make(chan *link.Answer, 1), accept: make(chan *link.Accepted, 1), over: make(chan struct{}),
 	}
 	e.group.Start(&c.conn, (*owner)(c), "")
@@ -73,13 +75,31 @@ func (o *owner) Ended(why conn.Disconnect, undelivered int) {
 		delete(e.byID, c.id)
 	}
 	session, isEnded := c.session, c.isEnded
+	end := link.End{Number: c.number, Code: why.Code, Reason: why.Reason, Undelivered: undelivered}
+	if c.isOpening { // else it would overtake that
+		c.late, isEnded = &end, true
+	}
 	c.settle(func() { close(c.over) })
 	c.resumed()
 	e.mu.Unlock()
 	if !isEnded && session != nil {
 		// an error means that the session is over, and its clients with it
-		_ = session.write(link.KindClosed, link.End{Number: c.number, Code: why.Code, Reason: why.Reason, Undelivered: undelivered})
+		_ = session.write(link.KindClosed, end)
 	}
+}
+
+// open tells the origin of the connection.
+func (c *connection) open(s *session, open link.Open) error {
+	err := s.write(link.KindOpen, open)
+	c.edge.mu.Lock()
+	c.isOpening = false
+	late := c.late
+	c.late = nil
+	c.edge.mu.Unlock()
+	if late != nil && err == nil {
+		err = s.write(link.KindClosed, late)
+	}
+	return err
 }
 
 // settle calls f unless it is already known what becomes of the request. Edge.mu is held.
@@ -177,15 +197,15 @@ func (c *connection) endedByOrigin(end *link.End) {
 }
 
 // resume returns what makes the origin admit the connection again; false if its client must connect anew.
-func (c *connection) resume(isSameOrigin bool) (open link.Open, canResume bool) {
+func (c *connection) resume(hasLost bool) (open link.Open, canResume bool) {
 	e := c.edge
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if c.id == "" || c.isLeaving || c.isEnded || isSameOrigin && c.state != nil && c.state.Unstored {
+	if e.connections[c.number] != c || c.id == "" || c.isLeaving || c.isEnded || hasLost && c.state != nil && c.state.Unstored {
 		c.isLeaving = true
 		return link.Open{}, false
 	}
-	c.session = e.session
+	c.session, c.isOpening = e.session, true
 	if c.resuming == nil {
 		c.resuming = make(chan struct{})
 	}

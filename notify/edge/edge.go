@@ -42,6 +42,10 @@ type Config struct {
 	// empty they are answered with 404, for set-ups in which a load balancer sends them to the origin.
 	Origin string
 
+	// TrustProxy says that clients reach the edge only through a proxy that sets X-Forwarded-For: the edge passes that
+	// on as it is, instead of appending the proxy's address.
+	TrustProxy bool
+
 	// QueueSize, QueueBytes and Heartbeat are as in notify.Config.
 	QueueSize  int
 	QueueBytes int

@@ -73,9 +73,11 @@ func writeJSON(w http.ResponseWriter, status int, value any) {
 }
 
 // forwarded returns a client's request as the origin gets it: as from a reverse proxy that says where it comes from.
-func forwarded(r *http.Request, body []byte) link.HTTPRequest {
+func (e *Edge) forwarded(r *http.Request, body []byte) link.HTTPRequest {
 	header := r.Header.Clone()
-	setForwarded(header, r)
+	if !e.config.TrustProxy || header.Get("X-Forwarded-For") == "" {
+		setForwarded(header, r)
+	}
 	return link.HTTPRequest{Method: r.Method, URI: r.URL.RequestURI(), Host: r.Host, Remote: r.RemoteAddr, Header: header, Body: body}
 }
 
@@ -98,8 +100,8 @@ func (e *Edge) connect(w http.ResponseWriter, r *http.Request) {
 		unavailable(w, "The edge has no origin.")
 		return
 	}
-	c := e.newConnection(s, forwarded(r, nil))
-	if err := s.write(link.KindOpen, link.Open{Number: c.number, Request: c.request}); err != nil {
+	c := e.newConnection(s, e.forwarded(r, nil))
+	if err := c.open(s, link.Open{Number: c.number, Request: c.request}); err != nil {
 		c.conn.End(conn.Left)
 	}
 	patience := time.NewTimer(answerPatience)
@@ -167,7 +169,8 @@ func (e *Edge) forward(w http.ResponseWriter, r *http.Request) {
 		refuse(w, status, "Failed to read the submitted data.")
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), answerPatience)
+	// Clients cancel a request when they subscribe to more. It goes on: only its answer says as whom the client is known.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), answerPatience)
 	defer cancel()
 	c := e.named(r, body)
 	if c != nil {
@@ -178,7 +181,7 @@ func (e *Edge) forward(w http.ResponseWriter, r *http.Request) {
 		unavailable(w, "The edge has no origin.")
 		return
 	}
-	request := forwarded(r, body)
+	request := e.forwarded(r, body)
 	answer, err := s.request(ctx, &request)
 	if err != nil {
 		// It may have signed in or out, and the edge must not bring it back as somebody else.
@@ -220,6 +223,9 @@ func (e *Edge) newProxy(origin *url.URL) http.Handler {
 			r.Out.Host = r.In.Host
 			r.Out.Header["X-Forwarded-For"] = r.In.Header["X-Forwarded-For"]
 			r.SetXForwarded()
+			if before := r.In.Header["X-Forwarded-For"]; e.config.TrustProxy && len(before) > 0 {
+				r.Out.Header["X-Forwarded-For"] = before
+			}
 			if proto := r.In.Header.Get("X-Forwarded-Proto"); proto != "" {
 				r.Out.Header.Set("X-Forwarded-Proto", proto)
 			}

@@ -71,9 +71,10 @@ func (e *Edge) join(ctx context.Context) error {
 		}
 	}
 	var before uint64 // the boot of the last origin
+	lostIt := false   // it may have gone on without this edge
 	var noted time.Time
 	for ctx.Err() == nil {
-		s, err := e.begin(before)
+		s, err := e.begin(before, lostIt)
 		switch {
 		case errors.Is(err, link.ErrRefused):
 			return err
@@ -95,6 +96,7 @@ func (e *Edge) join(ctx context.Context) error {
 		before = s.origin
 		select {
 		case <-s.ended:
+			lostIt = !errors.Is(s.err, link.ErrClosed)
 			e.config.Logger.Warn("The origin is lost; connections stay open for it to come back", slog.String("error", s.err.Error()))
 		case <-ctx.Done():
 		}
@@ -102,12 +104,13 @@ func (e *Edge) join(ctx context.Context) error {
 	return nil
 }
 
-// begin begins a session and announces the connections that can resume. before is the boot of the last origin.
-func (e *Edge) begin(before uint64) (*session, error) {
+// begin begins a session and announces the connections that can resume. before is the boot of the last origin, and
+// lostIt says that it may have gone on.
+func (e *Edge) begin(before uint64, lostIt bool) (*session, error) {
 	id := rand.Uint64() | 1
 	s := &session{edge: e, id: id, ended: make(chan struct{}), requests: map[uint64]chan *link.Answer{}}
 	subject := e.subjects.Up(e.config.Name)
-	s.stream = link.NewStream(id, link.Config{}, func(p []byte) error { return e.nc.Publish(subject, p) }, s.receive, s.streamEnded)
+	s.stream = link.NewStream(id, link.ConfigFor(e.nc), func(p []byte) error { return e.nc.Publish(subject, p) }, s.receive, s.streamEnded)
 	e.mu.Lock()
 	e.session = s // what comes may come before the answer
 	e.mu.Unlock()
@@ -120,16 +123,23 @@ func (e *Edge) begin(before uint64) (*session, error) {
 		s.stream.Close()
 		return nil, err
 	}
+	e.mu.Lock()
+	for _, c := range e.connections { // before their requests can overtake them
+		if c.resuming == nil && c.id != "" {
+			c.resuming = make(chan struct{})
+		}
+	}
 	s.mu.Lock()
 	s.origin = welcome.Boot
 	s.mu.Unlock()
-	e.announce(s, before == welcome.Boot)
+	e.mu.Unlock()
+	e.announce(s, lostIt || before == welcome.Boot)
 	return s, nil
 }
 
-// announce makes the origin admit the connections again. If it is the same process as before, what it has sent
-// meanwhile is lost where there is no history: those clients must connect anew, which they notice.
-func (e *Edge) announce(s *session, isSameOrigin bool) {
+// announce makes the origin admit the connections again. If the last one has, or may have, gone on meanwhile, what it has
+// sent is lost where there is no history: those clients must connect anew, which they notice.
+func (e *Edge) announce(s *session, hasLost bool) {
 	e.mu.Lock()
 	all := make([]*connection, 0, len(e.connections))
 	for _, c := range e.connections {
@@ -138,12 +148,12 @@ func (e *Edge) announce(s *session, isSameOrigin bool) {
 	e.mu.Unlock()
 	var ending []*connection
 	for _, c := range all {
-		open, canResume := c.resume(isSameOrigin)
+		open, canResume := c.resume(hasLost)
 		switch {
 		case !canResume:
 			ending = append(ending, c)
 		default:
-			if s.write(link.KindOpen, open) != nil {
+			if c.open(s, open) != nil {
 				return
 			}
 		}
@@ -193,10 +203,14 @@ func (e *Edge) packet(m *nats.Msg) {
 	e.mu.Lock()
 	s := e.session
 	e.mu.Unlock()
-	if s != nil {
-		s.stream.Packet(m.Data)
-		s.writeReady()
+	if s == nil {
+		return
 	}
+	if boot, isReset := link.ResetBy(m.Data); isReset && link.Session(m.Data) == s.id {
+		s.heard(boot)
+	}
+	s.stream.Packet(m.Data)
+	s.writeReady()
 }
 
 // hearBeat notices that another process is the origin now.
@@ -211,8 +225,13 @@ func (e *Edge) hearBeat(m *nats.Msg) {
 	if s == nil {
 		return
 	}
+	s.heard(beat.Boot)
+}
+
+// heard notes which process is the origin: if it is another one, the session is over.
+func (s *session) heard(boot uint64) {
 	s.mu.Lock()
-	isOther := s.origin != 0 && s.origin != beat.Boot
+	isOther := s.origin != 0 && boot != 0 && s.origin != boot
 	s.mu.Unlock()
 	if isOther {
 		s.stream.End()
@@ -340,6 +359,12 @@ func (s *session) deliver(item []byte) error {
 		if m.Mark.Seq > 0 {
 			c.marks[m.Name] = m.Mark
 		}
+		if len(m.Wire) == 0 {
+			continue
+		}
+		if m.Paged {
+			c.conn.AllowExcess()
+		}
 		if c.conn.Enqueue(frame) == conn.Ready {
 			s.ready = append(s.ready, &c.conn)
 		}
@@ -384,6 +409,9 @@ func (s *session) request(ctx context.Context, r *link.HTTPRequest) (*link.Answe
 	s.requests[number] = answer
 	s.mu.Unlock()
 	if err := s.write(link.KindRequest, link.Request{Number: number, Request: *r}); err != nil {
+		s.mu.Lock()
+		delete(s.requests, number)
+		s.mu.Unlock()
 		return nil, err
 	}
 	select {

@@ -30,6 +30,8 @@ type Exchange struct {
 	done    chan struct{} // closed when nothing is left of it
 	release func()        // lets the next client be admitted again
 
+	stating sync.Mutex // held from reading a state until it is on the trunk
+
 	mu          sync.Mutex // guards the fields below
 	client      *notify.Client
 	taken       bool
@@ -145,7 +147,7 @@ func Take(w http.ResponseWriter, client *notify.Client) bool {
 }
 
 func (x *Exchange) take(client *notify.Client, header http.Header) {
-	accepted := link.Accepted{Number: x.number, Status: http.StatusOK, Header: header}
+	accepted := link.Accepted{Number: x.number, Status: http.StatusOK, Header: header.Clone()} // middlewares may still change theirs
 	if client.CanResume() {
 		accepted.ID = client.Id()
 	}
@@ -192,6 +194,10 @@ func (x *Exchange) resubscribe(client *notify.Client) {
 		client.Close(notify.DisconnectEdge)
 	case request.Header.Get("Authorization") != "" && client.IsGuest():
 		client.Close(notify.DisconnectTokenExpired)
+	default:
+		if positions, isStale := Resumes(context.WithValue(x.ctx, resumeKey{}, x)); !isStale && client.Misses(state.Keys, positions) {
+			client.Finish(notify.DisconnectGap)
+		}
 	}
 }
 
@@ -217,8 +223,17 @@ func Resumes(ctx context.Context) (positions map[string]notify.Position, isStale
 // Edge implements [notify.Carrier].
 func (x *Exchange) Edge() string { return x.session.name }
 
+// Subscribing implements [notify.Carrier]: the client says itself what it wants.
+func (x *Exchange) Subscribing() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.subscribed = true
+}
+
 // Subscribed implements [notify.Carrier]: the edge keeps what it needs to bring the client back.
 func (x *Exchange) Subscribed(client *notify.Client, request *http.Request, heads notify.Heads) {
+	x.stating.Lock() // what is read last is told last
+	defer x.stating.Unlock()
 	state := link.State{
 		Number: x.number, Keys: client.Keys(), Unstored: heads.Unstored, Marks: map[string]link.Mark{},
 		Request: link.HTTPRequest{
@@ -234,9 +249,6 @@ func (x *Exchange) Subscribed(client *notify.Client, request *http.Request, head
 	for key, position := range heads.Positions {
 		state.Marks[key] = link.Mark(position)
 	}
-	x.mu.Lock()
-	x.subscribed = true
-	x.mu.Unlock()
 	x.control(link.KindState, state)
 }
 
@@ -295,9 +307,14 @@ func (x *Exchange) control(kind link.Kind, value any) { x.session.trunk.Control(
 // answer lets the application handle a request about connections, and answers it.
 func (s *session) answer(request *link.Request) {
 	w := &response{header: http.Header{}}
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	s.origin.serve(w, newRequest(ctx, &request.Request))
+	if s.origin.notifier.Stopping() { // its client is gone, and will be back
+		w.header.Set("Content-Type", "application/json")
+		w.header.Set("Access-Control-Allow-Origin", "*")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = w.Write([]byte(`{"status":503,"message":"The server is shutting down.","data":{}}`)) // into memory
+	} else {
+		s.origin.serve(w, newRequest(s.ctx, &request.Request))
+	}
 	s.trunk.Control(control{link.KindAnswer, w.answer(request.Number)})
 }
 

@@ -214,7 +214,7 @@ func (o *Origin) packet(m *nats.Msg) {
 	o.mu.Unlock()
 	if id := link.Session(m.Data); s == nil || s.id != id {
 		if id != 0 {
-			_ = o.nc.Publish(o.subjects.Down(name), link.Reset(id)) // it is told again with its next packet
+			_ = o.nc.Publish(o.subjects.Down(name), link.Reset(id, o.boot)) // it is told again with its next packet
 		}
 		return
 	}

@@ -23,7 +23,9 @@ type session struct {
 	id     uint64
 	stream *link.Stream
 	trunk  *conn.Trunk
-	ended  chan struct{} // closed when the stream has ended
+	ended  chan struct{}   // closed when the stream has ended
+	ctx    context.Context // ends then, too
+	cancel context.CancelFunc
 	over   chan struct{} // closed when its clients have ended, too
 
 	mu        sync.Mutex // guards the fields below
@@ -43,8 +45,9 @@ func (o *Origin) newSession(name string, hello link.Hello) *session {
 		origin: o, name: name, boot: hello.Boot, id: hello.Session, trunk: o.notifier.NewTrunk(),
 		ended: make(chan struct{}), over: make(chan struct{}), exchanges: map[uint64]*Exchange{},
 	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
 	subject := o.subjects.Down(name)
-	s.stream = link.NewStream(hello.Session, link.Config{}, func(p []byte) error { return o.nc.Publish(subject, p) }, s.receive, s.streamEnded)
+	s.stream = link.NewStream(hello.Session, link.ConfigFor(o.nc), func(p []byte) error { return o.nc.Publish(subject, p) }, s.receive, s.streamEnded)
 	o.stopped.Go(s.carry)
 	return s
 }
@@ -72,9 +75,10 @@ func (s *session) carry() {
 		items := make([][]byte, 0, len(cargo))
 		for i := range cargo {
 			item, err := itemOf(&cargo[i])
-			if err != nil { // cannot happen
+			if err != nil { // cannot happen; the edge must not go on without it
 				s.origin.app.Logger().Error("Failed to encode for an edge", slog.String("error", err.Error()))
-				continue
+				s.stream.End()
+				return
 			}
 			items = append(items, item)
 		}
@@ -113,7 +117,7 @@ func itemOf(c *conn.Cargo) ([]byte, error) {
 	switch {
 	case c.Frame != nil:
 		return link.AppendMessage(nil, &link.Message{
-			Name: c.Frame.Name(), Mark: link.Mark(c.Frame.Mark()), Private: c.Frame.Private(), Wire: c.Frame.Wire(), To: c.To,
+			Name: c.Frame.Name(), Mark: link.Mark(c.Frame.Mark()), Private: c.Frame.Private(), Paged: c.Frame.IsPaged(), Wire: c.Frame.Wire(), To: c.To,
 		}), nil
 	case c.Raw != nil:
 		return link.EncodeRaw(c.Number, c.Raw), nil
@@ -200,6 +204,7 @@ func (s *session) streamEnded(err error) {
 	defer s.origin.guard("ending the session of an edge")
 	defer close(s.over)
 	close(s.ended)
+	s.cancel()
 	if !errors.Is(err, link.ErrClosed) {
 		s.origin.app.Logger().Warn("An edge is lost", slog.String("edge", s.name), slog.String("error", err.Error()))
 	}

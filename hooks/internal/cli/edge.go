@@ -58,6 +58,7 @@ Exit codes: 0 success, 1 refused by the origin, 2 wrong arguments.`,
 	flags.StringVar(&o.metrics, "metrics", "", "an address for /metrics, for Prometheus; none if not given")
 	flags.StringVar(&o.App, "app", origin.DefaultApp, "the name of the application on the NATS server, see --notifyApp of the origin")
 	flags.StringVar(&o.Name, "name", "", "the name of this edge, which no other has (default: the machine's, with the port)")
+	flags.BoolVar(&o.TrustProxy, "trustProxy", false, "pass on the X-Forwarded-For of a proxy, through which alone clients reach the edge")
 	flags.IntVar(&o.QueueSize, "queueSize", notify.DefaultQueueSize, "how many messages may wait for a connection before it is closed")
 	flags.IntVar(&o.QueueBytes, "queueBytes", notify.DefaultQueueBytes, "how many bytes may wait for a connection before it is closed")
 	flags.DurationVar(&o.Heartbeat, "heartbeat", notify.DefaultHeartbeat, "how long a connection may be idle before it gets a comment line")
@@ -113,7 +114,7 @@ func (o *edgeOptions) run(app core.App, command *cobra.Command) error {
 	if err != nil {
 		return exitWith(exitRefused, "listen: %w", err)
 	}
-	server := &http.Server{Handler: made, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(o.Logger.Handler(), slog.LevelWarn)}
+	server := &http.Server{Handler: made, ReadHeaderTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(o.Logger.Handler(), slog.LevelWarn)}
 	metrics, err := o.serveMetrics(made)
 	if err != nil {
 		listener.Close()

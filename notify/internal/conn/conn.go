@@ -139,12 +139,15 @@ func (c *Conn) begin(writer Writer) bool {
 	return true
 }
 
-// IsTaken reports whether a taken socket writes the connection.
+// IsTaken reports whether the connection is written past the response of its request.
 func (c *Conn) IsTaken() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_, isTaken := c.writer.(*socket)
-	return isTaken
+	switch c.writer.(type) {
+	case *socket, *relay:
+		return true
+	}
+	return false
 }
 
 // IsServed reports whether something writes the connection.

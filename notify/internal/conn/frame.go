@@ -24,6 +24,7 @@ type Frame struct {
 	// comment means that the frame has no message and only keeps the connection alive.
 	comment bool
 	mark    Mark
+	paged   bool
 }
 
 // Mark says where a message is kept, for a connection that is to go on after it in another process. It is zero if the
@@ -37,6 +38,21 @@ type Mark struct {
 func (f *Frame) Marked(mark Mark) *Frame {
 	f.mark = mark
 	return f
+}
+
+// Paged says that f belongs to a page of earlier messages, which the client has not caused to come so fast. It returns
+// f, which nobody else has yet.
+func (f *Frame) Paged() *Frame {
+	f.paged = true
+	return f
+}
+
+// IsPaged reports what Paged has set.
+func (f *Frame) IsPaged() bool { return f.paged }
+
+// NewMarkFrame returns a frame without bytes, which only carries the mark of the messages under name.
+func NewMarkFrame(name string, mark Mark) *Frame {
+	return &Frame{name: name, encoded: []byte{}, mark: mark}
 }
 
 // Mark returns what Marked has set.
