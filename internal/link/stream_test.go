@@ -223,3 +223,54 @@ func TestGarbage(t *testing.T) {
 		}
 	})
 }
+
+// TestSlowNetwork: on a network that carries 1 MB per second, what is only slow is not sent again and again.
+func TestSlowNetwork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rate, total = 1 << 20, 20 << 20
+		var mu sync.Mutex // guards the variables below
+		var a, b *Stream
+		var free time.Time // when the network has carried what it has been given
+		sent, came := 0, 0
+		done := make(chan struct{})
+		mu.Lock()
+		a = NewStream(7, Config{}, func(p []byte) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if now := time.Now(); free.Before(now) {
+				free = now
+			}
+			free = free.Add(time.Duration(len(p)) * time.Second / rate)
+			sent += len(p)
+			packet, to := append([]byte(nil), p...), b
+			time.AfterFunc(time.Until(free), func() { to.Packet(packet) })
+			return nil
+		}, func([]byte) error { return nil }, func(error) {})
+		b = NewStream(7, Config{}, func(p []byte) error {
+			packet := append([]byte(nil), p...)
+			time.AfterFunc(20*time.Millisecond, func() { a.Packet(packet) })
+			return nil
+		}, func(item []byte) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if came += len(item); came == total {
+				close(done)
+			}
+			return nil
+		}, func(error) {})
+		mu.Unlock()
+		began := time.Now()
+		for range total / (64 << 10) {
+			if err := a.Write(make([]byte, 64<<10)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		<-done
+		if took := time.Since(began); took > 2*total/rate*time.Second || sent > 2*total {
+			t.Errorf("it took %s, and %d bytes", took, sent)
+		}
+		a.Close()
+		b.Close()
+		time.Sleep(time.Minute) // packets on the way
+	})
+}
