@@ -7,7 +7,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
@@ -154,8 +153,8 @@ func (c connections) write(e *core.RealtimeConnectRequestEvent, client *notify.C
 	if c.relay(e, client) {
 		return c.handOver(e, client)
 	}
-	response := &response{event: e, control: http.NewResponseController(e.Response)}
-	defer response.release()
+	response := &response{notify.NewCutter(e.Response), e}
+	defer response.Release()
 	if err := client.ServeStream(e.Request.Context(), response); err != nil {
 		e.App.Logger().Debug("Realtime connection closed (failed to deliver message)", "clientId", client.Id(), "error", err.Error())
 	}
@@ -172,8 +171,8 @@ func (c connections) loop(e *core.RealtimeConnectRequestEvent, client *notify.Cl
 	defer cancel()
 	defer context.AfterFunc(left, func() { client.Close(notify.DisconnectLeft) })()
 	e.Request = e.Request.WithContext(ctx)
-	response := &response{event: e, control: http.NewResponseController(e.Response)}
-	defer response.release()
+	response := &response{notify.NewCutter(e.Response), e}
+	defer response.Release()
 	go func() {
 		<-client.Done()
 		cancel()
@@ -239,10 +238,8 @@ func (c connections) handOver(e *core.RealtimeConnectRequestEvent, client *notif
 
 // response is the response of a realtime request, for notify.Client.ServeStream.
 type response struct {
+	*notify.Cutter
 	event *core.RealtimeConnectRequestEvent
-
-	mu      sync.Mutex // because Cut and release may run concurrently
-	control *http.ResponseController
 }
 
 var _ notify.Response = (*response)(nil)
@@ -272,21 +269,3 @@ func (r *response) Write(events []byte) error {
 }
 
 func (r *response) Flush() error { return r.event.Flush() }
-
-// Cut makes a write fail that is stuck because the other side does not read.
-func (r *response) Cut() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.control != nil {
-		// not supported by e.g. a httptest.ResponseRecorder, which never blocks
-		_ = r.control.SetWriteDeadline(time.Unix(1, 0))
-	}
-}
-
-// release must be called before the handler returns, because net/http forbids using a
-// ResponseWriter after that (with HTTP/2 it panics).
-func (r *response) release() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.control = nil
-}

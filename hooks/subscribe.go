@@ -23,11 +23,10 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 	began := time.Now()
 	client, isOwn := c.notifier.Own(e.Client)
 	if isOwn && client.Carrier() != nil {
-		positions, isStale := origin.Resumes(e.Request.Context())
-		if isStale {
+		if origin.IsStale(e.Request.Context()) {
 			return e.NoContent(http.StatusNoContent)
 		}
-		if positions != nil {
+		if positions := origin.Resumes(e.Request.Context()); positions != nil {
 			client.ResumeAt(positions)
 		} else {
 			client.Carrier().Subscribing()
@@ -52,7 +51,7 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 
 	expires := tokenExpiry(e.RequestEvent)
 	replace := func() error {
-		if _, isStale := origin.Resumes(e.Request.Context()); isStale { // meanwhile
+		if origin.IsStale(e.Request.Context()) { // meanwhile
 			return e.NoContent(http.StatusNoContent)
 		}
 		if err := c.limits.connectionsOfUser(e); err != nil {

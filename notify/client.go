@@ -233,6 +233,12 @@ func (c *Client) TakeConn(peer net.Conn, head []byte) {
 // connection. It completes header.
 func ResponseHead(minor int, header http.Header) []byte { return conn.ResponseHead(minor, header) }
 
+// Cutter makes writes to the response of a request fail.
+type Cutter = conn.Cutter
+
+// NewCutter returns the Cutter of w.
+func NewCutter(w http.ResponseWriter) *Cutter { return conn.NewCutter(w) }
+
 // Response is the response of a realtime request as [Client.ServeStream] uses it.
 type Response = conn.Response
 

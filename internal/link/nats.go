@@ -162,6 +162,21 @@ func credentials(file string) (nats.Option, error) {
 	return option, nil
 }
 
+// maxWaiting is how many bytes of packets may wait to be taken. What is dropped is sent again.
+const maxWaiting = 64 << 20
+
+// Subscribe calls receive for what comes to a subject, one message at a time.
+func Subscribe(nc *nats.Conn, subject string, receive nats.MsgHandler) error {
+	subscription, err := nc.Subscribe(subject, receive)
+	if err == nil {
+		err = subscription.SetPendingLimits(-1, maxWaiting)
+	}
+	if err != nil {
+		return fmt.Errorf("subscribe to %s: %w", subject, err)
+	}
+	return nil
+}
+
 // Publish publishes value as JSON.
 func Publish(nc *nats.Conn, subject string, value any) error {
 	encoded, err := json.Marshal(value)

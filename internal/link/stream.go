@@ -1,8 +1,8 @@
 // Package link joins an origin and its edges over NATS. It knows no realtime connections.
 //
 // A [Stream] carries items in order and exactly once, in each direction, over messages that may be lost, doubled or
-// reordered (stream.go). A handshake begins it and names the two sides (hello.go, nats.go); items.go says what the
-// items mean.
+// reordered: stream.go sends, receive.go receives, packet.go is what travels. A handshake begins it and names the two
+// sides (nats.go); items.go says what the items mean.
 package link
 
 import (
@@ -48,6 +48,8 @@ var (
 	ErrSilent = errors.New("the other side is silent")
 	// ErrDamaged means that what came is not a stream.
 	ErrDamaged = errors.New("the other side sent something else than a stream")
+	// ErrUnknown means that the other side knows nothing of the session.
+	ErrUnknown = errors.New("the other side does not know the session")
 )
 
 const (
@@ -63,15 +65,6 @@ const (
 	maxPatience = 5 * time.Second
 	// maxItem is the maximum size of an item. The largest are requests with as much body as PocketBase accepts.
 	maxItem = 64 << 20
-)
-
-// A packet begins with a header: the session, the number of the packet (0 if it has no bytes of the stream), the
-// number of the packet that its sender expects next, and flags.
-const (
-	headerSize = 8 + 8 + 8 + 1
-	flagHole   = 1 // a packet has come before the one that is expected
-	flagReset  = 2 // the sender knows nothing of the session
-	flagDouble = 4 // a packet has come twice
 )
 
 // Stream is one side of a session. Its methods may be called concurrently.
@@ -109,13 +102,6 @@ type Stream struct {
 	partial   []byte // the beginning of an item
 }
 
-type packet struct {
-	number uint64
-	bytes  []byte
-	at     time.Time // when it was published last
-	again  bool      // more than once
-}
-
 // NewStream begins one side of session. publish sends a packet to the other side and need not be reliable; it is
 // called on one goroutine. receive is called for each item in order, by [Stream.Packet], and must not block or keep
 // the item; an error ends the stream. ended is called once when the stream has ended, on a goroutine of its own.
@@ -127,34 +113,6 @@ func NewStream(session uint64, config Config, publish func([]byte) error, receiv
 	go s.run()
 	return s
 }
-
-// Session returns the session of a packet, or 0 if it is none.
-func Session(p []byte) uint64 {
-	if len(p) < headerSize {
-		return 0
-	}
-	return binary.BigEndian.Uint64(p)
-}
-
-// Reset returns a packet that tells the other side that its session is not known to the process boot.
-func Reset(session, boot uint64) []byte {
-	p := make([]byte, headerSize)
-	binary.BigEndian.PutUint64(p, session)
-	binary.BigEndian.PutUint64(p[8:], boot)
-	p[headerSize-1] = flagReset
-	return p
-}
-
-// ResetBy returns the boot of the process that made p, if p is of [Reset].
-func ResetBy(p []byte) (boot uint64, isReset bool) {
-	if len(p) != headerSize || p[headerSize-1]&flagReset == 0 {
-		return 0, false
-	}
-	return binary.BigEndian.Uint64(p[8:]), true
-}
-
-// ErrUnknown means that the other side knows nothing of the session.
-var ErrUnknown = errors.New("the other side does not know the session")
 
 // Write appends items, one after another without others in between. It waits while too much is on the way. The
 // error says why the stream has ended.
@@ -228,6 +186,10 @@ func (s *Stream) OnTheWay() int {
 func (s *Stream) end(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.endLocked(err)
+}
+
+func (s *Stream) endLocked(err error) {
 	if s.err != nil {
 		return
 	}
@@ -291,9 +253,7 @@ func (s *Stream) due(now time.Time, isBeat bool) (packets [][]byte, wait time.Du
 		}
 		s.heard = false
 		if s.silent > s.config.Silence {
-			s.mu.Unlock()
-			s.end(ErrSilent)
-			s.mu.Lock()
+			s.endLocked(ErrSilent)
 		}
 	}
 	if s.err != nil {
@@ -343,144 +303,4 @@ func (s *Stream) cut(now time.Time) {
 		s.fresh++
 	}
 	s.pending = nil // its bytes belong to the packets now
-}
-
-// header returns the packet as it is published. mu is held.
-func (s *Stream) header(p packet) []byte {
-	out := make([]byte, 0, headerSize+len(p.bytes))
-	out = binary.BigEndian.AppendUint64(out, s.session)
-	out = binary.BigEndian.AppendUint64(out, p.number)
-	out = binary.BigEndian.AppendUint64(out, s.expect)
-	flags := byte(0)
-	if s.hole {
-		flags = flagHole
-	}
-	if s.double {
-		flags |= flagDouble
-	}
-	return append(append(out, flags), p.bytes...)
-}
-
-// Packet takes a packet that has come. It calls receive for each item that is complete with it.
-func (s *Stream) Packet(p []byte) {
-	if len(p) < headerSize || Session(p) != s.session {
-		return
-	}
-	if p[headerSize-1]&flagReset != 0 {
-		s.end(ErrUnknown)
-		return
-	}
-	number, expected := binary.BigEndian.Uint64(p[8:]), binary.BigEndian.Uint64(p[16:])
-	s.acknowledged(expected, p[headerSize-1])
-	if number == 0 {
-		return
-	}
-
-	s.receiving.Lock()
-	defer s.receiving.Unlock()
-	next := s.expected()
-	switch {
-	case number < next: // doubled
-	case number > next:
-		if len(s.early) < maxEarly {
-			s.early[number] = append([]byte(nil), p[headerSize:]...)
-		}
-	default:
-		s.take(p[headerSize:])
-		for next++; ; next++ {
-			bytes, ok := s.early[next]
-			if !ok {
-				break
-			}
-			delete(s.early, next)
-			s.take(bytes)
-		}
-	}
-	s.came(next, len(p), number)
-}
-
-// acknowledged notes that the other side has all packets before expected.
-func (s *Stream) acknowledged(expected uint64, flags byte) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.heard = true
-	s.silent = 0
-	s.isSlow = s.isSlow || flags&flagDouble != 0
-	count := 0
-	for count < len(s.sent)-s.fresh && s.sent[count].number < expected {
-		s.size -= len(s.sent[count].bytes)
-		count++
-	}
-	if count > 0 {
-		if last := s.sent[count-1]; !last.again { // then it is known how long the way takes
-			s.patience = min(max(resendAfter, 2*time.Since(last.at)), maxPatience)
-		} else if len(s.sent) > count+s.fresh && !s.isSlow { // what was lost with it is needed next
-			s.again = true
-			s.wake()
-		}
-		clear(s.sent[:count])
-		s.sent = s.sent[count:]
-		s.moved = time.Now()
-	}
-	if s.size <= s.config.Window {
-		s.tellRoom()
-	}
-	if flags&flagHole != 0 && len(s.sent) > s.fresh && s.sent[0].number == expected {
-		s.again = true
-		s.wake()
-	}
-}
-
-func (s *Stream) expected() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.expect
-}
-
-// came notes that the packet next is expected, after number has come.
-func (s *Stream) came(next uint64, size int, number uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	isHole := number > next
-	isDouble := number < s.expect && next == s.expect
-	s.expect = next
-	s.unacked += size
-	s.hole = s.hole || isHole
-	s.double = s.double || isDouble
-	switch {
-	case isHole, isDouble, s.unacked >= ackBytes:
-		s.ackDue = true
-		s.wake()
-	case !s.ackDue:
-		s.ackDue = true
-		time.AfterFunc(ackAfter, s.wake)
-	}
-}
-
-// take appends bytes of the stream, and hands over the items that are complete. receiving is held.
-func (s *Stream) take(bytes []byte) {
-	isPartial := len(s.partial) > 0
-	if isPartial {
-		s.partial = append(s.partial, bytes...)
-		bytes = s.partial
-	}
-	before := len(bytes)
-	for s.Err() == nil {
-		size, n := binary.Uvarint(bytes)
-		if n < 0 || size > maxItem {
-			s.end(ErrDamaged)
-			return
-		}
-		if n == 0 || uint64(len(bytes)-n) < size {
-			break
-		}
-		if err := s.receive(bytes[n : n+int(size)]); err != nil {
-			s.end(err)
-			return
-		}
-		bytes = bytes[n+int(size):]
-	}
-	if !isPartial || len(bytes) < before { // otherwise nothing was complete, and a large item need not be copied again and again
-		s.partial = append([]byte(nil), bytes...)
-	}
 }

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net/http"
 	"slices"
-	"sync"
 	"time"
 
 	"herald/internal/link"
@@ -233,10 +232,8 @@ func (c *connection) awaitResumed(done <-chan struct{}) {
 
 // response is the response of a request whose connection cannot be taken from net/http.
 type response struct {
+	*conn.Cutter
 	w http.ResponseWriter
-
-	mu      sync.Mutex // because Cut and release may run concurrently
-	control *http.ResponseController
 }
 
 var _ conn.Response = (*response)(nil)
@@ -249,27 +246,4 @@ func (r *response) Write(events []byte) error {
 	return err
 }
 
-func (r *response) Flush() error {
-	r.mu.Lock()
-	control := r.control
-	r.mu.Unlock()
-	if control == nil {
-		return http.ErrHandlerTimeout
-	}
-	return control.Flush()
-}
-
-func (r *response) Cut() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.control != nil {
-		_ = r.control.SetWriteDeadline(time.Unix(1, 0)) // not supported by a recorder, which never blocks
-	}
-}
-
-// release must be called before the handler returns.
-func (r *response) release() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.control = nil
-}
+func (r *response) Flush() error { return http.NewResponseController(r.w).Flush() }

@@ -140,10 +140,9 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, c *connection, acce
 		}
 		return
 	}
-	control := http.NewResponseController(w)
-	_ = control.SetWriteDeadline(time.Time{}) // some do not support it, and have none
-	response := &response{w: w, control: control}
-	defer response.release()
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) // some do not support it, and have none
+	response := &response{conn.NewCutter(w), w}
+	defer response.Release()
 	w.WriteHeader(accepted.Status)
 	_ = c.conn.Serve(r.Context(), response, nil) // the connection has ended, and says why
 	<-c.conn.Done()

@@ -6,9 +6,10 @@ import (
 	"context"
 	"encoding/json/v2"
 	"errors"
-	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,7 +17,6 @@ import (
 
 	"herald/internal/link"
 	"herald/notify/internal/conn"
-	"herald/notify/internal/sets"
 )
 
 // session is a session with one process of the origin.
@@ -62,11 +62,7 @@ func (e *Edge) join(ctx context.Context) error {
 		e.subjects.Down(e.config.Name): e.packet,
 		e.subjects.Beat():              e.hearBeat,
 	} {
-		subscription, err := e.nc.Subscribe(subject, receive)
-		if err != nil {
-			return fmt.Errorf("subscribe to %s: %w", subject, err)
-		}
-		if err := subscription.SetPendingLimits(-1, 64<<20); err != nil { // what is dropped is sent again
+		if err := link.Subscribe(e.nc, subject, receive); err != nil {
 			return err
 		}
 	}
@@ -141,60 +137,18 @@ func (e *Edge) begin(before uint64, lostIt bool) (*session, error) {
 // sent is lost where there is no history: those clients must connect anew, which they notice.
 func (e *Edge) announce(s *session, hasLost bool) {
 	e.mu.Lock()
-	all := make([]*connection, 0, len(e.connections))
-	for _, c := range e.connections {
-		all = append(all, c)
-	}
+	all := slices.Collect(maps.Values(e.connections))
 	e.mu.Unlock()
 	var ending []*connection
 	for _, c := range all {
 		open, canResume := c.resume(hasLost)
-		switch {
-		case !canResume:
+		if !canResume {
 			ending = append(ending, c)
-		default:
-			if c.open(s, open) != nil {
-				return
-			}
+		} else if c.open(s, open) != nil {
+			return
 		}
 	}
 	e.endSpread(ending, disconnectResync)
-}
-
-// The reasons for which an edge ends connections. See notify.Disconnect for the numbers.
-var (
-	disconnectResync = conn.Disconnect{Code: 5007, Reason: "messages were lost"}
-	disconnectAlone  = conn.Disconnect{Code: 5008, Reason: "no origin"}
-	disconnectDoubt  = conn.Disconnect{Code: 4004, Reason: "auth in doubt"}
-)
-
-// endRate is how many connections are ended per second when many must come back.
-const endRate = 1000
-
-// endSpread ends connections, some at a time.
-func (e *Edge) endSpread(connections []*connection, why conn.Disconnect) {
-	for i, c := range connections {
-		time.AfterFunc(time.Duration(i)*time.Second/endRate, func() { c.conn.Finish(why) })
-	}
-}
-
-// endIfAlone ends all connections if there has been no origin for too long.
-func (e *Edge) endIfAlone() {
-	e.mu.Lock()
-	var all []*connection
-	if len(e.connections) > 0 && time.Since(e.lost) > e.config.Patience {
-		for _, c := range e.connections {
-			if !c.isLeaving {
-				c.isLeaving = true
-				all = append(all, c)
-			}
-		}
-	}
-	e.mu.Unlock()
-	if len(all) > 0 {
-		e.config.Logger.Error("There is no origin: the connections are ended", slog.Int("connections", len(all)))
-		e.endSpread(all, disconnectAlone)
-	}
 }
 
 // packet takes a packet of the origin.
@@ -273,157 +227,4 @@ func (s *session) write(kind link.Kind, value any) error {
 		return err
 	}
 	return s.stream.Write(item)
-}
-
-// receive takes an item of the origin. It does not block.
-func (s *session) receive(item []byte) error {
-	switch kind := link.KindOf(item); kind {
-	case link.KindMessage:
-		return s.deliver(item)
-	case link.KindRaw:
-		number, bytes, err := link.DecodeRaw(item)
-		if err != nil {
-			return err
-		}
-		if c := s.edge.connection(number); c != nil {
-			// whatever it is, it may be for one user only
-			c.conn.Put(conn.NewCarriedFrame("", append([]byte(nil), bytes...), true))
-		}
-		return nil
-	case link.KindAccepted:
-		return take(item, func(accepted *link.Accepted) {
-			if c := s.edge.connection(accepted.Number); c != nil {
-				c.accepted(s, accepted)
-			}
-		})
-	case link.KindAnswer:
-		return take(item, s.answered)
-	case link.KindState:
-		return take(item, func(state *link.State) {
-			if c := s.edge.connection(state.Number); c != nil {
-				c.setState(state)
-			}
-		})
-	case link.KindForget:
-		return take(item, func(forget *link.Forget) {
-			if c := s.edge.connection(forget.Number); c != nil {
-				c.forget(forget.Keys)
-			}
-		})
-	case link.KindEnd:
-		return take(item, func(end *link.End) {
-			if c := s.edge.connection(end.Number); c != nil {
-				c.endedByOrigin(end)
-			}
-		})
-	case link.KindRetract:
-		return take(item, func(retract *link.Retract) {
-			c := s.edge.connection(retract.Number)
-			switch {
-			case c == nil:
-			case len(retract.Names) > 0:
-				c.conn.Remove(sets.From(retract.Names))
-			default:
-				c.conn.EndIfPrivate(conn.Disconnect{Code: retract.Code, Reason: retract.Reason})
-			}
-		})
-	default:
-		return fmt.Errorf("the origin sent an item of an unknown kind %q", kind)
-	}
-}
-
-func take[T any](item []byte, do func(*T)) error {
-	value := new(T)
-	if err := link.Decode(item, value); err != nil {
-		return err
-	}
-	do(value)
-	return nil
-}
-
-// deliver queues a message for its recipients.
-func (s *session) deliver(item []byte) error {
-	m := &s.message
-	if err := link.DecodeMessage(item, m); err != nil {
-		return err
-	}
-	frame := conn.NewCarriedFrame(m.Name, append([]byte(nil), m.Wire...), m.Private)
-	e := s.edge
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, number := range m.To {
-		c := e.connections[number]
-		if c == nil {
-			continue // it has ended, and the origin will know
-		}
-		if m.Mark.Seq > 0 {
-			c.marks[m.Name] = m.Mark
-		}
-		if len(m.Wire) == 0 {
-			continue
-		}
-		if m.Paged {
-			c.conn.AllowExcess()
-		}
-		if c.conn.Enqueue(frame) == conn.Ready {
-			s.ready = append(s.ready, &c.conn)
-		}
-	}
-	return nil
-}
-
-// writeReady writes to connections what has come for them with a packet, in one piece.
-func (s *session) writeReady() {
-	if len(s.ready) > 0 {
-		s.edge.group.Write(s.ready...)
-		clear(s.ready)
-		s.ready = s.ready[:0]
-	}
-}
-
-// answered takes the answer to a request, or to one to connect.
-func (s *session) answered(answer *link.Answer) {
-	s.mu.Lock()
-	waiting := s.requests[answer.Number]
-	delete(s.requests, answer.Number)
-	s.mu.Unlock()
-	if waiting != nil {
-		waiting <- answer
-		return
-	}
-	if c := s.edge.connection(answer.Number); c != nil {
-		c.refused(answer)
-	}
-}
-
-// request lets the origin handle a request, and returns its answer. The error says that there is none: it is not known whether
-// the origin has handled it.
-func (s *session) request(ctx context.Context, r *link.HTTPRequest) (*link.Answer, error) {
-	number := s.edge.numbers.Add(1)
-	answer := make(chan *link.Answer, 1)
-	s.mu.Lock()
-	if s.requests == nil {
-		s.mu.Unlock()
-		return nil, s.err
-	}
-	s.requests[number] = answer
-	s.mu.Unlock()
-	if err := s.write(link.KindRequest, link.Request{Number: number, Request: *r}); err != nil {
-		s.mu.Lock()
-		delete(s.requests, number)
-		s.mu.Unlock()
-		return nil, err
-	}
-	select {
-	case got, ok := <-answer:
-		if !ok {
-			return nil, link.ErrSilent
-		}
-		return got, nil
-	case <-ctx.Done():
-		s.mu.Lock()
-		delete(s.requests, number)
-		s.mu.Unlock()
-		return nil, ctx.Err()
-	}
 }

@@ -3,15 +3,11 @@
 package origin
 
 import (
-	"bytes"
 	"context"
 	"encoding/json/v2"
-	"io"
 	"log/slog"
 	"net/http"
-	"strings"
 	"sync"
-	"time"
 
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
@@ -30,6 +26,9 @@ type Exchange struct {
 	done    chan struct{} // closed when nothing is left of it
 	release func()        // lets the next client be admitted again
 
+	cutWrites func() // closes cut
+	finish    func() // forgets the connection
+
 	stating sync.Mutex // held from reading a state until it is on the trunk
 
 	mu          sync.Mutex // guards the fields below
@@ -39,8 +38,6 @@ type Exchange struct {
 	ended       bool // at the edge
 	why         notify.Disconnect
 	undelivered int
-	isCut       bool
-	isDone      bool
 }
 
 var _ notify.Carrier = (*Exchange)(nil)
@@ -48,6 +45,12 @@ var _ notify.Carrier = (*Exchange)(nil)
 func newExchange(s *session, open *link.Open) *Exchange {
 	x := &Exchange{session: s, number: open.Number, open: open, cut: make(chan struct{}), done: make(chan struct{}), release: func() {}}
 	x.ctx, x.cancel = context.WithCancel(context.Background())
+	x.cutWrites = sync.OnceFunc(func() { close(x.cut) })
+	x.finish = sync.OnceFunc(func() {
+		x.cancel()
+		s.remove(x)
+		close(x.done)
+	})
 	return x
 }
 
@@ -194,30 +197,43 @@ func (x *Exchange) resubscribe(client *notify.Client) {
 		client.Close(notify.DisconnectEdge)
 	case request.Header.Get("Authorization") != "" && client.IsGuest():
 		client.Close(notify.DisconnectTokenExpired)
-	default:
-		if positions, isStale := Resumes(context.WithValue(x.ctx, resumeKey{}, x)); !isStale && client.Misses(state.Keys, positions) {
-			client.Finish(notify.DisconnectGap)
-		}
+	case !x.hasSubscribed() && client.Misses(state.Keys, x.positions()):
+		client.Finish(notify.DisconnectGap)
 	}
 }
 
 type resumeKey struct{}
 
 // Resumes returns the positions, by key, at which the client of a request to subscribe goes on, if it is one that is
-// admitted again. isStale says that the client has subscribed itself meanwhile: then the request must do nothing.
-func Resumes(ctx context.Context) (positions map[string]notify.Position, isStale bool) {
+// admitted again, and nil otherwise.
+func Resumes(ctx context.Context) map[string]notify.Position {
 	x, ok := ctx.Value(resumeKey{}).(*Exchange)
 	if !ok {
-		return nil, false
+		return nil
 	}
-	x.mu.Lock()
-	isStale = x.subscribed
-	x.mu.Unlock()
-	positions = map[string]notify.Position{}
+	return x.positions()
+}
+
+// IsStale reports whether a request to subscribe is of a client that is admitted again and has subscribed itself
+// meanwhile. Then the request must do nothing.
+func IsStale(ctx context.Context) bool {
+	x, ok := ctx.Value(resumeKey{}).(*Exchange)
+	return ok && x.hasSubscribed()
+}
+
+// positions returns what the client has seen, by key.
+func (x *Exchange) positions() map[string]notify.Position {
+	positions := make(map[string]notify.Position, len(x.open.State.Marks))
 	for key, mark := range x.open.State.Marks {
 		positions[key] = notify.Position(mark)
 	}
-	return positions, isStale
+	return positions
+}
+
+func (x *Exchange) hasSubscribed() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.subscribed
 }
 
 // Edge implements [notify.Carrier].
@@ -280,28 +296,6 @@ func (x *Exchange) endAt(why notify.Disconnect, undelivered int) {
 	x.cancel()
 }
 
-func (x *Exchange) cutWrites() {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if !x.isCut {
-		x.isCut = true
-		close(x.cut)
-	}
-}
-
-// finish forgets the connection.
-func (x *Exchange) finish() {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.isDone {
-		return
-	}
-	x.isDone = true
-	x.cancel()
-	x.session.remove(x)
-	close(x.done)
-}
-
 func (x *Exchange) control(kind link.Kind, value any) { x.session.trunk.Control(control{kind, value}) }
 
 // answer lets the application handle a request about connections, and answers it.
@@ -330,86 +324,4 @@ func (o *Origin) serve(w *response, r *http.Request) {
 	handler := o.handler
 	o.mu.Unlock()
 	handler.ServeHTTP(w, r)
-}
-
-// newRequest returns the request as net/http would have read it.
-func newRequest(ctx context.Context, r *link.HTTPRequest) *http.Request {
-	request, err := http.NewRequestWithContext(ctx, r.Method, "http://localhost/", bytes.NewReader(r.Body))
-	if err != nil { // of a method that the edge does not accept
-		request, _ = http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost/", nil)
-	}
-	if parsed, err := request.URL.Parse(r.URI); err == nil && strings.HasPrefix(r.URI, "/") {
-		request.URL = parsed
-		request.URL.Scheme, request.URL.Host = "", ""
-	}
-	request.RequestURI, request.Host, request.RemoteAddr = r.URI, r.Host, r.Remote
-	if r.Header != nil {
-		request.Header = r.Header
-	}
-	request.ContentLength = int64(len(r.Body))
-	if len(r.Body) == 0 {
-		request.Body = http.NoBody
-	} else {
-		request.Body = io.NopCloser(bytes.NewReader(r.Body))
-	}
-	return request
-}
-
-// response is the response to a request that came over the link. A stream of events goes back piece by piece, anything
-// else when it is complete.
-type response struct {
-	exchange *Exchange // nil unless the request opens a connection
-	header   http.Header
-	status   int
-	body     bytes.Buffer
-	streams  bool
-}
-
-var _ http.Flusher = (*response)(nil)
-
-func (r *response) Header() http.Header { return r.header }
-
-func (r *response) WriteHeader(status int) {
-	if r.status != 0 || status < 200 {
-		return
-	}
-	r.status = status
-	if x := r.exchange; x != nil && status == http.StatusOK && strings.HasPrefix(r.header.Get("Content-Type"), "text/event-stream") {
-		r.streams = true
-		x.control(link.KindAccepted, link.Accepted{Number: x.number, Status: status, Header: r.header.Clone()})
-	}
-}
-
-func (r *response) Write(p []byte) (int, error) {
-	r.WriteHeader(http.StatusOK)
-	if !r.streams {
-		return r.body.Write(p)
-	}
-	if err := r.exchange.session.trunk.Write(r.exchange.number, p, r.exchange.cut); err != nil {
-		return 0, err
-	}
-	return len(p), nil
-}
-
-// Flush implements [http.Flusher].
-func (r *response) Flush() { r.WriteHeader(http.StatusOK) }
-
-// SetWriteDeadline makes writes fail, if at is in the past: see [http.ResponseController].
-func (r *response) SetWriteDeadline(at time.Time) error {
-	if r.exchange != nil && !at.IsZero() && at.Before(time.Now()) {
-		r.exchange.cutWrites()
-	}
-	return nil
-}
-
-// SetReadDeadline does nothing: the request has been read.
-func (r *response) SetReadDeadline(time.Time) error { return nil }
-
-// answer returns what was written.
-func (r *response) answer(number uint64) link.Answer {
-	status := r.status
-	if status == 0 {
-		status = http.StatusOK
-	}
-	return link.Answer{Number: number, Status: status, Header: r.header, Body: r.body.Bytes()}
 }

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -97,12 +98,7 @@ func (o *Origin) Serve(handler http.Handler) error {
 		o.subjects.Up("*"):    o.packet,
 		o.subjects.Beat():     o.hearBeat,
 	} {
-		subscription, err := o.nc.Subscribe(subject, receive)
-		if err != nil {
-			return fmt.Errorf("subscribe to %s: %w", subject, err)
-		}
-		// what is dropped is sent again
-		if err := subscription.SetPendingLimits(-1, 64<<20); err != nil {
+		if err := link.Subscribe(o.nc, subject, receive); err != nil {
 			return err
 		}
 	}
@@ -250,10 +246,7 @@ func (o *Origin) Close(patience time.Duration) {
 		return
 	}
 	o.closed = true
-	sessions := make([]*session, 0, len(o.sessions))
-	for _, s := range o.sessions {
-		sessions = append(sessions, s)
-	}
+	sessions := slices.Collect(maps.Values(o.sessions))
 	o.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()

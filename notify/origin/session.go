@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,8 +25,7 @@ type session struct {
 	id     uint64
 	stream *link.Stream
 	trunk  *conn.Trunk
-	ended  chan struct{}   // closed when the stream has ended
-	ctx    context.Context // ends then, too
+	ctx    context.Context // ends with the stream
 	cancel context.CancelFunc
 	over   chan struct{} // closed when its clients have ended, too
 
@@ -43,7 +44,7 @@ const aliveBeats = 2
 func (o *Origin) newSession(name string, hello link.Hello) *session {
 	s := &session{
 		origin: o, name: name, boot: hello.Boot, id: hello.Session, trunk: o.notifier.NewTrunk(),
-		ended: make(chan struct{}), over: make(chan struct{}), exchanges: map[uint64]*Exchange{},
+		over: make(chan struct{}), exchanges: map[uint64]*Exchange{},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	subject := o.subjects.Down(name)
@@ -68,7 +69,7 @@ func (s *session) carry() {
 	for {
 		select {
 		case <-s.trunk.Ready():
-		case <-s.ended:
+		case <-s.ctx.Done():
 			return
 		}
 		cargo := s.take()
@@ -203,17 +204,13 @@ func (s *session) drain(ctx context.Context) {
 func (s *session) streamEnded(err error) {
 	defer s.origin.guard("ending the session of an edge")
 	defer close(s.over)
-	close(s.ended)
 	s.cancel()
 	if !errors.Is(err, link.ErrClosed) {
 		s.origin.app.Logger().Warn("An edge is lost", slog.String("edge", s.name), slog.String("error", err.Error()))
 	}
 	s.mu.Lock()
 	s.isOver = true
-	exchanges := make([]*Exchange, 0, len(s.exchanges))
-	for _, x := range s.exchanges {
-		exchanges = append(exchanges, x)
-	}
+	exchanges := slices.Collect(maps.Values(s.exchanges))
 	s.mu.Unlock()
 	s.trunk.Close()
 	for _, x := range exchanges {

@@ -4,11 +4,8 @@
 package conn
 
 import (
-	"bytes"
 	"errors"
-	"fmt"
 	"net"
-	"net/http"
 	"os"
 	"slices"
 	"sync"
@@ -83,18 +80,6 @@ func (c *Conn) Take(peer net.Conn, first *Frame) {
 	}
 	go s.awaitEnd()
 	c.group.Write(c)
-}
-
-// ResponseHead returns the status line and headers as net/http would write them for a body that
-// ends with the connection (RFC 9112, 6.3). It completes header.
-func ResponseHead(minor int, header http.Header) []byte {
-	head := new(bytes.Buffer)
-	fmt.Fprintf(head, "HTTP/1.%d 200 OK\r\n", min(minor, 1))
-	header.Set("Date", time.Now().UTC().Format(http.TimeFormat))
-	header.Set("Connection", "close")
-	_ = header.Write(head) // into memory, so it cannot fail
-	head.WriteString("\r\n")
-	return head.Bytes()
 }
 
 // awaitEnd reads until the other side closes. A client has nothing to send on this connection.

@@ -1,0 +1,165 @@
+// What comes from the origin.
+
+package edge
+
+import (
+	"context"
+	"fmt"
+
+	"herald/internal/link"
+	"herald/notify/internal/conn"
+	"herald/notify/internal/sets"
+)
+
+// receive takes an item of the origin. It does not block.
+func (s *session) receive(item []byte) error {
+	switch kind := link.KindOf(item); kind {
+	case link.KindMessage:
+		return s.deliver(item)
+	case link.KindRaw:
+		number, bytes, err := link.DecodeRaw(item)
+		if err != nil {
+			return err
+		}
+		if c := s.edge.connection(number); c != nil {
+			// whatever it is, it may be for one user only
+			c.conn.Put(conn.NewCarriedFrame("", append([]byte(nil), bytes...), true))
+		}
+		return nil
+	case link.KindAccepted:
+		return take(item, func(accepted *link.Accepted) {
+			if c := s.edge.connection(accepted.Number); c != nil {
+				c.accepted(s, accepted)
+			}
+		})
+	case link.KindAnswer:
+		return take(item, s.answered)
+	case link.KindState:
+		return take(item, func(state *link.State) {
+			if c := s.edge.connection(state.Number); c != nil {
+				c.setState(state)
+			}
+		})
+	case link.KindForget:
+		return take(item, func(forget *link.Forget) {
+			if c := s.edge.connection(forget.Number); c != nil {
+				c.forget(forget.Keys)
+			}
+		})
+	case link.KindEnd:
+		return take(item, func(end *link.End) {
+			if c := s.edge.connection(end.Number); c != nil {
+				c.endedByOrigin(end)
+			}
+		})
+	case link.KindRetract:
+		return take(item, func(retract *link.Retract) {
+			c := s.edge.connection(retract.Number)
+			switch {
+			case c == nil:
+			case len(retract.Names) > 0:
+				c.conn.Remove(sets.From(retract.Names))
+			default:
+				c.conn.EndIfPrivate(conn.Disconnect{Code: retract.Code, Reason: retract.Reason})
+			}
+		})
+	default:
+		return fmt.Errorf("the origin sent an item of an unknown kind %q", kind)
+	}
+}
+
+func take[T any](item []byte, do func(*T)) error {
+	value := new(T)
+	if err := link.Decode(item, value); err != nil {
+		return err
+	}
+	do(value)
+	return nil
+}
+
+// deliver queues a message for its recipients.
+func (s *session) deliver(item []byte) error {
+	m := &s.message
+	if err := link.DecodeMessage(item, m); err != nil {
+		return err
+	}
+	frame := conn.NewCarriedFrame(m.Name, append([]byte(nil), m.Wire...), m.Private)
+	e := s.edge
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, number := range m.To {
+		c := e.connections[number]
+		if c == nil {
+			continue // it has ended, and the origin will know
+		}
+		if m.Mark.Seq > 0 {
+			c.marks[m.Name] = m.Mark
+		}
+		if len(m.Wire) == 0 {
+			continue
+		}
+		if m.Paged {
+			c.conn.AllowExcess()
+		}
+		if c.conn.Enqueue(frame) == conn.Ready {
+			s.ready = append(s.ready, &c.conn)
+		}
+	}
+	return nil
+}
+
+// writeReady writes to connections what has come for them with a packet, in one piece.
+func (s *session) writeReady() {
+	if len(s.ready) > 0 {
+		s.edge.group.Write(s.ready...)
+		clear(s.ready)
+		s.ready = s.ready[:0]
+	}
+}
+
+// answered takes the answer to a request, or to one to connect.
+func (s *session) answered(answer *link.Answer) {
+	s.mu.Lock()
+	waiting := s.requests[answer.Number]
+	delete(s.requests, answer.Number)
+	s.mu.Unlock()
+	if waiting != nil {
+		waiting <- answer
+		return
+	}
+	if c := s.edge.connection(answer.Number); c != nil {
+		c.refused(answer)
+	}
+}
+
+// request lets the origin handle a request, and returns its answer. The error says that there is none: it is not known whether
+// the origin has handled it.
+func (s *session) request(ctx context.Context, r *link.HTTPRequest) (*link.Answer, error) {
+	number := s.edge.numbers.Add(1)
+	answer := make(chan *link.Answer, 1)
+	s.mu.Lock()
+	if s.requests == nil {
+		s.mu.Unlock()
+		return nil, s.err
+	}
+	s.requests[number] = answer
+	s.mu.Unlock()
+	if err := s.write(link.KindRequest, link.Request{Number: number, Request: *r}); err != nil {
+		s.mu.Lock()
+		delete(s.requests, number)
+		s.mu.Unlock()
+		return nil, err
+	}
+	select {
+	case got, ok := <-answer:
+		if !ok {
+			return nil, link.ErrSilent
+		}
+		return got, nil
+	case <-ctx.Done():
+		s.mu.Lock()
+		delete(s.requests, number)
+		s.mu.Unlock()
+		return nil, ctx.Err()
+	}
+}
