@@ -113,6 +113,39 @@ for (const signal of ["SIGTERM", "SIGKILL"]) {
   });
 }
 
+test("nobody vanishes from a room when the origin restarts", async (t) => {
+  const { herald, root, edges } = await install(t);
+  const count = Number(process.env.MEMBERS ?? 30); // each needs a password to be hashed
+  const emails = Array.from({ length: count }, (_, i) => `member${i}@example.com`);
+  for (const email of emails) await addUser(root, email);
+  const told = [];
+  const watch = async (edge) => {
+    const client = herald.client(edge.url);
+    const counts = await connects(client);
+    await client.realtime.subscribe("@presence/log/a", (message) => told.push(message));
+    return counts;
+  };
+  // a watcher is announced before all others, and one after them
+  const counts = [await watch(edges[0])];
+  for (const [i, email] of emails.entries()) {
+    const member = herald.client(edges[i % 2].url);
+    await member.collection("users").authWithPassword(email, "1234567890");
+    await member.realtime.subscribe("log/a", () => {});
+  }
+  counts.push(await watch(edges[1]));
+  await until("both know them", () => told.filter(({ total }) => total === count).length >= 2);
+  for (const signal of ["SIGKILL", "SIGTERM"]) {
+    told.length = 0;
+    await herald.stop(signal);
+    await herald.startOrigin();
+    await until("both hear again", () => told.length >= 2);
+    await until("all are back", async () => (await root.send("/api/notify/clients", {})).totalItems === count + 2);
+    await pause(500); // what is told later is told within this time
+    for (const message of told) assert.deepEqual([message.total, message.leave ?? []], [count, []]);
+  }
+  assert.deepEqual(counts.map(({ times }) => times), [1, 1]);
+});
+
 test("a process that is stopped for a while", async (t) => {
   const { herald, root, edges } = await install(t);
   const kept = await Promise.all(edges.map(async ({ url }) => {

@@ -340,3 +340,32 @@ func TestEdgeAlone(t *testing.T) {
 	mustSend(t, w, "example", 1)
 	client.Expect(t, "example", "1")
 }
+
+// TestEdgeBound: a client that the application's own code has subscribed to something connects anew after a restart, so
+// that this code can do it again.
+func TestEdgeBound(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addChannel(t, w, map[string]any{"pattern": "log/{name}", "subscribeRule": "*", "history": 10})
+	o := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
+	s := o.Edge(t, "edge")
+	bound, other := s.Subscribe(t, nil, "log/a"), s.Subscribe(t, nil, "log/a")
+	client, err := w.SubscriptionsBroker().ClientById(bound.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client.Subscribe("own")
+	mustSend(t, w, "own", 1)
+	bound.Expect(t, "own", "1")
+	mustSend(t, w, "log/a", 2) // the edge has taken all that came before
+	bound.Expect(t, "log/a", "2")
+	other.Expect(t, "log/a", "2")
+
+	o.Close(time.Second)
+	o.Begin(t)
+	if left := bound.ExpectEnd(t); len(left) > 0 {
+		t.Errorf("got %v", left)
+	}
+	mustSend(t, w, "log/a", 3)
+	other.Expect(t, "log/a", "3")
+}

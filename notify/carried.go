@@ -11,7 +11,7 @@ import (
 	"herald/notify/internal/conn"
 )
 
-// Carrier is the way to a client that is connected to an edge. Its methods must not block.
+// Carrier is the way to a client that is connected to an edge. Its methods must not block, except one.
 type Carrier interface {
 	// Edge is the name of the edge.
 	Edge() string
@@ -19,8 +19,14 @@ type Carrier interface {
 	Subscribing()
 	// Subscribed is called when the client's subscriptions, or who it is, may have changed by that.
 	Subscribed(c *Client, request *http.Request, heads Heads)
+	// Bound is called when code of the application has subscribed the client to something: what it did in one process
+	// cannot be repeated in another one.
+	Bound()
 	// Unsubscribed is called when the client has lost keys that it had.
 	Unsubscribed(keys []string)
+	// AwaitOthers waits, if the client is admitted again after a restart, until the others are that were there with it. It
+	// reports whether there was anything to wait for. Unlike the other methods it may block.
+	AwaitOthers() bool
 	// Ended is called once, when the client has ended.
 	Ended()
 }
@@ -54,6 +60,9 @@ func (c *Client) EndAt(why Disconnect, undelivered int) {
 	c.notifier.stats.dropped.Add(int64(undelivered))
 	c.output().EndAt(why)
 }
+
+// HasRoomAt notes that the client has room for a page at its edge.
+func (c *Client) HasRoomAt() { c.output().HasRoomAt() }
 
 // IsGuest reports whether the client has no valid auth record.
 func (c *Client) IsGuest() bool { return c.identity().isGuest() }

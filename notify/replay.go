@@ -133,7 +133,17 @@ func (c *Client) runReplays() {
 // has ended.
 func (c *Client) runReplay(p pendingReplay) {
 	if p.replay.isState {
-		c.sendState(p)
+		if c.carrier == nil {
+			c.sendState(p)
+			return
+		}
+		c.notifier.replaying.Go(func() { // the other replays do not wait
+			defer c.guard("telling who is present")
+			if c.carrier.AwaitOthers() {
+				c.notifier.tellPresence(p.topic[len(PresencePrefix):]) // the state is what was told, and has all of them then
+			}
+			c.sendState(p)
+		})
 		return
 	}
 	n := c.notifier

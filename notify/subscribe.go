@@ -15,6 +15,9 @@ func (c *Client) Subscribe(keys ...string) {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
 	c.Client.Subscribe(keys...)
+	if c.carrier != nil && !c.resubscribe {
+		c.carrier.Bound()
+	}
 	c.reindex(c.admitted)
 	c.startReplays()
 }

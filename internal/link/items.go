@@ -23,6 +23,8 @@ const (
 	KindOpen    Kind = 'O' // an [Open]: a client connects, or is still there
 	KindRequest Kind = 'R' // a [Request]: any other request about connections; the origin sends an [Answer]
 	KindClosed  Kind = 'C' // an [End]: the connection has ended at the edge
+	KindAll     Kind = 'L' // nothing else: all connections that are still there have been opened again
+	KindRoom    Kind = 'V' // see [EncodeNumbered], without bytes: the answer to KindAsk
 )
 
 // Items of an origin.
@@ -30,9 +32,11 @@ const (
 	KindAnswer   Kind = 'A' // an [Answer]
 	KindAccepted Kind = 'T' // an [Accepted]: what follows for the number is for its connection
 	KindMessage  Kind = 'M' // a [Message] for any number of connections
-	KindRaw      Kind = 'W' // bytes of one connection, see [EncodeRaw]
+	KindRaw      Kind = 'W' // bytes of one connection, see [EncodeNumbered]
 	KindState    Kind = 'S' // a [State] that the edge keeps for a connection, to give it back when it resumes
+	KindBound    Kind = 'B' // see [EncodeNumbered], without bytes: the connection cannot be resumed any more
 	KindForget   Kind = 'F' // a [Forget]: the connection has lost some of what it was subscribed to
+	KindAsk      Kind = 'Q' // as KindRoom: the edge is to answer when the connection's queue has room for a page
 	KindEnd      Kind = 'E' // an [End]: the edge must end the connection
 	KindRetract  Kind = 'P' // a [Retract]: some of what waits at the edge must not be written
 )
@@ -149,14 +153,14 @@ func KindOf(item []byte) Kind {
 	return Kind(item[0])
 }
 
-// EncodeRaw returns an item with bytes of a connection.
-func EncodeRaw(number uint64, bytes []byte) []byte {
-	item := binary.AppendUvarint([]byte{byte(KindRaw)}, number)
+// EncodeNumbered returns an item of the kind about the connection with number, with bytes, which may be nil.
+func EncodeNumbered(kind Kind, number uint64, bytes []byte) []byte {
+	item := binary.AppendUvarint([]byte{byte(kind)}, number)
 	return append(item, bytes...)
 }
 
-// DecodeRaw reads what EncodeRaw wrote.
-func DecodeRaw(item []byte) (number uint64, bytes []byte, err error) {
+// DecodeNumbered reads what EncodeNumbered wrote.
+func DecodeNumbered(item []byte) (number uint64, bytes []byte, err error) {
 	number, n := binary.Uvarint(item[1:])
 	if n <= 0 {
 		return 0, nil, errShort

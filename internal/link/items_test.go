@@ -31,11 +31,11 @@ func TestMessage(t *testing.T) {
 }
 
 func TestRaw(t *testing.T) {
-	number, bytes, err := DecodeRaw(EncodeRaw(1<<40, []byte("abc")))
+	number, bytes, err := DecodeNumbered(EncodeNumbered(KindRaw, 1<<40, []byte("abc")))
 	if err != nil || number != 1<<40 || string(bytes) != "abc" {
 		t.Errorf("%d %q %v", number, bytes, err)
 	}
-	if _, _, err := DecodeRaw([]byte{byte(KindRaw)}); err == nil {
+	if _, _, err := DecodeNumbered([]byte{byte(KindRaw)}); err == nil {
 		t.Error("a short item is accepted")
 	}
 }

@@ -112,5 +112,10 @@ func (o *Origin) EdgeWith(t testing.TB, config edge.Config) *Server {
 	return &Server{Server: server, App: o.App, edge: made, origin: o}
 }
 
-// EdgeStats returns the numbers of the edge.
-func (s *Server) EdgeStats() edge.Stats { return s.edge.Stats() }
+// EdgeStats returns the numbers of the edge, zero if the server is none.
+func (s *Server) EdgeStats() edge.Stats {
+	if s.edge == nil {
+		return edge.Stats{}
+	}
+	return s.edge.Stats()
+}

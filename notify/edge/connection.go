@@ -169,6 +169,17 @@ func (c *connection) setState(state *link.State) {
 	c.resumed()
 }
 
+// bind makes the connection one that cannot resume.
+func (c *connection) bind() {
+	e := c.edge
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.byID[c.id] == c {
+		delete(e.byID, c.id)
+	}
+	c.id = ""
+}
+
 // forget forgets keys that the client may not come back with.
 func (c *connection) forget(keys []string) {
 	c.edge.mu.Lock()

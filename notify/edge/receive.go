@@ -17,13 +17,26 @@ func (s *session) receive(item []byte) error {
 	case link.KindMessage:
 		return s.deliver(item)
 	case link.KindRaw:
-		number, bytes, err := link.DecodeRaw(item)
+		number, bytes, err := link.DecodeNumbered(item)
 		if err != nil {
 			return err
 		}
 		if c := s.edge.connection(number); c != nil {
 			// whatever it is, it may be for one user only
 			c.conn.Put(conn.NewCarriedFrame("", append([]byte(nil), bytes...), true))
+		}
+		return nil
+	case link.KindAsk, link.KindBound:
+		number, _, err := link.DecodeNumbered(item)
+		if err != nil {
+			return err
+		}
+		switch c := s.edge.connection(number); {
+		case c == nil:
+		case kind == link.KindAsk:
+			go s.answerAsk(c)
+		default:
+			c.bind()
 		}
 		return nil
 	case link.KindAccepted:
@@ -106,6 +119,15 @@ func (s *session) deliver(item []byte) error {
 		}
 	}
 	return nil
+}
+
+// answerAsk tells the origin when a page fits into the queue of c.
+func (s *session) answerAsk(c *connection) {
+	defer s.edge.guard("waiting for room in a queue")
+	if c.conn.AwaitRoom() {
+		// an error means that the session is over, and nobody waits any more
+		_ = s.stream.Write(link.EncodeNumbered(link.KindRoom, c.number, nil))
+	}
 }
 
 // writeReady writes to connections what has come for them with a packet, in one piece.

@@ -148,6 +148,9 @@ func (e *Edge) announce(s *session, hasLost bool) {
 			return
 		}
 	}
+	if s.stream.Write([]byte{byte(link.KindAll)}) != nil {
+		return // the session is over
+	}
 	e.endSpread(ending, disconnectResync)
 }
 

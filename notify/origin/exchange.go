@@ -13,6 +13,7 @@ import (
 
 	"herald/internal/link"
 	"herald/notify"
+	"herald/notify/internal/conn"
 )
 
 // Exchange is a connection of an edge, from its request on. It is a [notify.Carrier].
@@ -23,8 +24,10 @@ type Exchange struct {
 	ctx     context.Context // ends with the connection
 	cancel  context.CancelFunc
 	cut     chan struct{} // closed when what is written should fail
+	line    *conn.Line    // for what handlers write
 	done    chan struct{} // closed when nothing is left of it
-	release func()        // lets the next client be admitted again
+	release func()        // gives back its turn to be admitted again
+	admit   func()        // notes that it is admitted again, or will not be
 
 	cutWrites func() // closes cut
 	finish    func() // forgets the connection
@@ -43,11 +46,16 @@ type Exchange struct {
 var _ notify.Carrier = (*Exchange)(nil)
 
 func newExchange(s *session, open *link.Open) *Exchange {
-	x := &Exchange{session: s, number: open.Number, open: open, cut: make(chan struct{}), done: make(chan struct{}), release: func() {}}
+	x := &Exchange{session: s, number: open.Number, open: open, cut: make(chan struct{}), done: make(chan struct{}), release: func() {}, admit: func() {}}
+	if open.ID != "" {
+		x.admit = sync.OnceFunc(s.admitted)
+	}
+	x.line = s.trunk.NewLine(x.number, x.cut)
 	x.ctx, x.cancel = context.WithCancel(context.Background())
 	x.cutWrites = sync.OnceFunc(func() { close(x.cut) })
 	x.finish = sync.OnceFunc(func() {
 		x.cancel()
+		x.admit()
 		s.remove(x)
 		close(x.done)
 	})
@@ -165,9 +173,11 @@ func (x *Exchange) take(client *notify.Client, header http.Header) {
 	}
 	if x.open.State == nil {
 		x.release()
+		x.admit()
 		return
 	}
 	x.session.origin.stopped.Go(func() {
+		defer x.admit()
 		defer x.release()
 		x.resubscribe(client)
 		x.open.State = nil
@@ -236,6 +246,15 @@ func (x *Exchange) hasSubscribed() bool {
 	return x.subscribed
 }
 
+// AwaitOthers implements [notify.Carrier].
+func (x *Exchange) AwaitOthers() bool {
+	if x.open.ID == "" {
+		return false
+	}
+	x.session.origin.awaitSettled(x.ctx)
+	return true
+}
+
 // Edge implements [notify.Carrier].
 func (x *Exchange) Edge() string { return x.session.name }
 
@@ -268,6 +287,11 @@ func (x *Exchange) Subscribed(client *notify.Client, request *http.Request, head
 	x.control(link.KindState, state)
 }
 
+// Bound implements [notify.Carrier].
+func (x *Exchange) Bound() {
+	x.session.trunk.Control(control{kind: link.KindBound, number: x.number})
+}
+
 // Unsubscribed implements [notify.Carrier].
 func (x *Exchange) Unsubscribed(keys []string) {
 	x.control(link.KindForget, link.Forget{Number: x.number, Keys: keys})
@@ -296,7 +320,20 @@ func (x *Exchange) endAt(why notify.Disconnect, undelivered int) {
 	x.cancel()
 }
 
-func (x *Exchange) control(kind link.Kind, value any) { x.session.trunk.Control(control{kind, value}) }
+// hasRoom notes that a page fits into the connection's queue at the edge.
+func (x *Exchange) hasRoom() {
+	x.line.HasRoomAt()
+	x.mu.Lock()
+	client := x.client
+	x.mu.Unlock()
+	if client != nil {
+		client.HasRoomAt()
+	}
+}
+
+func (x *Exchange) control(kind link.Kind, value any) {
+	x.session.trunk.Control(control{kind: kind, value: value})
+}
 
 // answer lets the application handle a request about connections, and answers it.
 func (s *session) answer(request *link.Request) {
@@ -309,7 +346,7 @@ func (s *session) answer(request *link.Request) {
 	} else {
 		s.origin.serve(w, newRequest(s.ctx, &request.Request))
 	}
-	s.trunk.Control(control{link.KindAnswer, w.answer(request.Number)})
+	s.trunk.Control(control{kind: link.KindAnswer, value: w.answer(request.Number)})
 }
 
 // serve lets the application handle a request. Like net/http, it survives a panic.

@@ -66,7 +66,7 @@ func (r *response) Write(p []byte) (int, error) {
 	if !r.streams {
 		return r.body.Write(p)
 	}
-	if err := r.exchange.session.trunk.Write(r.exchange.number, p, r.exchange.cut); err != nil {
+	if err := r.exchange.line.Write(p); err != nil {
 		return 0, err
 	}
 	return len(p), nil

@@ -48,6 +48,7 @@ type Origin struct {
 	notifier *notify.Notifier
 	subjects link.Subjects
 	boot     uint64
+	begun    time.Time
 	nc       *nats.Conn
 	embedded *server.Server
 	resuming chan struct{} // held while a client is admitted again
@@ -70,7 +71,7 @@ func New(app core.App, notifier *notify.Notifier, config Config) (*Origin, error
 		return nil, err
 	}
 	o := &Origin{
-		app: app, notifier: notifier, subjects: link.Subjects{App: config.App}, boot: rand.Uint64() | 1,
+		app: app, notifier: notifier, subjects: link.Subjects{App: config.App}, boot: rand.Uint64() | 1, begun: time.Now(),
 		resuming: make(chan struct{}, maxResuming), stop: make(chan struct{}), sessions: map[string]*session{},
 	}
 	address := config.NATS
@@ -217,6 +218,32 @@ func (o *Origin) packet(m *nats.Msg) {
 	s.stream.Packet(m.Data)
 }
 
+// How long clients that are back wait to hear who else is: othersJoin for edges that have not joined yet (they try twice
+// per second), othersPatience in all.
+const (
+	othersJoin     = time.Second
+	othersPatience = 10 * time.Second
+)
+
+// awaitSettled waits until the clients that the edges have kept are there, or ctx ends.
+func (o *Origin) awaitSettled(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, othersPatience)
+	defer cancel()
+	select {
+	case <-time.After(time.Until(o.begun.Add(othersJoin))):
+	case <-ctx.Done():
+	}
+	o.mu.Lock()
+	sessions := slices.Collect(maps.Values(o.sessions))
+	o.mu.Unlock()
+	for _, s := range sessions {
+		select {
+		case <-s.settled:
+		case <-ctx.Done():
+		}
+	}
+}
+
 // Edge describes an edge.
 type Edge struct {
 	Name        string  `json:"name"`
@@ -250,11 +277,15 @@ func (o *Origin) Close(patience time.Duration) {
 	o.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+	var closing sync.WaitGroup
 	for _, s := range sessions {
-		s.drain(ctx)
-		s.stream.Close()
-		<-s.over
+		closing.Go(func() {
+			s.drain(ctx)
+			s.stream.Close()
+			<-s.over
+		})
 	}
+	closing.Wait()
 	close(o.stop)
 	o.nc.Close()
 	o.stopped.Wait()

@@ -28,11 +28,16 @@ type session struct {
 	ctx    context.Context // ends with the stream
 	cancel context.CancelFunc
 	over   chan struct{} // closed when its clients have ended, too
+	settle func()        // closes settled
+	// settled is closed when the clients that the edge has kept are admitted
+	settled chan struct{}
 
 	mu        sync.Mutex // guards the fields below
 	exchanges map[uint64]*Exchange
 	isOver    bool
-	carried   int // bytes that were taken off the trunk and are not on the stream yet
+	admitting int  // clients that are announced again and not admitted yet
+	announced bool // no more of them will come
+	carried   int  // bytes that were taken off the trunk and are not on the stream yet
 }
 
 // endPatience is how long the end of a session waits for handlers of the application.
@@ -44,8 +49,9 @@ const aliveBeats = 2
 func (o *Origin) newSession(name string, hello link.Hello) *session {
 	s := &session{
 		origin: o, name: name, boot: hello.Boot, id: hello.Session, trunk: o.notifier.NewTrunk(),
-		over: make(chan struct{}), exchanges: map[uint64]*Exchange{},
+		over: make(chan struct{}), settled: make(chan struct{}), exchanges: map[uint64]*Exchange{},
 	}
+	s.settle = sync.OnceFunc(func() { close(s.settled) })
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	subject := o.subjects.Down(name)
 	s.stream = link.NewStream(hello.Session, link.ConfigFor(o.nc), func(p []byte) error { return o.nc.Publish(subject, p) }, s.receive, s.streamEnded)
@@ -109,8 +115,9 @@ func (s *session) onTheWay() int {
 
 // control is what an origin puts on a trunk between messages.
 type control struct {
-	kind  link.Kind
-	value any
+	kind   link.Kind
+	value  any    // nil if the kind says all
+	number uint64 // of the connection, without a value
 }
 
 // itemOf returns cargo as it goes over the link.
@@ -121,7 +128,9 @@ func itemOf(c *conn.Cargo) ([]byte, error) {
 			Name: c.Frame.Name(), Mark: link.Mark(c.Frame.Mark()), Private: c.Frame.Private(), Paged: c.Frame.IsPaged(), Wire: c.Frame.Wire(), To: c.To,
 		}), nil
 	case c.Raw != nil:
-		return link.EncodeRaw(c.Number, c.Raw), nil
+		return link.EncodeNumbered(link.KindRaw, c.Number, c.Raw), nil
+	case c.Asks:
+		return link.EncodeNumbered(link.KindAsk, c.Number, nil), nil
 	case c.Ends != nil:
 		return link.Encode(link.KindEnd, link.End{Number: c.Number, Code: c.Ends.Code, Reason: c.Ends.Reason, Finish: c.IsDrained})
 	case c.Retracts != nil:
@@ -132,6 +141,9 @@ func itemOf(c *conn.Cargo) ([]byte, error) {
 		return link.Encode(link.KindRetract, retract)
 	}
 	control := c.Control.(control)
+	if control.value == nil {
+		return link.EncodeNumbered(control.kind, control.number, nil), nil
+	}
 	return link.Encode(control.kind, control.value)
 }
 
@@ -155,11 +167,21 @@ func (s *session) receive(item []byte) error {
 		if err := link.Decode(item, &end); err != nil {
 			return err
 		}
-		s.mu.Lock()
-		x := s.exchanges[end.Number]
-		s.mu.Unlock()
-		if x != nil {
+		if x := s.exchange(end.Number); x != nil {
 			x.endAt(notify.Disconnect{Code: end.Code, Reason: end.Reason}, end.Undelivered)
+		}
+	case link.KindAll:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.announced = true
+		s.settleIfAll()
+	case link.KindRoom:
+		number, _, err := link.DecodeNumbered(item)
+		if err != nil {
+			return err
+		}
+		if x := s.exchange(number); x != nil {
+			x.hasRoom()
 		}
 	default:
 		return fmt.Errorf("the edge sent an item of an unknown kind %q", kind)
@@ -179,8 +201,33 @@ func (s *session) open(open *link.Open) error {
 		return errors.New("the session is over")
 	}
 	s.exchanges[open.Number] = x
+	if open.ID != "" {
+		s.admitting++
+	}
 	s.origin.stopped.Go(x.run)
 	return nil
+}
+
+// admitted notes that a client that was announced again is there, or will not come.
+func (s *session) admitted() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.admitting--
+	s.settleIfAll()
+}
+
+// settleIfAll notes that all clients of the edge are there, if they are. mu is held.
+func (s *session) settleIfAll() {
+	if s.announced && s.admitting == 0 {
+		s.settle()
+	}
+}
+
+// exchange returns the connection with number, or nil.
+func (s *session) exchange(number uint64) *Exchange {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.exchanges[number]
 }
 
 func (s *session) remove(x *Exchange) {
@@ -205,6 +252,7 @@ func (s *session) streamEnded(err error) {
 	defer s.origin.guard("ending the session of an edge")
 	defer close(s.over)
 	s.cancel()
+	s.settle()
 	if !errors.Is(err, link.ErrClosed) {
 		s.origin.app.Logger().Warn("An edge is lost", slog.String("edge", s.name), slog.String("error", err.Error()))
 	}

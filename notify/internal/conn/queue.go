@@ -204,10 +204,13 @@ func (c *Conn) dropLocked(count int) {
 // earlier messages is queued. The rest is for messages sent in the meantime.
 const PageShare = 4
 
-// hasRoomForPage reports whether a page may be queued. mu is held.
+// hasRoomForPage reports whether a page may be queued. What waits at the other end of a trunk counts as well. mu is held.
 func (c *Conn) hasRoomForPage() bool {
-	config := &c.group.config
-	return len(c.frames) <= config.QueueSize/PageShare && c.bytes <= config.QueueBytes/PageShare
+	waiting := load{len(c.frames), c.bytes}
+	if r, ok := c.writer.(*relay); ok {
+		waiting.add(r.away)
+	}
+	return waiting.leavesRoom(&c.group.config)
 }
 
 // AwaitRoom waits until a page fits into the queue. It returns false if the connection ends.
@@ -222,8 +225,13 @@ func (c *Conn) AwaitRoom() bool {
 			c.mu.Unlock()
 			return true
 		}
-		room := make(chan struct{})
-		c.room = room
+		if c.room == nil {
+			c.room = make(chan struct{})
+		}
+		room := c.room
+		if r, ok := c.writer.(*relay); ok {
+			r.askIfAwaited()
+		}
 		c.mu.Unlock()
 		<-room
 	}

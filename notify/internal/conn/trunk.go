@@ -15,7 +15,7 @@ import (
 // maxCargo is how many bytes wait in a trunk before its connections keep what they have.
 const maxCargo = 1 << 20
 
-// Cargo is what a trunk carries: one of its fields To, Raw, Ends, Retracts and Control is set.
+// Cargo is what a trunk carries: one of its fields To, Raw, Ends, Retracts, Asks and Control is set.
 type Cargo struct {
 	Frame *Frame
 	To    []uint64 // the connections that get Frame, by their numbers at the other end
@@ -30,6 +30,8 @@ type Cargo struct {
 	// Retracts says that private messages must not be written any more, or those named Names if there are any.
 	Retracts *Disconnect
 	Names    sets.Of[string]
+	// Asks says that the other end is to answer when the connection's queue has room for a page: see [Conn.HasRoomAt].
+	Asks bool
 	// Control is what the owner of the trunk has put in between.
 	Control any
 }
@@ -126,8 +128,8 @@ func (t *Trunk) noteFull() {
 	}
 }
 
-// Write carries events of the connection with number. It waits for room, until cut is closed.
-func (t *Trunk) Write(number uint64, events []byte, cut <-chan struct{}) error {
+// write carries events of the connection with number. It waits for room in the trunk, until cut is closed.
+func (t *Trunk) write(number uint64, events []byte, cut <-chan struct{}) error {
 	t.mu.Lock()
 	for t.bytes > maxCargo && !t.closed {
 		t.noteFull()
@@ -171,6 +173,7 @@ type relay struct {
 	scheduled bool // on the writers' list
 	blocked   bool // the trunk was full
 	gone      bool // the connection has ended at the other end
+	credit
 
 	// where in the trunk the connection's last message is; guarded by Trunk.mu
 	round uint64
@@ -237,6 +240,7 @@ func (r *relay) Flush(*Buffer) (more bool) {
 	count, bytes := r.carry(c.frames[:c.writable()])
 	r.blocked = count < c.writable()
 	c.dropLocked(count)
+	r.askIfAwaited()
 	c.wrote(bytes)
 	c.endIfDoneLocked()
 	return false
@@ -254,12 +258,14 @@ func (r *relay) pass(f *Frame) bool {
 		r.blocked = true // until there is room, when f is in the queue
 		return false
 	}
+	r.askIfAwaited()
 	r.conn.wrote(bytes)
 	return true
 }
 
 // carry puts frames on the trunk, and returns how many of them it took. Conn.mu is held.
 func (r *relay) carry(frames []*Frame) (count, bytes int) {
+	defer func() { r.away.add(load{count, bytes}) }()
 	t := r.trunk
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -139,7 +139,7 @@ func TestFullTrunk(t *testing.T) {
 	}
 	cut := make(chan struct{})
 	close(cut)
-	if err := trunk.Write(1, []byte("x"), cut); err == nil {
+	if err := trunk.NewLine(1, cut).Write([]byte("x")); err == nil {
 		t.Error("it took more")
 	}
 	got := map[uint64][]string{}
@@ -147,7 +147,7 @@ func TestFullTrunk(t *testing.T) {
 	if !slices.Equal(got[1], []string{"1", "2", "3", "4", "5", "6", "7"}) {
 		t.Errorf("got %v", got)
 	}
-	if err := trunk.Write(1, []byte("x"), nil); err != nil {
+	if err := trunk.NewLine(1, nil).Write([]byte("x")); err != nil {
 		t.Error(err)
 	}
 
@@ -162,7 +162,7 @@ func TestFullTrunk(t *testing.T) {
 		}
 	}
 	trunk.Close()
-	if err := trunk.Write(1, []byte("x"), nil); err == nil {
+	if err := trunk.NewLine(1, nil).Write([]byte("x")); err == nil {
 		t.Error("it takes more after its end")
 	}
 }
