@@ -2,8 +2,10 @@ package hooks_test
 
 import (
 	"bufio"
+	"context"
 	"encoding/json/jsontext"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -19,7 +21,18 @@ import (
 // is read from lines, or not at all.
 func open(t *testing.T, server *pbtest.Server) (clientID string, lines *bufio.Scanner) {
 	t.Helper()
-	response, err := server.Client().Get(server.URL + "/api/realtime")
+	client := *server.Client()
+	transport := client.Transport.(*http.Transport).Clone()
+	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, network, address)
+		if err == nil {
+			err = conn.(*net.TCPConn).SetReadBuffer(128 << 10) // little waits in the kernel, where no queue counts it
+		}
+		return conn, err
+	}
+	client.Transport = transport
+	t.Cleanup(transport.CloseIdleConnections)
+	response, err := client.Get(server.URL + "/api/realtime")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,12 +43,31 @@ type world struct {
 	root, ann, bob *core.Record
 }
 
-func newWorld(t testing.TB) *world {
-	app := pbtest.NewApp(t, register)
-	return &world{
-		TestApp: app,
-		root:    pbtest.AddAuth(t, app, core.CollectionNameSuperusers, "root@x.com", nil),
-		ann:     pbtest.AddAuth(t, app, "users", "ann@x.com", map[string]any{"name": "Ann"}),
-		bob:     pbtest.AddAuth(t, app, "users", "bob@x.com", nil),
+// people has the records of a world.
+var people = pbtest.Template(func(app core.App) error {
+	for _, add := range []struct {
+		collection, email string
+		values            map[string]any
+	}{
+		{core.CollectionNameSuperusers, "root@x.com", nil},
+		{"users", "ann@x.com", map[string]any{"name": "Ann"}},
+		{"users", "bob@x.com", nil},
+	} {
+		if _, err := pbtest.TryAddAuth(app, add.collection, add.email, add.values); err != nil {
+			return err
+		}
 	}
+	return nil
+})
+
+func newWorld(t testing.TB) *world {
+	app := pbtest.NewAppFrom(t, people, register)
+	find := func(collection, email string) *core.Record {
+		record, err := app.FindAuthRecordByEmail(collection, email)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return record
+	}
+	return &world{TestApp: app, root: find(core.CollectionNameSuperusers, "root@x.com"), ann: find("users", "ann@x.com"), bob: find("users", "bob@x.com")}
 }

@@ -255,7 +255,7 @@ func TestReplayToStalled(t *testing.T) {
 		addLog(t, w, 10_000)
 		server := serve(t, w)
 		large := strings.Repeat("x", 50_000)
-		const count = 600 // 30 MB: more than the sockets' buffers hold, and than a queue may for once
+		const count = 400 // 20 MB: more than the sockets' buffers hold, and than a queue may for once
 		for range count {
 			mustSend(t, w, "log/a", large)
 		}

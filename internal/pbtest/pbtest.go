@@ -35,7 +35,13 @@ const Timeout = 30 * time.Second
 // that the test binary imports have run. register binds to it what is tested.
 func NewApp(t testing.TB, register ...func(core.App)) *tests.TestApp {
 	t.Helper()
-	folder, err := migrated()
+	return NewAppFrom(t, migrated, register...)
+}
+
+// NewAppFrom is NewApp with a copy of the data that a [Template] has.
+func NewAppFrom(t testing.TB, template func() (folder string, err error), register ...func(core.App)) *tests.TestApp {
+	t.Helper()
+	folder, err := template()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,28 +61,42 @@ func NewApp(t testing.TB, register ...func(core.App)) *tests.TestApp {
 	return app
 }
 
-// migrated returns a data directory in which all migrations have run: with the race detector
+// migrated has a data directory in which all migrations have run: with the race detector
 // they take a second for each app.
-var migrated = sync.OnceValues(func() (string, error) {
-	empty, err := os.MkdirTemp("", "")
-	if err != nil {
-		return "", err
-	}
-	defer os.RemoveAll(empty)
-	app, err := tests.NewTestApp(empty)
-	if err != nil {
-		return "", err
-	}
-	event := &core.TerminateEvent{}
-	event.App = app
-	return app.DataDir(), app.OnTerminate().Trigger(event, func(*core.TerminateEvent) error { return app.ClearBootstrap() })
-})
+var migrated = Template(nil)
+
+var templates sync.Map // their folders
+
+// Template has a data directory in which all migrations have run and fill, unless it is nil, has added something. It is
+// made when it is used first.
+func Template(fill func(core.App) error) func() (folder string, err error) {
+	return sync.OnceValues(func() (string, error) {
+		from, err := os.MkdirTemp("", "")
+		if err != nil {
+			return "", err
+		}
+		defer os.RemoveAll(from)
+		app, err := tests.NewTestApp(from)
+		if err != nil {
+			return "", err
+		}
+		templates.Store(app.DataDir(), nil)
+		if fill != nil {
+			if err := fill(app); err != nil {
+				return "", err
+			}
+		}
+		event := &core.TerminateEvent{}
+		event.App = app
+		return app.DataDir(), app.OnTerminate().Trigger(event, func(*core.TerminateEvent) error { return app.ClearBootstrap() })
+	})
+}
 
 // Main runs the tests of a package, and fails where they leave goroutines behind.
 func Main(m *testing.M) {
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
-		if folder, err := migrated(); err == nil {
-			_ = os.RemoveAll(folder)
+		for folder := range templates.Range {
+			_ = os.RemoveAll(folder.(string))
 		}
 		os.Exit(code)
 	}))
@@ -98,9 +118,18 @@ func AddField(t testing.TB, app core.App, collectionName string, field core.Fiel
 // AddAuth adds an auth record with values to the collection with the name.
 func AddAuth(t testing.TB, app core.App, collectionName, email string, values map[string]any) *core.Record {
 	t.Helper()
-	collection, err := app.FindCollectionByNameOrId(collectionName)
+	record, err := TryAddAuth(app, collectionName, email, values)
 	if err != nil {
 		t.Fatal(err)
+	}
+	return record
+}
+
+// TryAddAuth is AddAuth without a test.
+func TryAddAuth(app core.App, collectionName, email string, values map[string]any) (*core.Record, error) {
+	collection, err := app.FindCollectionByNameOrId(collectionName)
+	if err != nil {
+		return nil, err
 	}
 	// a hash that is quickly made: with the race detector a usual one takes most
 	// of a test's time
@@ -111,10 +140,7 @@ func AddAuth(t testing.TB, app core.App, collectionName, email string, values ma
 	record.SetEmail(email)
 	record.SetPassword("1234567890")
 	record.Load(values)
-	if err := app.Save(record); err != nil {
-		t.Fatal(err)
-	}
-	return record
+	return record, app.Save(record)
 }
 
 // Token returns an auth token of record; "" for nil, a guest.

@@ -2,13 +2,17 @@ package history
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"time"
 )
 
-// formatVersion is the version of the storage format, kept in SQLite's user_version.
-const formatVersion = 1
+// Versions of the storage format, kept in SQLite's user_version.
+const (
+	identityVersion = 1 // whom a message is for is stored by ids
+	formatVersion   = 2 // messages have rowids
+)
 
 // migrate converts what an older version stored to the current format.
 func (s *store) migrate(ctx context.Context, identify func(sent time.Time, audience []byte, sender string) ([]byte, string)) (err error) {
@@ -41,7 +45,10 @@ func (s *store) migrate(ctx context.Context, identify func(sent time.Time, audie
 			return err
 		}
 	}
-	for last := (row{topic: -1}); ; {
+	if err := addRowids(ctx, tx); err != nil {
+		return err
+	}
+	for last := (row{topic: -1}); version < identityVersion; {
 		rows, err := tx.QueryContext(ctx, "SELECT topic, seq, time, sender, audience FROM messages "+
 			"WHERE (topic, seq) > (?, ?) AND (audience IS NOT NULL OR sender <> '') ORDER BY topic, seq LIMIT 1000", last.topic, last.Seq)
 		if err != nil {
@@ -75,4 +82,16 @@ func (s *store) migrate(ctx context.Context, identify func(sent time.Time, audie
 		return err
 	}
 	return tx.Commit()
+}
+
+// addRowids copies the messages, if their table has no rowids yet.
+func addRowids(ctx context.Context, tx *sql.Tx) error {
+	var has bool
+	if err := tx.QueryRowContext(ctx, "SELECT NOT wr FROM pragma_table_list('messages') WHERE schema = 'main'").Scan(&has); err != nil || has {
+		return err
+	}
+	_, err := tx.ExecContext(ctx, "ALTER TABLE messages RENAME TO messages_before;"+schema+
+		"INSERT INTO messages (topic, seq, time, id, sender, audience, data) SELECT topic, seq, time, id, sender, audience, data FROM messages_before ORDER BY topic, seq;"+
+		"DROP TABLE messages_before")
+	return err
 }

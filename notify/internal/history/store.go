@@ -50,6 +50,9 @@ type store struct {
 // history for a while. Times fall if a clock was wrong: fell is the number of the last message with
 // an earlier time than the message before it (0 if there is none), dipped is the first such
 // message, and peak is the time before dipped. ids holds the keys of messages that came with an id.
+//
+// messages has rowids: without them the data would be in the tree that is searched, and SQLite reads all of a row there
+// to compare its key (https://sqlite.org/withoutrowid.html, section 4). From 1,000 bytes on that takes two to three times as long.
 const schema = `
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS topics (
@@ -70,7 +73,7 @@ CREATE TABLE IF NOT EXISTS messages (
 	audience BLOB, -- NULL: everybody
 	data     BLOB NOT NULL, -- JSON
 	PRIMARY KEY (topic, seq)
-) STRICT, WITHOUT ROWID;
+) STRICT;
 CREATE TABLE IF NOT EXISTS ids (
 	topic INTEGER NOT NULL,
 	key   TEXT NOT NULL,
