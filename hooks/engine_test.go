@@ -38,6 +38,11 @@ func send(t *testing.T, app core.App, msg notify.Message) notify.Report {
 // awaitReason waits until a connection has ended for reason.
 func awaitReason(t *testing.T, app core.App, why notify.Disconnect) {
 	t.Helper()
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(engine(app).Stats().Disconnects)
+		}
+	})
 	pbtest.WaitFor(t, "a connection ends: "+why.Reason, func() bool { return engine(app).Stats().Disconnects[why.Reason] > 0 })
 }
 

@@ -18,7 +18,7 @@ import (
 func TestPage(t *testing.T) {
 	t.Parallel() // it waits most of the time
 	page := fstest.MapFS{"index.html": {Data: []byte("the page")}, "app/main.js": {Data: []byte("script")},
-		"herald.js": {Data: []byte("the module")}, "herald.d.ts": {Data: []byte("its types")}}
+		"lib/pocketbase.es.mjs": {Data: []byte("the SDK")}}
 	folder := t.TempDir()
 	if err := os.WriteFile(filepath.Join(folder, "index.html"), []byte("the application"), 0o600); err != nil {
 		t.Fatal(err)
@@ -44,11 +44,13 @@ func TestPage(t *testing.T) {
 		"folder, fallback":       {hooks.Config{Page: page, PublicDir: folder, IndexFallback: true}, "/x", 200, "the application", false},
 		"folder that must be":    {hooks.Config{Page: page, PublicDir: missing, RequirePublicDir: true}, "/", 404, "", false},
 		"no page":                {hooks.Config{}, "/", 404, "", false},
-		"module":                 {hooks.Config{Page: page}, "/herald.js", 200, "the module", false},
-		"module beside a folder": {hooks.Config{Page: page, PublicDir: folder, IndexFallback: true}, "/herald.js", 200, "the module", false},
-		"types beside a folder":  {hooks.Config{Page: page, PublicDir: folder}, "/herald.d.ts", 200, "its types", false},
+		"module":                 {hooks.Config{Page: page}, "/herald.js", 200, "export async function subscribe", false},
+		"module beside a folder": {hooks.Config{Page: page, PublicDir: folder, IndexFallback: true}, "/herald.js", 200, "export async function subscribe", false},
+		"types beside a folder":  {hooks.Config{Page: page, PublicDir: folder}, "/herald.d.ts", 200, "export function subscribe<", false},
 		"module of the folder":   {hooks.Config{Page: page, PublicDir: withOwn}, "/herald.js", 200, "another module", false},
-		"no module":              {hooks.Config{PublicDir: folder}, "/herald.js", 404, "", false},
+		"module without a page":  {hooks.Config{PublicDir: folder}, "/herald.js", 200, "export async function subscribe", false},
+		"SDK beside a folder":    {hooks.Config{Page: page, PublicDir: folder}, "/lib/pocketbase.es.mjs", 200, "the SDK", false},
+		"no SDK":                 {hooks.Config{PublicDir: folder}, "/lib/pocketbase.es.mjs", 404, "", false},
 		"the api goes on":        {hooks.Config{Page: page}, "/api/health", 200, "API is healthy", false},
 	} {
 		t.Run(name, func(t *testing.T) {

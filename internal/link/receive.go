@@ -51,7 +51,14 @@ func (s *Stream) acknowledged(expected uint64, flags byte) {
 	defer s.mu.Unlock()
 	s.heard = true
 	s.silent = 0
-	s.isSlow = s.isSlow || flags&flagDouble != 0
+	switch {
+	case flags&flagDouble == 0:
+	case s.hasty > 0:
+		s.hasty--
+		s.caution = min(2*s.caution, maxPatience)
+	default:
+		s.isSlow = true
+	}
 	count := 0
 	for count < len(s.sent)-s.fresh && s.sent[count].number < expected {
 		s.size -= len(s.sent[count].bytes)

@@ -88,6 +88,8 @@ type Stream struct {
 	again    bool          // the other side has a hole
 	isSlow   bool          // what was sent again had not been lost
 	patience time.Duration // how long a packet may be without an acknowledgement before it is sent again
+	caution  time.Duration // how long before the same hole is filled once more
+	hasty    int           // packets that filled the same hole once more: if one comes twice, that is why
 	room     chan struct{}
 	heard    bool   // since the last beat
 	silent   int    // beats without a packet
@@ -108,7 +110,7 @@ type Stream struct {
 func NewStream(session uint64, config Config, publish func([]byte) error, receive func([]byte) error, ended func(error)) *Stream {
 	s := &Stream{
 		session: session, publish: publish, receive: receive, ended: ended, config: config.withDefaults(),
-		kick: make(chan struct{}, 1), done: make(chan struct{}), next: 1, expect: 1, patience: resendAfter, early: map[uint64][]byte{},
+		kick: make(chan struct{}, 1), done: make(chan struct{}), next: 1, expect: 1, patience: resendAfter, caution: ackAfter, early: map[uint64][]byte{},
 	}
 	go s.run()
 	return s
@@ -271,7 +273,11 @@ func (s *Stream) due(now time.Time, isBeat bool) (packets [][]byte, wait time.Du
 			s.isSlow = false
 			s.patience = min(2*s.patience, maxPatience) // it may be slow rather than lost
 		}
-		if isLate || s.again && now.Sub(first.at) >= ackAfter {
+		isWanted := s.again && (!first.again || now.Sub(first.at) >= s.caution)
+		if isLate || isWanted && now.Sub(first.at) >= ackAfter {
+			if !isLate && first.again {
+				s.hasty++
+			}
 			first.at, first.again = now, true
 			packets = append(packets, s.header(*first))
 		}
@@ -293,7 +299,7 @@ func (s *Stream) due(now time.Time, isBeat bool) (packets [][]byte, wait time.Du
 func (s *Stream) cut(now time.Time) {
 	room := s.config.MaxPacket - headerSize
 	if len(s.sent) == 0 {
-		s.moved = now
+		s.moved, s.hasty, s.caution = now, 0, ackAfter
 	}
 	for len(s.pending) > 0 {
 		part := s.pending[:min(len(s.pending), room):min(len(s.pending), room)]

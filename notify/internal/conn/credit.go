@@ -6,6 +6,7 @@ package conn
 import (
 	"os"
 	"sync"
+	"time"
 )
 
 // load is an amount of messages.
@@ -24,15 +25,22 @@ type credit struct {
 	away  load
 	asked load // the part of away that a question is about
 	asks  bool // there is one
+	since time.Time
 }
+
+// answerTime is how long an answer may take before it is the client that does not read.
+const answerTime = time.Second
 
 // ask asks for room at the other end, where the connection has number, unless it does already.
 func (k *credit) ask(t *Trunk, number uint64) {
 	if !k.asks && k.away.count > 0 {
-		k.asks, k.asked = true, k.away
+		k.asks, k.asked, k.since = true, k.away, time.Now()
 		t.put(Cargo{Number: number, Asks: true})
 	}
 }
+
+// isRefused reports whether there has been no room for a while.
+func (k *credit) isRefused() bool { return k.asks && time.Since(k.since) > answerTime }
 
 // granted notes the answer: what was sent before the question leaves room.
 func (k *credit) granted() {

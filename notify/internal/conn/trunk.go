@@ -225,7 +225,7 @@ func (r *relay) Wake() (ready bool) {
 
 // State implements [Writer]. What is private at the other end is retracted there.
 func (r *relay) State() State {
-	return State{Flushes: !r.blocked, Writing: r.scheduled, Behind: r.blocked && r.trunk.isBehind()}
+	return State{Flushes: !r.blocked && !r.isRefused(), Writing: r.scheduled, Behind: r.blocked && r.trunk.isBehind()}
 }
 
 // Flush implements [Writer].
