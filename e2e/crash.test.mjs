@@ -4,7 +4,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { subscribe } from "../pb_public/herald.js";
+import { subscribe } from "../clients/js/herald.js";
 import { Herald, send, until } from "./kit.mjs";
 
 test("kill -9 under load", async (t) => {

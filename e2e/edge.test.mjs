@@ -4,7 +4,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { presence, subscribe } from "../pb_public/herald.js";
+import { presence, subscribe } from "../clients/js/herald.js";
 import { addUser, Herald, Received, send, until } from "./kit.mjs";
 
 /** An origin with two edges, a superuser's client that uses the first, and a channel with history. */

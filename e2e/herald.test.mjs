@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import { setMaxListeners } from "node:events";
 import { afterEach, test } from "node:test";
 
-import { presence, subscribe } from "../pb_public/herald.js";
+import { presence, subscribe } from "../clients/js/herald.js";
 import OldestPocketBase from "pocketbase-oldest";
 
 import { addUser, Herald, launchBrowser, send, until } from "./kit.mjs";

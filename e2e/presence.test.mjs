@@ -6,7 +6,7 @@ import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 
-import { presence } from "../pb_public/herald.js";
+import { presence } from "../clients/js/herald.js";
 import { addUser, Herald, launchBrowser, password, Received, until } from "./kit.mjs";
 import { RudeProxy } from "./proxy.mjs";
 

@@ -12,6 +12,8 @@ import (
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
+
+	"herald/clients/js"
 )
 
 // pageCSP limits the page to loading from and calling its own server.
@@ -24,9 +26,9 @@ func bindPage(app core.App, config Config) {
 	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
 		Id: "heraldPage",
 		Func: func(e *core.ServeEvent) error {
-			for _, name := range moduleFiles {
-				if config.Page != nil && !e.Router.HasRoute(http.MethodGet, "/"+name) {
-					e.Router.GET("/"+name, module(config, name))
+			for name, files := range modules(config) {
+				if isFile(files, name) && !e.Router.HasRoute(http.MethodGet, "/"+name) {
+					e.Router.GET("/"+name, module(config, files, name))
 				}
 			}
 			if handler := static(config); handler != nil && !e.Router.HasRoute(http.MethodGet, "/{path...}") {
@@ -38,23 +40,32 @@ func bindPage(app core.App, config Config) {
 	})
 }
 
-// moduleFiles are the files of Herald that applications import in the browser. They are also served
-// beside an application's own public folder.
-var moduleFiles = []string{"herald.js", "herald.d.ts"}
+// modules are the files that applications import in the browser, and what has them: Herald's client module and, where
+// there is a page, the SDK that it uses. They are served beside whatever else is.
+func modules(config Config) map[string]fs.FS {
+	files := map[string]fs.FS{"herald.js": js.FS, "herald.d.ts": js.FS}
+	if config.Page != nil {
+		files["lib/pocketbase.es.mjs"] = config.Page
+	}
+	return files
+}
 
-// module serves one of moduleFiles, or the file of that name in the public folder.
-func module(config Config, name string) func(*core.RequestEvent) error {
+// module serves a file of files, or the one of that name in the public folder.
+func module(config Config, files fs.FS, name string) func(*core.RequestEvent) error {
 	return func(e *core.RequestEvent) error {
 		e.Response.Header().Set("Cache-Control", "no-cache")
-		if strings.HasSuffix(name, ".ts") { // otherwise it is taken for a video
+		switch {
+		case strings.HasSuffix(name, ".ts"): // otherwise it is taken for a video
 			e.Response.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		case strings.HasSuffix(name, ".mjs"): // not every system knows it, and browsers insist
+			e.Response.Header().Set("Content-Type", "text/javascript; charset=utf-8")
 		}
 		if config.PublicDir != "" {
 			if own := os.DirFS(config.PublicDir); isFile(own, name) {
 				return e.FileFS(own, name)
 			}
 		}
-		return e.FileFS(config.Page, name)
+		return e.FileFS(files, name)
 	}
 }
 

@@ -3,8 +3,8 @@ package pb_public
 
 import "embed"
 
-// FS holds the files of the page, and the client module herald.js with its types. lib holds the JavaScript SDK where the build
+// FS holds the files of the page. lib holds the JavaScript SDK where the build
 // found it (see lib/README.md).
 //
-//go:embed index.html style.css herald.js herald.d.ts app lib
+//go:embed index.html style.css app lib
 var FS embed.FS

@@ -134,6 +134,11 @@ func TestFullTrunk(t *testing.T) {
 	for _, name := range []string{"1", "2", "3", "4", "5", "6", "7"} {
 		put(name)
 	}
+	for deadline := time.Now().Add(10 * time.Second); trunk.Bytes() <= maxCargo; time.Sleep(time.Millisecond) { // its writer may not have begun
+		if time.Now().After(deadline) {
+			t.Fatal("it does not take what fits")
+		}
+	}
 	if a.Queued() == 0 {
 		t.Error("it took everything")
 	}
