@@ -4,6 +4,8 @@
 FROM node:22-slim AS sdk
 WORKDIR /src
 COPY package.json package-lock.json .npmrc ./
+COPY clients/js/package.json clients/js/
+COPY examples/chat/package.json examples/chat/
 RUN npm ci --omit=dev
 
 # One static executable. Go fetches the toolchain that go.mod asks for.

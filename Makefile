@@ -15,6 +15,11 @@ run: build ## build Herald and serve on http://127.0.0.1:8090 (HTTP=… for anot
 	@printf '  Superuser bin/herald superuser create EMAIL PASSWORD\n\n'
 	@bin/herald serve --http=$(HTTP)
 
+.PHONY: demo
+demo: node_modules/.complete build ## a chat with two users, in a folder that is gone afterwards (HTTP=… for another address)
+	@npm run --silent build -w examples/chat -- --logLevel warn
+	@HTTP=$(HTTP) node examples/chat/demo.mjs
+
 .PHONY: build
 build: $(SDK) ## build bin/herald: one static executable with page and migrations inside
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/herald .

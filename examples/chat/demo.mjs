@@ -26,11 +26,11 @@ const end = async (code) => {
 for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => end(0));
 
 const herald = (...args) => spawn(join(here, "../../bin/herald"), [
-  ...args, `--dir=${folder}/pb_data`, `--migrationsDir=${folder}/pb_migrations`, `--publicDir=${here}/pb_public`,
+  ...args, `--dir=${folder}/pb_data`, `--migrationsDir=${folder}/pb_migrations`, `--hooksDir=${folder}/pb_hooks`, `--publicDir=${here}/pb_public`,
 ], { stdio: ["ignore", "ignore", "inherit"] });
 
 try {
-  await cp(join(here, "pb_migrations"), join(folder, "pb_migrations"), { recursive: true });
+  for (const name of ["pb_migrations", "pb_hooks"]) await cp(join(here, name), join(folder, name), { recursive: true });
   const code = await new Promise((resolve) => herald("superuser", "upsert", "root@example.com", password).once("exit", resolve));
   if (code !== 0) throw new Error("the superuser could not be created");
   server = herald("serve", `--http=${http}`);

@@ -45,7 +45,8 @@ async function enter() {
   const stop = await subscribe(pb, topic, ({ from, time, data }) => {
     const item = element("li", "", from === me ? "mine" : "");
     const at = new Date(time.replace(" ", "T")).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
-    item.append(element("b", data.name), element("time", at), element("p", data.text));
+    item.append(element("b", data.name), // as the server knows it: see pb_hooks
+       element("time", at), element("p", data.text));
     $("#messages").append(item);
     item.scrollIntoView({ block: "end" });
   }, { rewind: 50, onState: (state) => ($("#state").textContent = state === "live" ? "" : state) });
@@ -64,13 +65,13 @@ async function enter() {
   $("#write").onsubmit = async (event) => {
     event.preventDefault();
     const { text } = event.target.elements;
-    const data = { name: pb.authStore.record.name, text: text.value };
+    const written = text.value;
     text.value = "";
     notTyping();
     try {
-      await pb.send("/api/notify/publish", { method: "POST", body: { topic, data } });
+      await pb.send("/api/notify/publish", { method: "POST", body: { topic, data: { text: written } } });
     } catch (error) {
-      text.value ||= data.text;
+      text.value ||= written;
       $("#typing").textContent = `Not sent: ${error.message}`;
     }
   };
