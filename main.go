@@ -26,7 +26,7 @@ func main() {
 	app.RootCmd.Version = version + " (PocketBase " + pocketbaseVersion() + ")"
 
 	var jsConfig jsvm.Config
-	config := hooks.Config{Page: pb_public.FS, JS: &jsConfig}
+	config := hooks.Config{Page: pb_public.FS, JS: &jsConfig, Version: version}
 	var migrations migratecmd.Config
 
 	// the flags of PocketBase's own executable (its examples/base/main.go)

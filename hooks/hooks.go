@@ -38,6 +38,9 @@ type Config struct {
 	// environment variable HERALD_METRICS_TOKEN. If both are empty, only superusers have access.
 	MetricsToken string
 
+	// Version of the application, for the stats. Optional.
+	Version string
+
 	// JS registers PocketBase's jsvm plugin (pb_hooks and JavaScript migrations) with $notify,
 	// onNotifyPublish and onNotifyPresence, instead of jsvm.MustRegister. Nil means no JavaScript.
 	JS *jsvm.Config
@@ -173,7 +176,7 @@ func Register(app core.App, root *cobra.Command, config Config) error {
 	bindPresence(app, notifier)
 	sent := triggers.Bind(app, notifier, flushTimeout)
 	edges := &edges{app: app, notifier: notifier, config: config.Origin}
-	bindStats(app, notifier, sent, edges, cmp.Or(config.MetricsToken, os.Getenv("HERALD_METRICS_TOKEN")))
+	bindStats(app, notifier, sent, edges, config.Version, cmp.Or(config.MetricsToken, os.Getenv("HERALD_METRICS_TOKEN")))
 	bindServer(app, notifier)
 	edges.bind()
 	present.lastSeen.bind()

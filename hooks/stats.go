@@ -20,7 +20,7 @@ import (
 )
 
 // bindStats adds GET /api/notify/stats and GET /api/notify/metrics.
-func bindStats(app core.App, notifier *notify.Notifier, sent *triggers.Triggers, edges *edges, metricsToken string) {
+func bindStats(app core.App, notifier *notify.Notifier, sent *triggers.Triggers, edges *edges, version, metricsToken string) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
 		collectors.NewGoCollector(),
@@ -36,11 +36,12 @@ func bindStats(app core.App, notifier *notify.Notifier, sent *triggers.Triggers,
 			api.Bind(apis.SkipSuccessActivityLog())
 			api.GET("/stats", func(e *core.RequestEvent) error {
 				return e.JSON(http.StatusOK, struct {
+					Version string `json:"version,omitempty"`
 					notify.Stats
 					TriggerMessages int64         `json:"triggerMessages"` // sent by triggers so far
 					TriggerFailures int64         `json:"triggerFailures"`
 					Edges           []origin.Edge `json:"edges,omitempty"`
-				}{notifier.Stats(), sent.Sent(), sent.Failed(), edges.list()})
+				}{version, notifier.Stats(), sent.Sent(), sent.Failed(), edges.list()})
 			}).Bind(apis.RequireSuperuserAuth())
 			api.GET("/metrics", apis.WrapStdHandler(metrics)).Bind(requireScraper(metricsToken))
 			return e.Next()

@@ -128,7 +128,7 @@ func (n *Notifier) Recheck(filter RecheckFilter) (RecheckReport, error) {
 	var report RecheckReport
 	memo := n.newMemo()
 	for _, client := range clients {
-		checked, ended := 0, 0
+		var checked, ended int
 		if own := n.own(client); own != nil {
 			own.conn.Hold()
 			checked, ended = n.recheckClient(own, memo)

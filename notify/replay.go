@@ -206,7 +206,7 @@ func (c *Client) framesOf(p pendingReplay, page *history.Page, who *identity, ga
 			gap = gap || verdict == forWhom
 			continue
 		}
-		data := []byte(pub.Data)
+		data := pub.Data
 		if !p.replay.plain {
 			if data, err = pub.envelopeOn(page, gap); err != nil {
 				gap = true

@@ -203,10 +203,10 @@ func singleRelation(app core.App, collection *core.Collection, name string) (*co
 func (t template) example(collection *core.Collection) string {
 	var topic strings.Builder
 	for _, part := range t {
-		switch {
-		case part.field == "":
+		switch part.field {
+		case "":
 			topic.WriteString(part.text)
-		case part.field == core.FieldNameId:
+		case core.FieldNameId:
 			topic.WriteString("abcdefghijklmno") // an id as PocketBase generates it
 		default:
 			topic.WriteString("x")
