@@ -199,7 +199,9 @@ func awaitMissed(body io.Reader, hasMissed bool) bool {
 var retries = []int{200, 300, 500, 1000, 1200, 1500, 2000}
 
 // pauseBefore returns the pause before the next try.
-func pauseBefore(try int) time.Duration { return time.Duration(retries[min(try, len(retries)-1)]) * time.Millisecond }
+func pauseBefore(try int) time.Duration {
+	return time.Duration(retries[min(try, len(retries)-1)]) * time.Millisecond
+}
 
 // allAtOnce lets n users drop and come back in the same moment, as after the restart of a proxy, while
 // 100 messages a second go to 100 others. On Herald they come back to a topic with a rule, and have missed 10
