@@ -3,6 +3,8 @@ package hooks_test
 import (
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -10,6 +12,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
 	"github.com/pocketbase/pocketbase/core"
 
 	"herald/hooks"
@@ -188,4 +191,54 @@ func TestEdgePermissions(t *testing.T) {
 		defer mu.Unlock()
 		return len(denied) == len(publishes)+len(subscribes)
 	})
+}
+
+// TestEdgeNkeys: the users of that configuration with nkeys instead of passwords. The wrong key is not let in.
+func TestEdgeNkeys(t *testing.T) {
+	t.Parallel()
+	options := &server.Options{}
+	if err := options.ProcessConfigFile("../docs/nats.conf"); err != nil {
+		t.Fatal(err)
+	}
+	seeds := map[string]string{} // files, by user
+	for _, user := range options.Users {
+		pair, err := nkeys.CreateUser()
+		if err != nil {
+			t.Fatal(err)
+		}
+		public, err := pair.PublicKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		seed, err := pair.Seed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		seeds[user.Username] = filepath.Join(t.TempDir(), user.Username)
+		if err := os.WriteFile(seeds[user.Username], seed, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		options.Nkeys = append(options.Nkeys, &server.NkeyUser{Nkey: public, Permissions: user.Permissions})
+	}
+	options.Users = nil
+	address := "nats://" + strings.TrimPrefix(pbtest.NATS(t, options), "nats://")
+	w := newWorld(t)
+	o := pbtest.NewOriginWith(t, w, origin.Config{NATS: address, Credentials: seeds["origin"]})
+	first := o.EdgeWith(t, edge.Config{NATS: address, Credentials: seeds["edge1"], Name: "edge1"})
+	client := first.Subscribe(t, nil, "example")
+	mustSend(t, w, "example", 1)
+	client.Expect(t, "example", "1")
+
+	option, err := nats.NkeyOptionFromSeed(seeds["edge2"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, err := nats.Connect(address, option)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	if _, err := link.Greet(nc, link.Subjects{App: origin.DefaultApp}, "edge1", link.Hello{Version: link.Version, App: origin.DefaultApp, Boot: 1, Session: 1}); err == nil {
+		t.Error("the second edge speaks for the first")
+	}
 }

@@ -46,12 +46,19 @@ type Origin struct {
 	*Server
 	NATS string // the address of the NATS server
 	*origin.Origin
+	config origin.Config
 }
 
 // NewOrigin serves app as the origin of edges.
 func NewOrigin(t testing.TB, app core.App, nats string) *Origin {
 	t.Helper()
-	o := &Origin{Server: Serve(t, app), NATS: nats}
+	return NewOriginWith(t, app, origin.Config{NATS: nats})
+}
+
+// NewOriginWith is NewOrigin with a configuration.
+func NewOriginWith(t testing.TB, app core.App, config origin.Config) *Origin {
+	t.Helper()
+	o := &Origin{Server: Serve(t, app), NATS: config.NATS, config: config}
 	o.Begin(t)
 	return o
 }
@@ -59,7 +66,7 @@ func NewOrigin(t testing.TB, app core.App, nats string) *Origin {
 // Begin makes the server the origin of edges, again after Close: to the edges it is another process.
 func (o *Origin) Begin(t testing.TB) {
 	t.Helper()
-	made, err := origin.New(o.App, notify.Of(o.App), origin.Config{NATS: o.NATS})
+	made, err := origin.New(o.App, notify.Of(o.App), o.config)
 	if err != nil {
 		t.Fatal(err)
 	}
