@@ -13,7 +13,7 @@ import (
 )
 
 // Version is the version of the protocol. Both sides must have the same.
-const Version = 1
+const Version = 2
 
 // Kind is the kind of an item.
 type Kind byte
