@@ -3,6 +3,7 @@
 package link
 
 import (
+	"context"
 	"encoding/json/v2"
 	"errors"
 	"fmt"
@@ -200,9 +201,21 @@ func Greet(nc *nats.Conn, subjects Subjects, edge string, hello Hello) (Welcome,
 	if err != nil {
 		return Welcome{}, err
 	}
-	answer, err := nc.Request(subjects.Hello(edge), encoded, 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	// what was requested of a server that is gone gets no answer
+	lost := nc.StatusChanged(nats.DISCONNECTED, nats.RECONNECTING, nats.CLOSED)
+	defer nc.RemoveStatusListener(lost)
+	go func() {
+		select {
+		case <-lost:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	answer, err := nc.RequestWithContext(ctx, subjects.Hello(edge), encoded)
 	switch {
-	case errors.Is(err, nats.ErrNoResponders), errors.Is(err, nats.ErrTimeout):
+	case errors.Is(err, nats.ErrNoResponders), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return Welcome{}, fmt.Errorf("%w for the application %q", ErrNoOrigin, subjects.App)
 	case err != nil:
 		return Welcome{}, err

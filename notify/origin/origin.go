@@ -218,10 +218,10 @@ func (o *Origin) packet(m *nats.Msg) {
 	s.stream.Packet(m.Data)
 }
 
-// How long clients that are back wait to hear who else is: othersJoin for edges that have not joined yet (they try twice
-// per second), othersPatience in all.
+// How long clients that are back wait to hear who else is: othersJoin for edges that have not joined yet (they connect
+// to NATS again within 0.6 s, and then try twice per second), othersPatience in all.
 const (
-	othersJoin     = time.Second
+	othersJoin     = 3 * time.Second
 	othersPatience = 10 * time.Second
 )
 
