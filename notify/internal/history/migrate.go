@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 )
 
@@ -14,25 +15,51 @@ const (
 	formatVersion   = 2 // messages have rowids
 )
 
-// migrate converts what an older version stored to the current format.
-func (s *store) migrate(ctx context.Context, identify func(sent time.Time, audience []byte, sender string) ([]byte, string)) (err error) {
+// migrate converts what an older version stored to the current format. Where only the last step fails, e.g. because the
+// disk has no room for it, the history goes on without it, and it is tried again when the database is opened next.
+func (s *store) migrate(ctx context.Context, config *Config) error {
 	var version int
 	if err := s.write.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil || version >= formatVersion {
 		return err
 	}
+	err := s.change(ctx, identityVersion, func(tx *sql.Tx) error {
+		if err := addColumns(ctx, tx); err != nil || version == identityVersion {
+			return err
+		}
+		return storeIdentities(ctx, tx, config.Identify)
+	})
+	if err != nil {
+		return err
+	}
+	err = s.change(ctx, formatVersion, func(tx *sql.Tx) error { return addRowids(ctx, tx, config) })
+	if err == nil || isDamaged(err) {
+		return err
+	}
+	config.Logger().Warn("The history of topics stays in an older, slower format until the next start: it could not be converted. That takes as much room again as it has",
+		slog.String("path", config.Path), slog.String("error", err.Error()))
+	return nil
+}
+
+// change calls do and sets the version of the format, both or neither.
+func (s *store) change(ctx context.Context, version int, do func(*sql.Tx) error) error {
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, tx.Rollback())
-		}
-	}()
-	type row struct {
-		topic int64
-		Entry
+	if err = do(tx); err == nil {
+		_, err = tx.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", version))
 	}
+	if err == nil {
+		err = tx.Commit()
+	}
+	if err != nil {
+		_ = tx.Rollback() // SQLite itself has rolled back after some errors, such as a full disk
+	}
+	return err
+}
+
+// addColumns adds what the table of topics did not have from the beginning.
+func addColumns(ctx context.Context, tx *sql.Tx) error {
 	for _, column := range []string{"fell", "dipped", "peak"} {
 		var has bool
 		if err := tx.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM pragma_table_info('topics') WHERE name = ?)", column).Scan(&has); err != nil {
@@ -45,10 +72,16 @@ func (s *store) migrate(ctx context.Context, identify func(sent time.Time, audie
 			return err
 		}
 	}
-	if err := addRowids(ctx, tx); err != nil {
-		return err
+	return nil
+}
+
+// storeIdentities stores by ids whom each message is for.
+func storeIdentities(ctx context.Context, tx *sql.Tx, identify func(sent time.Time, audience []byte, sender string) ([]byte, string)) error {
+	type row struct {
+		topic int64
+		Entry
 	}
-	for last := (row{topic: -1}); version < identityVersion; {
+	for last := (row{topic: -1}); ; {
 		rows, err := tx.QueryContext(ctx, "SELECT topic, seq, time, sender, audience FROM messages "+
 			"WHERE (topic, seq) > (?, ?) AND (audience IS NOT NULL OR sender <> '') ORDER BY topic, seq LIMIT 1000", last.topic, last.Seq)
 		if err != nil {
@@ -68,7 +101,7 @@ func (s *store) migrate(ctx context.Context, identify func(sent time.Time, audie
 			return err
 		}
 		if len(group) == 0 {
-			break
+			return nil
 		}
 		for _, r := range group {
 			audience, sender := identify(r.Time, r.Audience, r.Sender)
@@ -78,18 +111,15 @@ func (s *store) migrate(ctx context.Context, identify func(sent time.Time, audie
 		}
 		last = group[len(group)-1]
 	}
-	if _, err := tx.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", formatVersion)); err != nil {
-		return err
-	}
-	return tx.Commit()
 }
 
 // addRowids copies the messages, if their table has no rowids yet.
-func addRowids(ctx context.Context, tx *sql.Tx) error {
+func addRowids(ctx context.Context, tx *sql.Tx, config *Config) error {
 	var has bool
 	if err := tx.QueryRowContext(ctx, "SELECT NOT wr FROM pragma_table_list('messages') WHERE schema = 'main'").Scan(&has); err != nil || has {
 		return err
 	}
+	config.Logger().Info("The history of topics is converted to a new format", slog.String("path", config.Path))
 	_, err := tx.ExecContext(ctx, "ALTER TABLE messages RENAME TO messages_before;"+schema+
 		"INSERT INTO messages (topic, seq, time, id, sender, audience, data) SELECT topic, seq, time, id, sender, audience, data FROM messages_before ORDER BY topic, seq;"+
 		"DROP TABLE messages_before")

@@ -37,9 +37,9 @@ func (h *Log) open() (*store, error) {
 	}
 	if time.Since(h.tried) > reopenEvery {
 		h.tried = time.Now()
-		s, err := openStore(h.config.Path, h.config.Identify)
+		s, err := openStore(&h.config)
 		if isDamaged(err) && h.setAside(err) == nil {
-			s, err = openStore(h.config.Path, h.config.Identify)
+			s, err = openStore(&h.config)
 		}
 		if h.openError = err; err == nil {
 			h.tried = time.Time{}

@@ -100,9 +100,9 @@ const snapshotSuffix = ".backup"
 const pragmas = "?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=journal_size_limit(67108864)" +
 	"&_pragma=wal_autocheckpoint(4096)&_pragma=synchronous(FULL)&_pragma=temp_store(MEMORY)"
 
-// openStore opens or creates the database at path. identify converts what an older version stored
-// by name.
-func openStore(path string, identify func(sent time.Time, audience []byte, sender string) ([]byte, string)) (_ *store, err error) {
+// openStore opens or creates the database at config.Path.
+func openStore(config *Config) (_ *store, err error) {
+	path := config.Path
 	if err := useSnapshot(path); err != nil {
 		return nil, err
 	}
@@ -122,7 +122,7 @@ func openStore(path string, identify func(sent time.Time, audience []byte, sende
 	if _, err = s.write.ExecContext(ctx, schema); err != nil {
 		return nil, err
 	}
-	if err = s.migrate(ctx, identify); err != nil {
+	if err = s.migrate(ctx, config); err != nil {
 		return nil, err
 	}
 	if s.read, err = sql.Open("sqlite", path+pragmas+"&_pragma=query_only(1)"); err != nil {
