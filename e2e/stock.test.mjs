@@ -49,7 +49,7 @@ test("serves from an empty folder", async (t) => {
   const page = await fetch(`${herald.url}/`);
   assert.match(await page.text(), /Herald/);
   assert.match(page.headers.get("content-security-policy"), /script-src 'self'/);
-  assert.equal((await fetch(`${herald.url}/lib/pocketbase.es.mjs`)).status, 200);
+  assert.equal((await fetch(`${herald.url}/herald/pocketbase.es.mjs`)).status, 200);
   assert.equal((await fetch(`${herald.url}/_/`)).status, 200);
   assert.equal((await fetch(`${herald.url}/nope`)).status, 404);
 });

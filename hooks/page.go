@@ -26,9 +26,9 @@ func bindPage(app core.App, config Config) {
 	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
 		Id: "heraldPage",
 		Func: func(e *core.ServeEvent) error {
-			for name, files := range modules(config) {
-				if isFile(files, name) && !e.Router.HasRoute(http.MethodGet, "/"+name) {
-					e.Router.GET("/"+name, module(config, files, name))
+			for path, m := range modules(config) {
+				if isFile(m.files, m.name) && !e.Router.HasRoute(http.MethodGet, "/"+path) {
+					e.Router.GET("/"+path, m.serve(config, path))
 				}
 			}
 			if handler := static(config); handler != nil && !e.Router.HasRoute(http.MethodGet, "/{path...}") {
@@ -40,32 +40,38 @@ func bindPage(app core.App, config Config) {
 	})
 }
 
-// modules are the files that applications import in the browser, and what has them: Herald's client module and, where
-// there is a page, the SDK that it uses. They are served beside whatever else is.
-func modules(config Config) map[string]fs.FS {
-	files := map[string]fs.FS{"herald.js": js.FS, "herald.d.ts": js.FS}
-	if config.Page != nil {
-		files["lib/pocketbase.es.mjs"] = config.Page
-	}
-	return files
+// module is a file that applications import in the browser.
+type module struct {
+	files fs.FS
+	name  string
 }
 
-// module serves a file of files, or the one of that name in the public folder.
-func module(config Config, files fs.FS, name string) func(*core.RequestEvent) error {
+// modules are Herald's client module and, where there is a page, the SDK that it uses, by path. They are served beside
+// whatever else is, so their paths are Herald's own.
+func modules(config Config) map[string]module {
+	modules := map[string]module{"herald.js": {js.FS, "herald.js"}, "herald.d.ts": {js.FS, "herald.d.ts"}}
+	if config.Page != nil {
+		modules["herald/pocketbase.es.mjs"] = module{config.Page, "lib/pocketbase.es.mjs"}
+	}
+	return modules
+}
+
+// serve serves the module at path, or the file of the public folder there.
+func (m module) serve(config Config, path string) func(*core.RequestEvent) error {
 	return func(e *core.RequestEvent) error {
 		e.Response.Header().Set("Cache-Control", "no-cache")
 		switch {
-		case strings.HasSuffix(name, ".ts"): // otherwise it is taken for a video
+		case strings.HasSuffix(path, ".ts"): // otherwise it is taken for a video
 			e.Response.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		case strings.HasSuffix(name, ".mjs"): // not every system knows it, and browsers insist
+		case strings.HasSuffix(path, ".mjs"): // not every system knows it, and browsers insist
 			e.Response.Header().Set("Content-Type", "text/javascript; charset=utf-8")
 		}
 		if config.PublicDir != "" {
-			if own := os.DirFS(config.PublicDir); isFile(own, name) {
-				return e.FileFS(own, name)
+			if own := os.DirFS(config.PublicDir); isFile(own, path) {
+				return e.FileFS(own, path)
 			}
 		}
-		return e.FileFS(files, name)
+		return e.FileFS(m.files, m.name)
 	}
 }
 

@@ -49,8 +49,9 @@ func TestPage(t *testing.T) {
 		"types beside a folder":  {hooks.Config{Page: page, PublicDir: folder}, "/herald.d.ts", 200, "export function subscribe<", false},
 		"module of the folder":   {hooks.Config{Page: page, PublicDir: withOwn}, "/herald.js", 200, "another module", false},
 		"module without a page":  {hooks.Config{PublicDir: folder}, "/herald.js", 200, "export async function subscribe", false},
-		"SDK beside a folder":    {hooks.Config{Page: page, PublicDir: folder}, "/lib/pocketbase.es.mjs", 200, "the SDK", false},
-		"no SDK":                 {hooks.Config{PublicDir: folder}, "/lib/pocketbase.es.mjs", 404, "", false},
+		"SDK beside a folder":    {hooks.Config{Page: page, PublicDir: folder}, "/herald/pocketbase.es.mjs", 200, "the SDK", false},
+		"page's SDK":             {hooks.Config{Page: page}, "/lib/pocketbase.es.mjs", 200, "the SDK", true},
+		"no SDK":                 {hooks.Config{PublicDir: folder}, "/herald/pocketbase.es.mjs", 404, "", false},
 		"the api goes on":        {hooks.Config{Page: page}, "/api/health", 200, "API is healthy", false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -74,16 +75,21 @@ func TestPage(t *testing.T) {
 		})
 	}
 
-	t.Run("a route of the application's own", func(t *testing.T) {
+	t.Run("routes of the application's own", func(t *testing.T) {
 		app := pbtest.NewApp(t, func(app core.App) {
 			hooks.MustRegister(app, nil, hooks.Config{Page: page})
 			app.OnServe().BindFunc(func(e *core.ServeEvent) error {
-				e.Router.GET("/{path...}", func(e *core.RequestEvent) error { return e.NoContent(http.StatusTeapot) })
+				for _, path := range []string{"/{path...}", "/lib/{path...}"} {
+					e.Router.GET(path, func(e *core.RequestEvent) error { return e.NoContent(http.StatusTeapot) })
+				}
 				return e.Next()
 			})
 		})
-		if status, _ := pbtest.Serve(t, app).Do(t, "GET", "/x", "", nil); status != http.StatusTeapot {
-			t.Errorf("status %d", status)
+		server := pbtest.Serve(t, app)
+		for _, path := range []string{"/x", "/lib/pocketbase.es.mjs"} {
+			if status, _ := server.Do(t, "GET", path, "", nil); status != http.StatusTeapot {
+				t.Errorf("%s: status %d", path, status)
+			}
 		}
 	})
 }
