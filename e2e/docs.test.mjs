@@ -90,6 +90,9 @@ async function start(t, prepare = async () => {}) {
 
 const isHook = (code) => /^(on[A-Z]\w+|cronAdd|routerAdd)\(|^\$notify/m.test(code);
 
+/** Code of a hook that is no handler itself, and is run in one. */
+const isInHandler = (code) => /^\$notify|= \$notify/m.test(code);
+
 test("JavaScript of clients", async (t) => {
   const { herald, client } = await start(t);
   const ran = [];
@@ -123,13 +126,12 @@ test("JavaScript of hooks", async (t) => {
       // what is not a handler itself is run in one
       const handlers = code.split("\n").filter((line) => /^on[A-Z]/.test(line) && line.includes("});"));
       const rest = code.split("\n").filter((line) => !handlers.includes(line)).join("\n");
-      const isWhole = !/^\$notify|= \$notify/m.test(code);
-      await writeFile(join(herald.folder, `pb_hooks/snippet${i}.pb.js`), isWhole ? code
+      await writeFile(join(herald.folder, `pb_hooks/snippet${i}.pb.js`), !isInHandler(code) ? code
         : `${handlers.join("\n")}\nrouterAdd("GET", "/snippet/${i}", (e) => { ${rest}\n return e.json(200, ${i}) }, $apis.requireAuth());`);
     }
   });
   for (const [i, code] of hooks.entries()) {
-    if (/^\$notify|= \$notify/m.test(code)) assert.equal(await client.send(`/snippet/${i}`, {}), i);
+    if (isInHandler(code)) assert.equal(await client.send(`/snippet/${i}`, {}), i);
   }
   const got = await Received.on(client, "chat/42");
   await client.send("/api/notify/publish", { method: "POST", body: { topic: "chat/42", data: { text: "Hi", name: "Bob" } } });

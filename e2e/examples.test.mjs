@@ -24,6 +24,13 @@ async function openPage(t, browser, url) {
   return page;
 }
 
+/** Signs in with the form that the examples have. */
+async function signIn(page, email) {
+  await page.fill("[name=email]", email);
+  await page.fill("[name=password]", password);
+  await page.click("#sign-in button");
+}
+
 test("the chat, by make demo", async (t) => {
   await build({ root: join(root, "examples/chat"), logLevel: "warn" });
   const temporary = await mkdtemp(join(tmpdir(), "herald-examples-"));
@@ -42,11 +49,10 @@ test("the chat, by make demo", async (t) => {
   const signIns = [...out.matchAll(/(\w+@example\.com) +(\S+)/g)].map(([, email, password]) => ({ email, password })).slice(0, 2);
 
   const browser = await launchBrowser(t);
-  const pages = await Promise.all(signIns.map(async ({ email, password }) => {
+  const pages = await Promise.all(signIns.map(async ({ email, password: printed }) => {
     const page = await openPage(t, browser, `http://${http}/#everyone`);
-    await page.fill("[name=email]", email);
-    await page.fill("[name=password]", password);
-    await page.click("#sign-in button");
+    assert.equal(printed, password);
+    await signIn(page, email);
     await page.waitForSelector("#write");
     return page;
   }));
@@ -94,15 +100,13 @@ test("a job's progress", async (t) => {
   await addUser(superuser, "ann@example.com");
   await addUser(superuser, "bob@example.com");
   const browser = await launchBrowser(t);
-  const signIn = async (email) => {
+  const enter = async (email) => {
     const page = await openPage(t, browser, herald.url);
-    await page.fill("[name=email]", email);
-    await page.fill("[name=password]", password);
-    await page.click("#sign-in button");
+    await signIn(page, email);
     await page.waitForSelector("#export:not([hidden])");
     return page;
   };
-  const [ann, annAgain, bob] = [await signIn("ann@example.com"), await signIn("ann@example.com"), await signIn("bob@example.com")];
+  const [ann, annAgain, bob] = [await enter("ann@example.com"), await enter("ann@example.com"), await enter("bob@example.com")];
   await ann.click("#export");
   await ann.waitForFunction(() => document.querySelector("#status").textContent === "60 %");
   await ann.waitForFunction(() => document.querySelector("#status").textContent === "Done: 1234 rows");

@@ -133,17 +133,11 @@ class Subscription {
     this.recover();
   }
 
-  /** Calls f until it succeeds, the server refuses, or it has failed too often. */
-  async #persist(f) {
-    for (let failures = 0; ; failures++) {
-      try {
-        return await f();
-      } catch (error) {
-        if (isRefusal(error) || failures + 1 === openTries || this.#closed) throw error;
-        this.#asked = false;
-      }
-      await this.#pause(backoff(failures));
-    }
+  #persist(f) {
+    return persist(f, () => this.#closed, (ms) => {
+      this.#asked = false;
+      return this.#pause(ms);
+    });
   }
 
   /** Never rejects: the SDK has forgotten the subscription even where it could not tell
@@ -490,15 +484,8 @@ class Watch {
     this.#undo.push(() => target.removeEventListener(event, listener));
   }
 
-  async #persist(f) {
-    for (let failures = 0; ; failures++) {
-      try {
-        return await f();
-      } catch (error) {
-        if (isRefusal(error) || failures + 1 === openTries || this.#closed) throw error;
-      }
-      await pause(backoff(failures));
-    }
+  #persist(f) {
+    return persist(f, () => this.#closed, pause);
   }
 
   /** Never rejects. */
@@ -895,6 +882,18 @@ const urlOf = (pb, path) => (pb.buildURL ? pb.buildURL(path) : pb.buildUrl(path)
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 const backoff = (failures) => Math.min(10_000, 300 * 2 ** failures) * (0.5 + Math.random() / 2); // ms
+
+/** Calls f until it succeeds, the server refuses, it has failed too often, or it is over. Pauses before it tries again. */
+async function persist(f, isOver, pause) {
+  for (let failures = 0; ; failures++) {
+    try {
+      return await f();
+    } catch (error) {
+      if (isRefusal(error) || failures + 1 === openTries || isOver()) throw error;
+    }
+    await pause(backoff(failures));
+  }
+}
 
 const isObject = (value) => typeof value === "object" && value !== null;
 
