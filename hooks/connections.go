@@ -45,6 +45,11 @@ func bindConnections(app core.App, notifier *notify.Notifier, limits *limits) {
 		Priority: 99999,
 	})
 	app.OnRealtimeSubscribeRequest().Bind(&hook.Handler[*core.RealtimeSubscribeRequestEvent]{
+		Id:       "heraldCarry",
+		Func:     c.carry,
+		Priority: -999, // around all others
+	})
+	app.OnRealtimeSubscribeRequest().Bind(&hook.Handler[*core.RealtimeSubscribeRequestEvent]{
 		Id:   "heraldSubscribe",
 		Func: c.subscribe,
 		// after other handlers, which may refuse the request or change the client's subscriptions
@@ -244,8 +249,8 @@ type response struct {
 
 var _ notify.Response = (*response)(nil)
 
-// Keeps reports whether what is written may wait at an edge: see conn.Keeper.
-func (r *response) Keeps() bool { return origin.Of(r.event.Request.Context()) != nil }
+// Kept returns the line to the edge where what is written may wait, if there is one: see conn.Keeper.
+func (r *response) Kept() *notify.Line { return origin.Line(r.event.Request.Context()) }
 
 func (r *response) Hooked() bool { return r.event.App.OnRealtimeMessageSend().Length() > 0 }
 

@@ -2,8 +2,10 @@ package hooks_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -131,6 +133,41 @@ func TestEdgeLateHandler(t *testing.T) {
 	mustSend(t, w, "example", 1)
 	if rest := client.ExpectEnd(t); len(rest) > 0 {
 		t.Errorf("got %v", rest)
+	}
+}
+
+// TestEdgeWritesAfterwards: what a handler writes after its request is over fails, and does not wait for ever.
+func TestEdgeWritesAfterwards(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	over := make(chan error, 1)
+	w.OnRealtimeConnectRequest().BindFunc(func(e *core.RealtimeConnectRequestEvent) error {
+		e.Response.Header().Set("Content-Type", "text/event-stream")
+		if _, err := io.WriteString(e.Response, ":\n\n"); err != nil {
+			return err
+		}
+		returned := e.Request.Context().Done()
+		go func() {
+			<-returned
+			for {
+				if _, err := e.Response.Write(bytes.Repeat([]byte(":\n"), 100<<10)); err != nil {
+					over <- err
+					return
+				}
+			}
+		}()
+		return nil
+	})
+	s := pbtest.ServeEdge(t, w)
+	response, err := s.Client().Get(s.URL + "/api/realtime")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	select {
+	case <-over:
+	case <-time.After(pbtest.Timeout):
+		t.Fatal("it still writes")
 	}
 }
 

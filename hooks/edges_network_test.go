@@ -112,6 +112,32 @@ func TestEdgeSlow(t *testing.T) {
 	}
 }
 
+// TestEdgeFar: a client that reads well is not ended for what the link takes, however its messages get there.
+func TestEdgeFar(t *testing.T) {
+	t.Parallel()
+	for _, way := range ways {
+		if !strings.HasPrefix(way.name, "edge") {
+			continue
+		}
+		t.Run(way.name, func(t *testing.T) {
+			t.Parallel()
+			here, there := pbtest.NATS(t, &server.Options{}), pbtest.NATS(t, &server.Options{})
+			w := way.newWorld(t)
+			o := pbtest.NewOrigin(t, w, here)
+			bridge(t, here, there, func(_ string, _ []byte, publish func()) { time.AfterFunc(1200*time.Millisecond, publish) })
+			client := o.EdgeWith(t, edge.Config{NATS: there, Name: "far"}).Subscribe(t, nil, "example")
+			const messages = 400 // more than the queue holds
+			for i := range messages {
+				mustSend(t, w, "example", i)
+				time.Sleep(10 * time.Millisecond) // longer than the way takes, in all
+			}
+			for i := range messages {
+				client.Expect(t, "example", fmt.Sprint(i))
+			}
+		})
+	}
+}
+
 // TestEdgeAddresses: an application sees its clients' addresses through an edge, on both ways that their requests
 // take, and a client cannot claim another one.
 func TestEdgeAddresses(t *testing.T) {

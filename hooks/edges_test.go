@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -368,4 +369,100 @@ func TestEdgeBound(t *testing.T) {
 	}
 	mustSend(t, w, "log/a", 3)
 	other.Expect(t, "log/a", "3")
+}
+
+// TestEdgeSubscribesAlong: a client stays that the application's own code subscribes to something whenever it subscribes
+// itself. The code does it again after a restart, and nothing is missed meanwhile.
+func TestEdgeSubscribesAlong(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addChannel(t, w, map[string]any{"pattern": "log/{name}", "subscribeRule": "*", "history": 10})
+	w.OnRealtimeSubscribeRequest().BindFunc(func(e *core.RealtimeSubscribeRequestEvent) error {
+		e.Client.Subscribe("before")
+		if err := e.Next(); err != nil {
+			return err
+		}
+		e.Client.Subscribe("own", "log/own")
+		return nil
+	})
+	o := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
+	s := o.Edge(t, "edge")
+	client := s.Subscribe(t, nil, "log/a")
+	for i := range 3 {
+		if i > 0 {
+			o.Close(time.Second)
+			mustSend(t, w, "log/own", fmt.Sprint("missed ", i))
+			o.Begin(t)
+			client.Expect(t, "log/own", fmt.Sprintf("%q", fmt.Sprint("missed ", i)))
+		}
+		for _, topic := range []string{"log/a", "own", "log/own"} {
+			pbtest.WaitFor(t, "the client is back", func() bool { return len(w.SubscriptionsBroker().Clients()) == 1 })
+			mustSend(t, w, topic, i)
+			client.Expect(t, topic, fmt.Sprint(i))
+		}
+	}
+}
+
+// TestEdgeSubscribesOnce: a client connects anew whose subscription neither it nor the application's code repeats.
+func TestEdgeSubscribesOnce(t *testing.T) {
+	t.Parallel()
+	for name, subscribe := range map[string]func(w *world, first *sync.Once){
+		"while it connects": func(w *world, first *sync.Once) {
+			w.OnRealtimeConnectRequest().BindFunc(func(e *core.RealtimeConnectRequestEvent) error {
+				first.Do(func() { e.Client.Subscribe("secret/a") })
+				return e.Next()
+			})
+		},
+		"while it subscribes": func(w *world, first *sync.Once) {
+			w.OnRealtimeSubscribeRequest().BindFunc(func(e *core.RealtimeSubscribeRequestEvent) error {
+				err := e.Next()
+				first.Do(func() { e.Client.Subscribe("secret/a") })
+				return err
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			addChannel(t, w, map[string]any{"pattern": "secret/{name}", "subscribeRule": nil})
+			subscribe(w, new(sync.Once))
+			o := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
+			client := o.Edge(t, "edge").Subscribe(t, nil, "example")
+			mustSend(t, w, "example", 1)
+			client.Expect(t, "example", "1")
+			o.Close(time.Second)
+			o.Begin(t)
+			client.ExpectEnd(t)
+		})
+	}
+}
+
+// TestEdgePresenceWindow: clients that are back after a restart make nobody hear of changes more often than usual when they
+// begin to watch.
+func TestEdgePresenceWindow(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	addChannel(t, w, presenceChannel(nil))
+	o := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
+	s := o.Edge(t, "edge")
+	clients := make([]*pbtest.Subscriber, 30)
+	for i := range clients {
+		clients[i] = s.Subscribe(t, nil, "example")
+	}
+	o.Close(time.Second)
+	o.Begin(t)
+	pbtest.WaitFor(t, "all are back", func() bool { return w.SubscriptionsBroker().TotalClients() == len(clients) })
+
+	watcher, member := o.Subscribe(t, nil, "@presence/room/a"), o.Connect(t)
+	begun := time.Now()
+	for i, client := range clients {
+		topics := []string{"example", "room/a"}
+		member.Set(t, w.ann, topics[:1+i%2]...)
+		client.Set(t, nil, "example", "@presence/room/a")
+		client.Next(t)
+	}
+	most := 2 + int(time.Since(begun)/(250*time.Millisecond))
+	if told := len(watcher.Events()); told > most {
+		t.Errorf("a watcher is told %d times, at most %d are due", told, most)
+	}
 }

@@ -31,8 +31,7 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 		} else {
 			client.Carrier().Subscribing()
 		}
-		heads := client.Heads(e.Subscriptions) // before what is sent meanwhile
-		defer func() { client.Carrier().Subscribed(client, e.Request, heads) }()
+		client.Requested(e.Subscriptions) // before what is sent meanwhile
 	}
 	if err := c.limits.subscriptions(e); err != nil {
 		return err
@@ -68,6 +67,14 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 		client.AnnounceDenied(admission.Denied...)
 	}
 	return err
+}
+
+// carry lets the edge that holds the client, if one does, know what the client is subscribed to once all handlers are done.
+func (c connections) carry(e *core.RealtimeSubscribeRequestEvent) error {
+	if client, isOwn := c.notifier.Own(e.Client); isOwn && client.Carrier() != nil {
+		return client.Carried(e.Request, e.Next)
+	}
+	return e.Next()
 }
 
 // tokenExpiry returns when the token of the request expires. It is zero if there is no such token
@@ -149,7 +156,7 @@ func (c connections) signOut(e *core.RequestEvent) error {
 	if ip, _ := found.Get(apis.RealtimeClientIPKey).(string); ok && ip == e.RealIP() && client.Get(apis.RealtimeClientAuthKey) != nil {
 		if edge := client.Carrier(); edge != nil { // also if the rest of the request is refused
 			edge.Subscribing()
-			defer func() { edge.Subscribed(client, e.Request, client.Heads(client.Keys())) }()
+			defer func() { edge.Subscribed(client, e.Request) }()
 		}
 		return client.SignOut(e.Next)
 	}

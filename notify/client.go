@@ -63,9 +63,8 @@ type Client struct {
 	attends     bool             // some of subs have an attendance
 	renews      bool             // some of these have a TTL
 
-	resumes map[string]Position // where keys continue that are subscribed next, see ResumeAt
-
 	carrier Carrier // nil unless an edge holds the connection; set before it is served
+	carried carried
 
 	pair atomic.Pointer[pair] // for a wrapped client and the one that writes for it: see wrapped.go
 }
@@ -232,6 +231,9 @@ func (c *Client) TakeConn(peer net.Conn, head []byte) {
 // ResponseHead returns the status line and headers of a response, to the HTTP version 1.minor, whose body ends with the
 // connection. It completes header.
 func ResponseHead(minor int, header http.Header) []byte { return conn.ResponseHead(minor, header) }
+
+// Line carries what handlers write to the client of an edge.
+type Line = conn.Line
 
 // Cutter makes writes to the response of a request fail.
 type Cutter = conn.Cutter

@@ -104,6 +104,9 @@ func (n *Notifier) tellPresence(topic string) {
 	lock := n.telling(topic)
 	lock.Lock()
 	defer lock.Unlock()
+	if n.presence.rooms.DueIn(topic) > 0 {
+		return // somebody else has just told of the rest
+	}
 
 	watchers := n.index.subscribersOf(PresencePrefix + topic)
 	terms := presence.Terms{
@@ -122,6 +125,18 @@ func (n *Notifier) tellPresence(topic string) {
 	}
 	if n.config.OnPresence != nil {
 		n.config.OnPresence(PresenceChange{topic, membersOf(diff.Join), membersOf(diff.Update), diff.Leave, diff.Total, diff.Guests})
+	}
+}
+
+// awaitTold waits until watchers of topic, and the application, have been told of everybody who is there by now, or cancel
+// is closed.
+func (n *Notifier) awaitTold(topic string, cancel <-chan struct{}) {
+	if wait := n.presence.rooms.DueIn(topic); wait > 0 {
+		select {
+		case <-time.After(wait):
+		case <-cancel:
+		}
+		n.tellPresence(topic)
 	}
 }
 

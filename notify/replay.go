@@ -31,6 +31,7 @@ type replay struct {
 	isState bool // no history, but who is present: see presence_watch.go
 	plain   bool // messages without their envelopes, which cannot tell of a gap
 	from    Start
+	resumes bool     // with a client that is back after a restart
 	earlier []string // ids of connections that the client has had before, as it says
 
 	// guarded by the lock of the topic's stripe
@@ -133,15 +134,14 @@ func (c *Client) runReplays() {
 // has ended.
 func (c *Client) runReplay(p pendingReplay) {
 	if p.replay.isState {
-		if c.carrier == nil {
+		if !p.replay.resumes {
 			c.sendState(p)
 			return
 		}
-		c.notifier.replaying.Go(func() { // the other replays do not wait
+		c.notifier.replaying.Go(func() { // those who were there come back, too, and the other replays do not wait
 			defer c.guard("telling who is present")
-			if c.carrier.AwaitOthers() {
-				c.notifier.tellPresence(p.topic[len(PresencePrefix):]) // the state is what was told, and has all of them then
-			}
+			c.carrier.AwaitOthers()
+			c.notifier.awaitTold(p.topic[len(PresencePrefix):], c.conn.Done()) // the state is what was told, and has all of them then
 			c.sendState(p)
 		})
 		return

@@ -8,16 +8,17 @@ import (
 	"strings"
 
 	"github.com/pocketbase/pocketbase/apis"
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
 
 // Subscribe implements [subscriptions.Client].
 func (c *Client) Subscribe(keys ...string) {
+	if c.carrier != nil {
+		c.subscribing(keys)
+	}
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
 	c.Client.Subscribe(keys...)
-	if c.carrier != nil && !c.resubscribe {
-		c.carrier.Bound()
-	}
 	c.reindex(c.admitted)
 	c.startReplays()
 }
@@ -95,7 +96,7 @@ func (c *Client) endResubscribe(a *Admission) (unchecked bool) {
 	c.resubscribe = false
 	c.version++
 	c.reindex(a.grants)
-	c.admitted, c.resumes = nil, nil
+	c.admitted = nil
 	unchecked = c.unchecked
 	c.unchecked = false
 	return unchecked
@@ -132,10 +133,8 @@ func (c *Client) reindex(grants map[string]grant) {
 				if !isKnown {
 					key = subscriptionKey{name: name, envelope: wantsEnvelope(options), hides: wantsToHide(options)}
 					key.replay = newReplay(topic, options)
-					if at, isResumed := c.resumes[name]; isResumed {
-						key.replay = &replay{from: Start{Since: &at}, earlier: clientIDsOf(options), plain: !key.envelope}
-					} else if c.resumes != nil && key.replay != nil && key.replay.from.Rewind {
-						key.replay.from = Start{} // there was nothing when it rewound, or it would have a position
+					if c.carried.resumes != nil {
+						key.replay = c.resume(&key, options)
 					}
 				}
 				granted, isGranted := grants[name]
@@ -177,6 +176,20 @@ func (c *Client) reindex(grants map[string]grant) {
 		c.subs = append(c.subs, s)
 	}
 	c.attend()
+}
+
+// resume returns the replay that key begins with when the client is back after a restart, or nil. subsMu is held.
+func (c *Client) resume(key *subscriptionKey, options subscriptions.SubscriptionOptions) *replay {
+	at, isResumed := c.carried.resumes[key.name]
+	switch {
+	case isResumed:
+		return &replay{from: Start{Since: &at}, earlier: clientIDsOf(options), plain: !key.envelope}
+	case key.replay != nil && key.replay.from.Rewind:
+		key.replay.from = Start{} // there was nothing when it rewound, or it would have a position
+	case key.replay != nil:
+		key.replay.resumes = true
+	}
+	return key.replay
 }
 
 func sortKeys(keys []subscriptionKey) {

@@ -10,10 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 )
 
 // Version is the version of the protocol. Both sides must have the same.
-const Version = 2
+const Version = 3
 
 // Kind is the kind of an item.
 type Kind byte
@@ -25,7 +26,11 @@ const (
 	KindClosed  Kind = 'C' // an [End]: the connection has ended at the edge
 	KindAll     Kind = 'L' // nothing else: all connections that are still there have been opened again
 	KindRoom    Kind = 'V' // see [EncodeNumbered], without bytes: the answer to KindAsk
+	KindFull    Kind = 'X' // as KindRoom: there has been no room for [FullAfter]
 )
+
+// FullAfter is how long a client may leave no room in its queue before it counts as one that does not read.
+const FullAfter = time.Second
 
 // Items of an origin.
 const (
@@ -34,7 +39,7 @@ const (
 	KindMessage  Kind = 'M' // a [Message] for any number of connections
 	KindRaw      Kind = 'W' // bytes of one connection, see [EncodeNumbered]
 	KindState    Kind = 'S' // a [State] that the edge keeps for a connection, to give it back when it resumes
-	KindBound    Kind = 'B' // see [EncodeNumbered], without bytes: the connection cannot be resumed any more
+	KindBound    Kind = 'B' // a [Bound]: the connection cannot be resumed any more
 	KindForget   Kind = 'F' // a [Forget]: the connection has lost some of what it was subscribed to
 	KindAsk      Kind = 'Q' // as KindRoom: the edge is to answer when the connection's queue has room for a page
 	KindEnd      Kind = 'E' // an [End]: the edge must end the connection
@@ -95,11 +100,18 @@ type State struct {
 	// Request is the request to subscribe that it comes from, without its body.
 	Request HTTPRequest `json:"request"`
 	Keys    []string    `json:"keys"`
+	// Own are further keys, to which code of the application has subscribed it. The request makes it do that again.
+	Own []string `json:"own,omitzero"`
 	// Marks are the positions, by key, from which on messages of topics with history count. Those that the edge has
 	// seen in messages are newer.
 	Marks map[string]Mark `json:"marks,omitzero"`
 	// Unstored says that some topics have no history: their messages cannot be had later.
 	Unstored bool `json:"unstored,omitzero"`
+}
+
+// Bound says that a connection cannot be resumed.
+type Bound struct {
+	Number uint64 `json:"n"`
 }
 
 // Forget says that a connection is no longer subscribed to Keys.

@@ -59,6 +59,9 @@ func (s *Stream) acknowledged(expected uint64, flags byte) {
 	default:
 		s.isSlow = true
 	}
+	if expected > s.hastyTo {
+		s.hasty = 0
+	}
 	count := 0
 	for count < len(s.sent)-s.fresh && s.sent[count].number < expected {
 		s.size -= len(s.sent[count].bytes)

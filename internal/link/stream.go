@@ -90,6 +90,7 @@ type Stream struct {
 	patience time.Duration // how long a packet may be without an acknowledgement before it is sent again
 	caution  time.Duration // how long before the same hole is filled once more
 	hasty    int           // packets that filled the same hole once more: if one comes twice, that is why
+	hastyTo  uint64        // when the other side has this packet, it has these, too
 	room     chan struct{}
 	heard    bool   // since the last beat
 	silent   int    // beats without a packet
@@ -273,10 +274,13 @@ func (s *Stream) due(now time.Time, isBeat bool) (packets [][]byte, wait time.Du
 			s.isSlow = false
 			s.patience = min(2*s.patience, maxPatience) // it may be slow rather than lost
 		}
-		isWanted := s.again && (!first.again || now.Sub(first.at) >= s.caution)
-		if isLate || isWanted && now.Sub(first.at) >= ackAfter {
+		wait := ackAfter
+		if first.again {
+			wait = s.caution
+		}
+		if isLate || s.again && now.Sub(first.at) >= wait {
 			if !isLate && first.again {
-				s.hasty++
+				s.hasty, s.hastyTo = s.hasty+1, s.next
 			}
 			first.at, first.again = now, true
 			packets = append(packets, s.header(*first))

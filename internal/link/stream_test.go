@@ -274,3 +274,33 @@ func TestSlowNetwork(t *testing.T) {
 		time.Sleep(time.Minute) // packets on the way
 	})
 }
+
+// TestHaste: what was sent twice in haste explains only copies that come before what was sent later, also where there is
+// always something on the way.
+func TestHaste(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := newEnds(Config{MaxPacket: 1000}, 1, 0)
+		defer e.close()
+		write := func(count int) {
+			for i := range count {
+				if err := e.a.Write(item(uint64(i), 500)); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(100 * time.Microsecond)
+			}
+		}
+		write(100)
+		e.a.mu.Lock()
+		if len(e.a.sent) == 0 {
+			t.Error("nothing is on the way")
+		}
+		e.a.hasty, e.a.hastyTo = 3, e.a.next
+		e.a.mu.Unlock()
+		write(1000)
+		e.a.mu.Lock()
+		defer e.a.mu.Unlock()
+		if e.a.hasty != 0 || len(e.a.sent) == 0 {
+			t.Errorf("%d in haste, %d on the way", e.a.hasty, len(e.a.sent))
+		}
+	})
+}

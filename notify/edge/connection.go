@@ -160,7 +160,9 @@ func (c *connection) setState(state *link.State) {
 	c.edge.mu.Lock()
 	defer c.edge.mu.Unlock()
 	c.state = state
-	maps.DeleteFunc(c.marks, func(key string, _ link.Mark) bool { return !slices.Contains(state.Keys, key) })
+	maps.DeleteFunc(c.marks, func(key string, _ link.Mark) bool {
+		return !slices.Contains(state.Keys, key) && !slices.Contains(state.Own, key)
+	})
 	for key, mark := range state.Marks {
 		if _, isKnown := c.marks[key]; !isKnown {
 			c.marks[key] = mark
@@ -186,7 +188,9 @@ func (c *connection) forget(keys []string) {
 	defer c.edge.mu.Unlock()
 	if c.state != nil {
 		// a new slice: the other may be on its way to the origin
-		c.state.Keys = slices.DeleteFunc(slices.Clone(c.state.Keys), func(key string) bool { return slices.Contains(keys, key) })
+		isForgotten := func(key string) bool { return slices.Contains(keys, key) }
+		c.state.Keys = slices.DeleteFunc(slices.Clone(c.state.Keys), isForgotten)
+		c.state.Own = slices.DeleteFunc(slices.Clone(c.state.Own), isForgotten)
 	}
 	for _, key := range keys {
 		delete(c.marks, key)

@@ -5,6 +5,7 @@ package edge
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"herald/internal/link"
 	"herald/notify/internal/conn"
@@ -17,28 +18,18 @@ func (s *session) receive(item []byte) error {
 	case link.KindMessage:
 		return s.deliver(item)
 	case link.KindRaw:
-		number, bytes, err := link.DecodeNumbered(item)
-		if err != nil {
-			return err
-		}
-		if c := s.edge.connection(number); c != nil {
+		return s.takeNumbered(item, func(c *connection, bytes []byte) {
 			// whatever it is, it may be for one user only
 			c.conn.Put(conn.NewCarriedFrame("", append([]byte(nil), bytes...), true))
-		}
-		return nil
-	case link.KindAsk, link.KindBound:
-		number, _, err := link.DecodeNumbered(item)
-		if err != nil {
-			return err
-		}
-		switch c := s.edge.connection(number); {
-		case c == nil:
-		case kind == link.KindAsk:
-			go s.answerAsk(c)
-		default:
-			c.bind()
-		}
-		return nil
+		})
+	case link.KindAsk:
+		return s.takeNumbered(item, func(c *connection, _ []byte) { go s.answerAsk(c) })
+	case link.KindBound:
+		return take(item, func(bound *link.Bound) {
+			if c := s.edge.connection(bound.Number); c != nil {
+				c.bind()
+			}
+		})
 	case link.KindAccepted:
 		return take(item, func(accepted *link.Accepted) {
 			if c := s.edge.connection(accepted.Number); c != nil {
@@ -90,6 +81,18 @@ func take[T any](item []byte, do func(*T)) error {
 	return nil
 }
 
+// takeNumbered takes an item of [link.EncodeNumbered], unless its connection has ended.
+func (s *session) takeNumbered(item []byte, do func(c *connection, bytes []byte)) error {
+	number, bytes, err := link.DecodeNumbered(item)
+	if err != nil {
+		return err
+	}
+	if c := s.edge.connection(number); c != nil {
+		do(c, bytes)
+	}
+	return nil
+}
+
 // deliver queues a message for its recipients.
 func (s *session) deliver(item []byte) error {
 	m := &s.message
@@ -121,12 +124,24 @@ func (s *session) deliver(item []byte) error {
 	return nil
 }
 
-// answerAsk tells the origin when a page fits into the queue of c.
+// answerAsk tells the origin when a page fits into the queue of c, and if that takes long.
 func (s *session) answerAsk(c *connection) {
 	defer s.edge.guard("waiting for room in a queue")
-	if c.conn.AwaitRoom() {
+	tell := func(kind link.Kind) {
 		// an error means that the session is over, and nobody waits any more
-		_ = s.stream.Write(link.EncodeNumbered(link.KindRoom, c.number, nil))
+		_ = s.stream.Write(link.EncodeNumbered(kind, c.number, nil))
+	}
+	told := make(chan struct{})
+	late := time.AfterFunc(link.FullAfter, func() {
+		defer close(told)
+		tell(link.KindFull)
+	})
+	hasRoom := c.conn.AwaitRoom()
+	if !late.Stop() {
+		<-told
+	}
+	if hasRoom {
+		tell(link.KindRoom)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"encoding/json/v2"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
 
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
@@ -38,6 +39,7 @@ type Exchange struct {
 	client      *notify.Client
 	taken       bool
 	subscribed  bool // by its client, since the session began
+	bound       bool
 	ended       bool // at the edge
 	why         notify.Disconnect
 	undelivered int
@@ -55,11 +57,20 @@ func newExchange(s *session, open *link.Open) *Exchange {
 	x.cutWrites = sync.OnceFunc(func() { close(x.cut) })
 	x.finish = sync.OnceFunc(func() {
 		x.cancel()
+		x.cutWrites() // of code that goes on
 		x.admit()
 		s.remove(x)
 		close(x.done)
 	})
 	return x
+}
+
+// Line returns the line for what handlers write to the connection of an edge that the request of ctx has opened, or nil.
+func Line(ctx context.Context) *conn.Line {
+	if x := Of(ctx); x != nil {
+		return x.line
+	}
+	return nil
 }
 
 type contextKey struct{}
@@ -159,14 +170,14 @@ func Take(w http.ResponseWriter, client *notify.Client) bool {
 
 func (x *Exchange) take(client *notify.Client, header http.Header) {
 	accepted := link.Accepted{Number: x.number, Status: http.StatusOK, Header: header.Clone()} // middlewares may still change theirs
-	if client.CanResume() {
+	x.open.Request = link.HTTPRequest{}                                                        // it lasts as long as the connection otherwise
+	x.mu.Lock()
+	if client.CanResume() && !x.bound {
 		accepted.ID = client.Id()
 	}
-	x.open.Request = link.HTTPRequest{} // it lasts as long as the connection otherwise
-	x.mu.Lock()
 	x.taken = true
-	x.mu.Unlock()
 	x.control(link.KindAccepted, accepted)
+	x.mu.Unlock()
 	client.Relay(x.session.trunk, x.number, x.open.ID != "")
 	if client.IsDiscarded() { // before it was taken
 		x.finish()
@@ -207,7 +218,9 @@ func (x *Exchange) resubscribe(client *notify.Client) {
 		client.Close(notify.DisconnectEdge)
 	case request.Header.Get("Authorization") != "" && client.IsGuest():
 		client.Close(notify.DisconnectTokenExpired)
-	case !x.hasSubscribed() && client.Misses(state.Keys, x.positions()):
+	case !x.hasSubscribed() && client.Lacks(state.Own):
+		client.Close(notify.DisconnectEdge)
+	case !x.hasSubscribed() && client.Misses(slices.Concat(state.Keys, state.Own), x.positions()):
 		client.Finish(notify.DisconnectGap)
 	}
 }
@@ -247,12 +260,10 @@ func (x *Exchange) hasSubscribed() bool {
 }
 
 // AwaitOthers implements [notify.Carrier].
-func (x *Exchange) AwaitOthers() bool {
-	if x.open.ID == "" {
-		return false
+func (x *Exchange) AwaitOthers() {
+	if x.open.ID != "" {
+		x.session.origin.awaitSettled(x.ctx)
 	}
-	x.session.origin.awaitSettled(x.ctx)
-	return true
 }
 
 // Edge implements [notify.Carrier].
@@ -266,11 +277,12 @@ func (x *Exchange) Subscribing() {
 }
 
 // Subscribed implements [notify.Carrier]: the edge keeps what it needs to bring the client back.
-func (x *Exchange) Subscribed(client *notify.Client, request *http.Request, heads notify.Heads) {
+func (x *Exchange) Subscribed(client *notify.Client, request *http.Request) {
 	x.stating.Lock() // what is read last is told last
 	defer x.stating.Unlock()
+	now := client.TakeStanding()
 	state := link.State{
-		Number: x.number, Keys: client.Keys(), Unstored: heads.Unstored, Marks: map[string]link.Mark{},
+		Number: x.number, Keys: now.Keys, Own: now.Own, Unstored: now.Unstored, Marks: map[string]link.Mark{},
 		Request: link.HTTPRequest{
 			Method: http.MethodPost, URI: request.URL.RequestURI(), Host: request.Host, Remote: request.RemoteAddr, Header: request.Header.Clone(),
 		},
@@ -281,7 +293,7 @@ func (x *Exchange) Subscribed(client *notify.Client, request *http.Request, head
 	if client.IsGuest() {
 		state.Request.Header.Del("Authorization")
 	}
-	for key, position := range heads.Positions {
+	for key, position := range now.Positions {
 		state.Marks[key] = link.Mark(position)
 	}
 	x.control(link.KindState, state)
@@ -289,7 +301,12 @@ func (x *Exchange) Subscribed(client *notify.Client, request *http.Request, head
 
 // Bound implements [notify.Carrier].
 func (x *Exchange) Bound() {
-	x.session.trunk.Control(control{kind: link.KindBound, number: x.number})
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.bound = true
+	if x.taken { // otherwise it is said with that
+		x.control(link.KindBound, link.Bound{Number: x.number})
+	}
 }
 
 // Unsubscribed implements [notify.Carrier].
@@ -331,9 +348,18 @@ func (x *Exchange) hasRoom() {
 	}
 }
 
-func (x *Exchange) control(kind link.Kind, value any) {
-	x.session.trunk.Control(control{kind: kind, value: value})
+// isFull notes that there has been no room for a while.
+func (x *Exchange) isFull() {
+	x.line.FullAt()
+	x.mu.Lock()
+	client := x.client
+	x.mu.Unlock()
+	if client != nil {
+		client.FullAt()
+	}
 }
+
+func (x *Exchange) control(kind link.Kind, value any) { x.session.trunk.Control(control{kind, value}) }
 
 // answer lets the application handle a request about connections, and answers it.
 func (s *session) answer(request *link.Request) {
@@ -346,7 +372,7 @@ func (s *session) answer(request *link.Request) {
 	} else {
 		s.origin.serve(w, newRequest(s.ctx, &request.Request))
 	}
-	s.trunk.Control(control{kind: link.KindAnswer, value: w.answer(request.Number)})
+	s.trunk.Control(control{link.KindAnswer, w.answer(request.Number)})
 }
 
 // serve lets the application handle a request. Like net/http, it survives a panic.

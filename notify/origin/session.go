@@ -115,9 +115,8 @@ func (s *session) onTheWay() int {
 
 // control is what an origin puts on a trunk between messages.
 type control struct {
-	kind   link.Kind
-	value  any    // nil if the kind says all
-	number uint64 // of the connection, without a value
+	kind  link.Kind
+	value any
 }
 
 // itemOf returns cargo as it goes over the link.
@@ -141,9 +140,6 @@ func itemOf(c *conn.Cargo) ([]byte, error) {
 		return link.Encode(link.KindRetract, retract)
 	}
 	control := c.Control.(control)
-	if control.value == nil {
-		return link.EncodeNumbered(control.kind, control.number, nil), nil
-	}
 	return link.Encode(control.kind, control.value)
 }
 
@@ -175,13 +171,17 @@ func (s *session) receive(item []byte) error {
 		defer s.mu.Unlock()
 		s.announced = true
 		s.settleIfAll()
-	case link.KindRoom:
+	case link.KindRoom, link.KindFull:
 		number, _, err := link.DecodeNumbered(item)
 		if err != nil {
 			return err
 		}
-		if x := s.exchange(number); x != nil {
+		switch x := s.exchange(number); {
+		case x == nil:
+		case kind == link.KindRoom:
 			x.hasRoom()
+		default:
+			x.isFull()
 		}
 	default:
 		return fmt.Errorf("the edge sent an item of an unknown kind %q", kind)

@@ -6,7 +6,6 @@ package conn
 import (
 	"os"
 	"sync"
-	"time"
 )
 
 // load is an amount of messages.
@@ -25,32 +24,26 @@ type credit struct {
 	away  load
 	asked load // the part of away that a question is about
 	asks  bool // there is one
-	since time.Time
+	full  bool // there has been no room for a while
 }
-
-// answerTime is how long an answer may take before it is the client that does not read.
-const answerTime = time.Second
 
 // ask asks for room at the other end, where the connection has number, unless it does already.
 func (k *credit) ask(t *Trunk, number uint64) {
 	if !k.asks && k.away.count > 0 {
-		k.asks, k.asked, k.since = true, k.away, time.Now()
+		k.asks, k.asked = true, k.away
 		t.put(Cargo{Number: number, Asks: true})
 	}
 }
 
-// isRefused reports whether there has been no room for a while.
-func (k *credit) isRefused() bool { return k.asks && time.Since(k.since) > answerTime }
-
 // granted notes the answer: what was sent before the question leaves room.
 func (k *credit) granted() {
 	k.away.take(k.asked)
-	k.asks, k.asked = false, load{}
+	k.asks, k.asked, k.full = false, load{}, false
 }
 
 // askIfAwaited asks for room if somebody waits for it. Conn.mu is held.
 func (r *relay) askIfAwaited() {
-	if r.conn.room != nil {
+	if r.conn.room.isAwaited() {
 		r.ask(r.trunk, r.number)
 	}
 }
@@ -66,15 +59,25 @@ func (c *Conn) HasRoomAt() {
 	}
 }
 
+// FullAt notes that there has been no room for a while at the other end of the trunk: the client does not read. The time
+// that the way takes is not in that while. An answer to the question follows if there is room later.
+func (c *Conn) FullAt() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r, ok := c.writer.(*relay); ok {
+		r.full = true
+	}
+}
+
 // Line carries events that other code writes to one connection at the other end of a trunk.
 type Line struct {
 	trunk  *Trunk
 	number uint64
 	cut    <-chan struct{}
 
-	mu sync.Mutex // guards the fields below; taken before Trunk.mu
+	mu sync.Mutex // guards the fields below; taken after Conn.mu and before Trunk.mu
 	credit
-	room chan struct{} // closed when there is room; nil if nobody waits
+	room room
 }
 
 // NewLine returns a line to the connection with number. Its writes fail when cut is closed.
@@ -84,24 +87,49 @@ func (t *Trunk) NewLine(number uint64, cut <-chan struct{}) *Line {
 
 // Write carries events. It waits for room, at both ends.
 func (l *Line) Write(events []byte) error {
+	if !l.awaitRoom() {
+		return os.ErrDeadlineExceeded
+	}
 	l.mu.Lock()
+	l.away.add(load{1, len(events)})
+	l.mu.Unlock()
+	return l.trunk.write(l.number, events, l.cut)
+}
+
+// awaitRoom waits for room at the other end. It returns false if writes fail from now on.
+func (l *Line) awaitRoom() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for !l.away.leavesRoom(&l.trunk.group.config) {
-		if l.room == nil {
-			l.room = make(chan struct{})
-		}
-		room := l.room
+		room := l.room.await()
 		l.ask(l.trunk, l.number)
 		l.mu.Unlock()
 		select {
 		case <-room:
 		case <-l.cut:
-			return os.ErrDeadlineExceeded
+			l.mu.Lock()
+			return false
 		}
 		l.mu.Lock()
 	}
-	l.away.add(load{1, len(events)})
-	l.mu.Unlock()
-	return l.trunk.write(l.number, events, l.cut)
+	return true
+}
+
+// isFull reports whether there has been no room for a while. It may be called on nil.
+func (l *Line) isFull() bool {
+	if l == nil {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.full
+}
+
+// FullAt is as [Conn.FullAt].
+func (l *Line) FullAt() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.full = true
 }
 
 // HasRoomAt is as [Conn.HasRoomAt].
@@ -109,8 +137,5 @@ func (l *Line) HasRoomAt() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.granted()
-	if l.room != nil {
-		close(l.room)
-		l.room = nil
-	}
+	l.room.tell()
 }

@@ -20,10 +20,10 @@ type queue struct {
 	bytes  int        // of frames
 	writer Writer
 
-	held      int           // number of holders that stop writing for now, see Hold
-	excess    bool          // the limits may be exceeded until less waits, see Release and AllowExcess
-	handed    bool          // something private went on to other code, which may still have it
-	room      chan struct{} // closed when there is room for a page; nil if nobody waits for it
+	held      int  // number of holders that stop writing for now, see Hold
+	excess    bool // the limits may be exceeded until less waits, see Release and AllowExcess
+	handed    bool // something private went on to other code, which may still have it
+	room      room // for a page
 	isClosing bool
 	closing   Disconnect // if isClosing: end for this reason once everything is written
 	closes    int64      // when it ends regardless, by Group.Now
@@ -225,10 +225,7 @@ func (c *Conn) AwaitRoom() bool {
 			c.mu.Unlock()
 			return true
 		}
-		if c.room == nil {
-			c.room = make(chan struct{})
-		}
-		room := c.room
+		room := c.room.await()
 		if r, ok := c.writer.(*relay); ok {
 			r.askIfAwaited()
 		}
@@ -239,9 +236,8 @@ func (c *Conn) AwaitRoom() bool {
 
 // tellRoomLocked wakes who waits for room or for the end of the connection.
 func (c *Conn) tellRoomLocked() {
-	if c.room != nil && (c.ended || c.isClosing || c.hasRoomForPage()) {
-		close(c.room)
-		c.room = nil
+	if c.room.isAwaited() && (c.ended || c.isClosing || c.hasRoomForPage()) {
+		c.room.tell()
 	}
 }
 

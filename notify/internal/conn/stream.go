@@ -25,8 +25,11 @@ type Response interface {
 	Cut()
 }
 
-// Keeper is a [Response] that keeps what was written to it, for as long as the other side is slow.
-type Keeper interface{ Keeps() bool }
+// Keeper is a [Response] behind which what was written may wait, for as long as the other side is slow.
+type Keeper interface {
+	// Kept returns the line at whose end it waits, or nil.
+	Kept() *Line
+}
 
 // ErrReplaced is what a stream returns that ended because something else writes the connection now.
 var ErrReplaced = errors.New("something else writes the connection")
@@ -38,7 +41,7 @@ type stream struct {
 	wake     chan struct{}        // tells the goroutine to look again
 	conn     atomic.Pointer[Conn] // changed under the lock of the connection; nil once replaced
 	private  bool                 // it is writing something private; guarded by Conn.mu
-	keeps    bool                 // response is a Keeper that keeps
+	line     *Line                // where response is a Keeper that keeps; else nil
 }
 
 var _ Writer = (*stream)(nil)
@@ -57,7 +60,7 @@ func (s *stream) Flush(*Buffer) (more bool) { return false }
 
 // State implements [Writer].
 func (s *stream) State() State {
-	return State{Writing: s.isWriting(), Private: s.private, Behind: s.isBehind(), Stuck: s.isStuck()}
+	return State{Writing: s.isWriting(), Private: s.private, Behind: s.isBehind() && !s.line.isFull(), Stuck: s.isStuck()}
 }
 
 // Close implements [Writer].
@@ -79,7 +82,7 @@ func (c *Conn) Serve(ctx context.Context, response Response, first *Frame) error
 func (c *Conn) BeginStream(response Response) (run func(ctx context.Context, first *Frame) error) {
 	s := &stream{response: response, wake: make(chan struct{}, 1)}
 	if keeper, ok := response.(Keeper); ok {
-		s.keeps = keeper.Keeps()
+		s.line = keeper.Kept()
 	}
 	s.conn.Store(c)
 	if !c.serve(s, nil) {
@@ -138,9 +141,12 @@ func (s *stream) endOf() error {
 	return nil
 }
 
-// isReady waits until little waits to be written by the connection that this one is passed on to:
-// its queue is what bounds both. It returns false if the connection has ended.
+// isReady waits until little waits to be written by the connection that this one is passed on to, or
+// at the end of its line: the queue there is what bounds both. It returns false if the connection has ended.
 func (s *stream) isReady() bool {
+	if s.line != nil {
+		s.line.awaitRoom()
+	}
 	c := s.conn.Load()
 	if c == nil {
 		return false
@@ -189,7 +195,7 @@ func (s *stream) writeBatch() (any bool, err error) {
 			return false, nil
 		}
 		s.private = f.private
-		c.handed = c.handed || f.private && (s.keeps || c.onto.Load() != nil)
+		c.handed = c.handed || f.private && (s.line != nil || c.onto.Load() != nil)
 		c.mu.Unlock()
 		c.wrote(f.size)
 		if f.comment {
@@ -202,7 +208,7 @@ func (s *stream) writeBatch() (any bool, err error) {
 	defer streamBuffers.Put(buffer)
 	out, shared, private := c.join(*buffer)
 	s.private = private
-	c.handed = c.handed || private && s.keeps
+	c.handed = c.handed || private && s.line != nil
 	last := c.writable() == 0
 	c.mu.Unlock()
 	if !shared {

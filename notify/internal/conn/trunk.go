@@ -49,8 +49,8 @@ type Trunk struct {
 	round    uint64 // counts Takes
 	bytes    int
 	blocked  []*relay
-	room     chan struct{} // closed when there is room; nil if nobody waits
-	full     time.Time     // since when it has been full; zero if it is not
+	room     room
+	full     time.Time // since when it has been full; zero if it is not
 	closed   bool
 }
 
@@ -70,7 +70,7 @@ func (t *Trunk) Take() []Cargo {
 	clear(t.at)
 	t.latest = nil
 	t.round++
-	t.tellRoom()
+	t.room.tell()
 	t.mu.Unlock()
 	for _, r := range blocked {
 		r.unblock()
@@ -113,14 +113,6 @@ func (t *Trunk) append(c Cargo) {
 	}
 }
 
-// tellRoom lets those go on who wait for room. mu is held.
-func (t *Trunk) tellRoom() {
-	if t.room != nil {
-		close(t.room)
-		t.room = nil
-	}
-}
-
 // noteFull notes since when there is no room. mu is held.
 func (t *Trunk) noteFull() {
 	if t.full.IsZero() {
@@ -133,10 +125,7 @@ func (t *Trunk) write(number uint64, events []byte, cut <-chan struct{}) error {
 	t.mu.Lock()
 	for t.bytes > maxCargo && !t.closed {
 		t.noteFull()
-		if t.room == nil {
-			t.room = make(chan struct{})
-		}
-		room := t.room
+		room := t.room.await()
 		t.mu.Unlock()
 		select {
 		case <-room:
@@ -225,7 +214,7 @@ func (r *relay) Wake() (ready bool) {
 
 // State implements [Writer]. What is private at the other end is retracted there.
 func (r *relay) State() State {
-	return State{Flushes: !r.blocked && !r.isRefused(), Writing: r.scheduled, Behind: r.blocked && r.trunk.isBehind()}
+	return State{Flushes: !r.blocked && !r.full, Writing: r.scheduled, Behind: r.blocked && r.trunk.isBehind()}
 }
 
 // Flush implements [Writer].
@@ -265,7 +254,6 @@ func (r *relay) pass(f *Frame) bool {
 
 // carry puts frames on the trunk, and returns how many of them it took. Conn.mu is held.
 func (r *relay) carry(frames []*Frame) (count, bytes int) {
-	defer func() { r.away.add(load{count, bytes}) }()
 	t := r.trunk
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -276,7 +264,7 @@ func (r *relay) carry(frames []*Frame) (count, bytes int) {
 		if t.bytes > maxCargo && !t.closed {
 			t.noteFull()
 			t.blocked = append(t.blocked, r)
-			return count, bytes
+			break
 		}
 		count++
 		bytes += f.size
@@ -299,6 +287,7 @@ func (r *relay) carry(frames []*Frame) (count, bytes int) {
 		t.cargo[at].To = append(t.cargo[at].To, r.number)
 		r.after(at)
 	}
+	r.away.add(load{count, bytes})
 	return count, bytes
 }
 

@@ -20,6 +20,17 @@ func (s *shard[U]) makeDue(room *room[U], now time.Time) {
 	s.wakeAt(room.dueAt)
 }
 
+// DueIn returns how long it takes until what has changed on a topic may be told. It is at most 0 if it may be now, or nothing has.
+func (r *Rooms[U]) DueIn(topic string) time.Duration {
+	s := r.shard(topic)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if room := s.byTopic[topic]; room != nil && room.isDue {
+		return time.Until(room.dueAt)
+	}
+	return 0
+}
+
 // part remembers the end of a grace.
 func (s *shard[U]) part(p parting[U]) {
 	at, _ := slices.BinarySearchFunc(s.leaving, p.at, func(other parting[U], at time.Time) int {
