@@ -8,7 +8,7 @@ import { afterEach, test } from "node:test";
 import { presence, subscribe } from "../clients/js/herald.js";
 import OldestPocketBase from "pocketbase-oldest";
 
-import { addUser, Herald, launchBrowser, send, until } from "./kit.mjs";
+import { addUser, Herald, launchBrowser, send, until, whereabouts } from "./kit.mjs";
 import { FaultyProxy, RudeProxy } from "./proxy.mjs";
 
 delete AbortSignal.timeout; // which older Safari and React Native lack
@@ -526,6 +526,7 @@ async function openTab(browser, url, topic, ahead, auth) {
 for (const start of ["start", "startBehindEdge"]) test(`a network that fails at random: ${start}`, async (t) => {
   const clients = 50, tabs = 5, year = 365 * 86_400_000; // 45 in Node, 5 in Chromium
   const seconds = Number(process.env.CHAOS_SECONDS || 20);
+  const at = whereabouts(t);
   const { herald, root, channel, channels } = await install(t, start, "--notifyHeartbeat=2s");
   await channels.update(channel.id, { history: 100_000 });
   await addUser(root, "ann@example.com");
@@ -535,7 +536,7 @@ for (const start of ["start", "startBehindEdge"]) test(`a network that fails at 
   const faulty = await FaultyProxy.to(rude.port); // which does not
   t.after(() => faulty.close());
   const seed = Number(process.env.CHAOS_SEED || Date.now() % 1_000_000);
-  t.diagnostic(`seed ${seed}`);
+  console.log(`CHAOS_SEED=${seed}`); // at once: a run that is cut off says nothing else
 
   const now = Date.now;
   t.mock.method(Date, "now", () => now() + year);
@@ -545,12 +546,17 @@ for (const start of ["start", "startBehindEdge"]) test(`a network that fails at 
     if (i % 2 === 0) pb.authStore.save(token, record);
     return pb;
   };
+  at("the browser's start");
   const browser = await launchBrowser(t);
+  t.after(() => at("", true));
+  at("subscribing");
   const logs = await Promise.all(Array.from({ length: clients - tabs }, (_, i) => Log.on(client(i), `log/${i % 5}`)));
   const opened = await Promise.all(Array.from({ length: tabs }, (_, i) =>
     openTab(browser, faulty.url, `log/${i % 5}`, (i - 2) * year, i % 2 === 0 ? { token, record } : null)));
+  at("going live");
   await Promise.all(logs.map((log) => log.live()));
   await Promise.all(opened.map((tab) => tab.waitForFunction(() => window.log.state === "live")));
+  at("sending");
   faulty.fail(seed);
   rude.fail(seed);
   const sent = [0, 0, 0, 0, 0];
@@ -564,10 +570,12 @@ for (const start of ["start", "startBehindEdge"]) test(`a network that fails at 
   faulty.heal();
   rude.heal();
   for (const [i, log] of logs.entries()) {
+    at(`client ${i}`);
     await log.count(sent[i % 5]);
     await log.live();
   }
   for (const [i, tab] of opened.entries()) {
+    at(`tab ${i}`);
     try {
       await tab.waitForFunction((count) => window.log.messages.length >= count && window.log.state === "live", sent[i % 5], { timeout: 60_000 });
     } catch (error) {

@@ -2,7 +2,8 @@
 // the stock JavaScript SDK, and Chromium.
 
 import { execFile, spawn } from "node:child_process";
-import { cp, mkdir, mkdtemp, readdir, readFile, rm } from "node:fs/promises";
+import { rmSync } from "node:fs";
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -32,12 +33,39 @@ export async function until(what, condition) {
   }
 }
 
+/** Says where a long test is, unless it ends in time: the runner says nothing of a file that it cuts off. Returns what notes the place. */
+export function whereabouts(t, ms = 150_000) {
+  let place = "the beginning";
+  const timer = setTimeout(() => console.log(`${t.name}: ${ms / 1000} s, at ${place}`), ms);
+  t.after(() => (place = "its end"));
+  return (next, isOver = false) => {
+    place = next;
+    if (isOver) clearTimeout(timer);
+  };
+}
+
+const ports = join(tmpdir(), "herald-test-ports"); // a file for each that is taken
+const takenPorts = [];
+process.on("exit", () => takenPorts.forEach((path) => rmSync(path, { force: true })));
+
+/** A port that no other test gets, in this process or another one. The system gives none of that range to outgoing
+ * connections: one of those could take the port while its server restarts, or a client be connected to itself. */
 export async function freePort() {
-  const server = createServer();
-  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  return port;
+  for (;;) {
+    const port = 11_000 + Math.floor(Math.random() * 20_000); // browsers refuse some below
+    const path = join(ports, String(port));
+    await mkdir(ports, { recursive: true });
+    const { mtimeMs } = await stat(path).catch(() => ({}));
+    if (mtimeMs < Date.now() - 3_600_000) await rm(path, { force: true }); // of a process that was killed
+    const isTaken = await writeFile(path, "", { flag: "wx" }).then(() => false, () => true);
+    if (isTaken) continue;
+    takenPorts.push(path);
+    const server = createServer();
+    const isFree = await new Promise((resolve) => server.once("error", () => resolve(false)).listen(port, "127.0.0.1", () => resolve(true)));
+    if (!isFree) continue;
+    await new Promise((resolve) => server.close(resolve));
+    return port;
+  }
 }
 
 /** The executable, installed alone in a folder as an operator would. */

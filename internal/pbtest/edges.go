@@ -2,10 +2,13 @@ package pbtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http/httptest"
+	"syscall"
 	"testing"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -77,15 +80,20 @@ func (o *Origin) Begin(t testing.TB) {
 	o.Origin = made
 }
 
-// FreeAddress returns an address of this machine on which nothing listens.
+// FreeAddress returns an address of this machine on which nothing listens. The system gives none of these ports to
+// outgoing connections: one could take it while its server restarts.
 func FreeAddress(t testing.TB) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for {
+		listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 11_000+rand.IntN(20_000)))
+		if err == nil {
+			defer listener.Close()
+			return listener.Addr().String()
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatal(err)
+		}
 	}
-	defer listener.Close()
-	return listener.Addr().String()
 }
 
 // Edge starts an edge, and returns the server of its clients.
