@@ -33,15 +33,14 @@ export async function until(what, condition) {
   }
 }
 
-/** Says where a long test is, unless it ends in time: the runner says nothing of a file that it cuts off. Returns what notes the place. */
-export function whereabouts(t, ms = 150_000) {
+/** Says now and then where a test is that takes long: the runner says nothing of a file that it cuts off. Returns what notes
+ * the place, which is a text or makes one. */
+export function whereabouts(t, ms = 60_000) {
   let place = "the beginning";
-  const timer = setTimeout(() => console.log(`${t.name}: ${ms / 1000} s, at ${place}`), ms);
+  const timer = setInterval(() => console.log(`${t.name}: still at ${typeof place === "function" ? place() : place}`), ms);
+  timer.unref();
   t.after(() => (place = "its end"));
-  return (next, isOver = false) => {
-    place = next;
-    if (isOver) clearTimeout(timer);
-  };
+  return (next) => (place = next);
 }
 
 const ports = join(tmpdir(), "herald-test-ports"); // a file for each that is taken
@@ -86,6 +85,7 @@ export class Herald {
     t.after(async () => {
       // first: an SDK client that lost its server tries for ever, and Node would not end
       for (const client of herald.clients) {
+        client.cancelAllRequests(); // one may never be answered
         await client.realtime.unsubscribe().catch(() => {});
         client.realtime.disconnect(); // which unsubscribe leaves out while it is connecting again
       }

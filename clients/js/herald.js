@@ -945,6 +945,15 @@ const kick = ({ realtime }, connection) => {
   if (connection && realtime.clientId === connection) realtime.eventSource?.onerror?.({ type: "error" });
 };
 
+/** Cancels requests to subscribe on connections that are gone. Where one of two failed, the SDK (0.28) has forgotten the
+ * connection by the time it would cancel the other one, and sends nothing more before that is answered. */
+const cancelStale = (pb) => {
+  const current = `realtime_${pb.realtime.clientId}`;
+  for (const key of Object.keys(pb.cancelControllers ?? {})) { // a private field, which the oldest SDK has, too
+    if (key.startsWith("realtime_") && key !== current) pb.cancelRequest(key);
+  }
+};
+
 // What the subscriptions of one SDK client share: they are told of its connection,
 // of who is signed in, and of denied topics.
 class Hub {
@@ -1084,6 +1093,7 @@ class Hub {
     // The SDK (0.28) stops trying where a connection breaks while it subscribes on it:
     // then it clears the timer of its next try. To subscribe makes it try again.
     const timer = setInterval(() => {
+      cancelStale(this.pb);
       if (this.connection && this.connection !== realtime.clientId) this.#disconnected();
       if (!this.connection && !this.#running) this.subscribeAgain();
     }, watchEvery);
@@ -1286,7 +1296,10 @@ class Key {
   /** The SDK waits for an answer for ever, and sends no other request before it. */
   async #bounded(promise) {
     const { clientId } = this.#pb.realtime;
-    const timer = setTimeout(() => kick(this.#pb, clientId), submitWithin);
+    const timer = setTimeout(() => {
+      kick(this.#pb, clientId);
+      cancelStale(this.#pb);
+    }, submitWithin);
     try {
       return await promise;
     } finally {
