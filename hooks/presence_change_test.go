@@ -153,8 +153,8 @@ func TestPresenceTTLChanges(t *testing.T) {
 	time.Sleep(3 * time.Second) // older than the TTL
 
 	channel.Set("presenceTTL", 3)
+	began := time.Now() // it counts from within the save
 	save(t, w, channel)
-	began := time.Now()
 	watcher.next(t)
 	if watcher.last.Type != "state" || watcher.last.Total != 1 || watcher.last.Renew != 1 {
 		t.Fatalf("%+v", watcher.last)
