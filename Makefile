@@ -40,9 +40,9 @@ $(SDK):
 
 .PHONY: test
 test: node_modules/.complete build ## run all tests: engine, HTTP, PocketBase's own, JS SDK, browser (needs Node and Chromium)
-	go test -race -timeout 10m -parallel 6 ./...
+	go test -race -timeout 10m -parallel 12 ./...
 	.ci/pocketbase-tests
-	node --test --test-concurrency=1 --test-timeout=300000 e2e/*.test.mjs
+	node --test --test-concurrency=3 --test-timeout=300000 e2e/*.test.mjs
 
 node_modules/.complete: package-lock.json
 	@command -v npm >/dev/null 2>&1 || { echo "the tests need Node.js with npm, for the JS SDK and the browser"; exit 1; }
