@@ -56,7 +56,7 @@ func TestRoutes(t *testing.T) {
 		{"except", "POST", "/api/notify", `{"topic":"a","data":1,"except":{"users":["x"]}}`, superuser, 400, []string{"data.except.users.0.code=validation_invalid_audience"}},
 		{"unknown field", "POST", "/api/notify", `{"topic":"a","data":1,"to":{"user":["users:1"]}}`, superuser, 400, []string{"data.to.user.code=validation_unknown_field"}},
 		{"unknown field on top", "POST", "/api/notify", `{"topic":"a","data":1,"users":[]}`, superuser, 400, []string{"data.users.code=validation_unknown_field"}},
-		{"type", "POST", "/api/notify", `{"topic":"a","data":1,"to":{"users":["users:1",2]}}`, superuser, 400, []string{"data.to.users.1.code=validation_invalid_value"}},
+		{"type", "POST", "/api/notify", `{"topic":"a","data":1,"to":{"users":["users:1",2]}}`, superuser, 400, []string{"data.to.users.1.code=validation_invalid_value", "data.to.users.1.message=Invalid value: expected a string"}},
 		{"no object", "POST", "/api/notify", `[1]`, superuser, 400, []string{"message=Failed to send the message. A JSON object is expected."}},
 		{"no JSON", "POST", "/api/notify", `topic=a`, superuser, 400, []string{"message=The request body is not valid JSON"}},
 		{"cut off", "POST", "/api/notify", `{"topic":"a"`, superuser, 400, []string{"message=The request body is not valid JSON", "message=unexpected EOF"}},
@@ -82,7 +82,7 @@ func TestRoutes(t *testing.T) {
 			}},
 		{"batch of none", "POST", "/api/notify/batch", `{"messages":[]}`, superuser, 400, []string{"data.messages.code=validation_required"}},
 		{"batch without messages", "POST", "/api/notify/batch", `{}`, superuser, 400, []string{"data.messages.code=validation_required"}},
-		{"batch that is no list", "POST", "/api/notify/batch", `{"messages":{}}`, superuser, 400, []string{"data.messages.code=validation_invalid_value"}},
+		{"batch that is no list", "POST", "/api/notify/batch", `{"messages":{}}`, superuser, 400, []string{"data.messages.code=validation_invalid_value", "data.messages.message=Invalid value: expected a list"}},
 		{"largest batch", "POST", "/api/notify/batch", batchOf(1000), superuser, 200, []string{"0.status=200", "999.status=200"}},
 		{"batch too large", "POST", "/api/notify/batch", batchOf(1001), superuser, 400, []string{"data.messages.code=validation_length_too_long", "data.messages.message=1000"}},
 

@@ -93,6 +93,12 @@ func (n *Notifier) compile(to Audience, except Except) (*audience, Errors) {
 	a.users = n.resolveUsers("to.users", to.Users, &errs)
 	a.exceptUsers = n.resolveUsers("except.users", except.Users, &errs)
 
+	for field, clients := range map[string][]string{"to.clients": to.Clients, "except.clients": except.Clients} {
+		if i := slices.Index(clients, ""); i >= 0 { // of an unset variable
+			errs.add(invalid(fmt.Sprintf("%s.%d", field, i), ErrInvalidAudience, "must not be empty"))
+		}
+	}
+
 	if to.Collections != nil {
 		a.collections = make(sets.Of[string], len(to.Collections))
 	}

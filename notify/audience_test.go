@@ -137,6 +137,8 @@ func TestInvalidAudience(t *testing.T) {
 		"user without id":    {to: notify.Audience{Users: []string{"users:"}}, field: "to.users.0", kind: notify.ErrInvalidAudience, detail: "COLLECTION:RECORD_ID"},
 		"user's collection":  {to: notify.Audience{Users: []string{"nope:1"}}, field: "to.users.0", kind: notify.ErrInvalidAudience, detail: "nope"},
 		"except":             {except: notify.Except{Users: []string{"nope:1"}}, field: "except.users.0", kind: notify.ErrInvalidAudience, detail: "nope"},
+		"client":             {to: notify.Audience{Clients: []string{"x", ""}}, field: "to.clients.1", kind: notify.ErrInvalidAudience, detail: "empty"},
+		"except client":      {except: notify.Except{Clients: []string{""}}, field: "except.clients.0", kind: notify.ErrInvalidAudience, detail: "empty"},
 		"collection":         {to: notify.Audience{Collections: []string{"users", "nope"}}, field: "to.collections.1", kind: notify.ErrInvalidAudience, detail: "nope"},
 		"no auth collection": {to: notify.Audience{Collections: []string{core.CollectionNameMFAs}}, field: "to.collections.0", kind: notify.ErrInvalidAudience, detail: "auth collection"},
 		"filter syntax":      {to: notify.Audience{Filter: "plan ="}, field: "to.filter", kind: notify.ErrInvalidFilter},

@@ -11,6 +11,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -71,11 +72,34 @@ func Decode(failed string, data []byte, dst any) error {
 	if !errors.As(err, &semantic) || semantic.JSONPointer == "" {
 		return router.NewBadRequestError(failed+" A JSON object is expected.", err)
 	}
-	fieldErr := validation.NewError("validation_invalid_value", "invalid value: expected another JSON type")
+	fieldErr := validation.NewError("validation_invalid_value", "invalid value: expected "+kindOf(semantic.GoType))
 	if errors.Is(err, json.ErrUnknownName) {
 		fieldErr = validation.NewError("validation_unknown_field", "there is no such field")
 	}
 	return router.NewBadRequestError(failed, Nest(validation.Errors{}, fieldErr, slices.Collect(semantic.JSONPointer.Tokens())))
+}
+
+// kindOf names the kind of JSON value that is decoded into a t.
+func kindOf(t reflect.Type) string {
+	for t != nil && t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if t == nil {
+		return "another JSON type"
+	}
+	switch t.Kind() {
+	case reflect.String:
+		return "a string"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Slice, reflect.Array:
+		return "a list"
+	case reflect.Struct, reflect.Map:
+		return "an object"
+	case reflect.Int, reflect.Int64, reflect.Float64:
+		return "a number"
+	}
+	return "another JSON type"
 }
 
 // InvalidField returns the name of the field that an error of [Decode] is about, such as "to.user",
