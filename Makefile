@@ -12,7 +12,7 @@ run: build ## build Herald and serve on http://127.0.0.1:8090 (HTTP=… for anot
 	@printf '\n  Open      http://$(HTTP)/    the playground\n'
 	@printf '  Dashboard http://$(HTTP)/_/\n'
 	@printf '  Data      bin/pb_data\n'
-	@printf '  Superuser bin/herald superuser create EMAIL PASSWORD\n\n'
+	@printf '  Superuser bin/herald superuser upsert EMAIL PASSWORD\n\n'
 	@bin/herald serve --http=$(HTTP)
 
 .PHONY: demo
@@ -40,7 +40,7 @@ $(SDK):
 
 .PHONY: test
 test: node_modules/.complete build ## run all tests: engine, HTTP, PocketBase's own, JS SDK, browser (needs Node and Chromium)
-	go test -race -timeout 10m -parallel 12 ./...
+	go test -race -timeout 10m -parallel 6 ./...
 	.ci/pocketbase-tests
 	node --test --test-concurrency=3 --test-timeout=300000 e2e/*.test.mjs
 

@@ -93,9 +93,8 @@ func TestEdgeSlow(t *testing.T) {
 	fast := o.Edge(t, "fast").Subscribe(t, nil, "example")
 	slow := o.EdgeWith(t, edge.Config{NATS: there, Name: "slow"}).Subscribe(t, nil, "example")
 	hold(true)
-	const messages = 150 // more than what may be on the way
+	const fit, messages = 85, 130 // as many as may be on the way, and more than that
 	text := strings.Repeat("x", 100<<10)
-	// all of it within a few seconds also on a slow machine, or the slow client counts as lost
 	expect := func(client *pbtest.Subscriber, i int) {
 		t.Helper()
 		if event := client.Next(t); !strings.HasPrefix(event.Data, fmt.Sprintf(`"%d x`, i)) {
@@ -104,10 +103,15 @@ func TestEdgeSlow(t *testing.T) {
 	}
 	for i := range messages {
 		mustSend(t, w, "example", fmt.Sprint(i, " ", text))
-		expect(fast, i)
+		if i < fit { // the rest at once: a client counts as lost for which there was no room for 10 s, and this machine may be slow
+			expect(fast, i)
+		}
+	}
+	for i := range messages - fit {
+		expect(fast, fit+i)
 	}
 	for _, edge := range o.Edges() {
-		if edge.OnTheWay > 12<<20 {
+		if edge.OnTheWay > 11<<20 {
 			t.Errorf("%d bytes are on the way to %s", edge.OnTheWay, edge.Name)
 		}
 	}
