@@ -114,7 +114,9 @@ func (c *Client) Carried(request *http.Request, next func() error) error {
 
 // TakeStanding returns what the edge must know. Positions that it has returned before are left out.
 func (c *Client) TakeStanding() *Standing {
+	c.resubscribing.Lock() // else it may have none, for the moment
 	keys := c.Keys()
+	c.resubscribing.Unlock()
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
 	k := &c.carried

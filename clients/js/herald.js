@@ -950,7 +950,7 @@ const kick = ({ realtime }, connection) => {
 const cancelStale = (pb) => {
   const current = `realtime_${pb.realtime.clientId}`;
   for (const key of Object.keys(pb.cancelControllers ?? {})) { // a private field, which the oldest SDK has, too
-    if (key.startsWith("realtime_") && key !== current) pb.cancelRequest(key);
+    if (/^realtime_\w{40}$/.test(key) && key !== current) pb.cancelRequest(key); // other keys are the application's
   }
 };
 
