@@ -35,6 +35,9 @@ func (s *store) migrate(ctx context.Context, config *Config) error {
 	if err == nil || isDamaged(err) {
 		return err
 	}
+	// What was written until it failed still takes its room, and the disk may be full. If it cannot be given back now, the
+	// next checkpoint does it.
+	_, _ = s.write.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)")
 	config.Logger().Warn("The history of topics stays in an older, slower format until the next start: it could not be converted. That takes as much room again as it has",
 		slog.String("path", config.Path), slog.String("error", err.Error()))
 	return nil

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"log/slog"
+	"os"
 	"testing"
 )
 
@@ -54,9 +55,12 @@ func newOldLog(t *testing.T) (l *testLog, last *Entry, hasRowids func() bool) {
 	return l, last, hasRowids
 }
 
-// expectOld expects the messages of newOldLog, and one more of topic a.
-func (l *testLog) expectOld(t *testing.T) {
+// expectOld adds a message to topic a behind last, and expects those of newOldLog before it.
+func (l *testLog) expectOld(t *testing.T, last *Entry) {
 	t.Helper()
+	if after, err := l.add("a", "", []byte("30")); err != nil || after.Seq != 31 || after.Epoch != last.Epoch {
+		t.Errorf("after the migration: %v %v, before %v", after, err, last)
+	}
 	for topic, count := range map[string]int{"a": 31, "b": 20} {
 		page, err := l.Read(topic, Start{}, 100, maxBytes)
 		if err != nil || !page.Complete || len(page.Entries) != count {
@@ -74,10 +78,7 @@ func (l *testLog) expectOld(t *testing.T) {
 func TestMigrateRowids(t *testing.T) {
 	l, before, hasRowids := newOldLog(t)
 	l.restart()
-	if after, err := l.add("a", "", []byte("30")); err != nil || after.Seq != 31 || after.Epoch != before.Epoch {
-		t.Errorf("after the migration: %v %v, before %v", after, err, before)
-	}
-	l.expectOld(t)
+	l.expectOld(t, before)
 	if !hasRowids() {
 		t.Error("the table has no rowids")
 	}
@@ -89,10 +90,22 @@ func TestMigrateFullDisk(t *testing.T) {
 	ctx := context.Background()
 	s := &store{}
 	var err error
-	if s.writeDB, err = sql.Open("sqlite", l.path+pragmas+"&_pragma=max_page_count(1)"); err != nil { // as many as it has
+	if s.writeDB, err = sql.Open("sqlite", l.path+pragmas+"&_pragma=cache_size(10)"); err != nil { // so that it is written early
 		t.Fatal(err)
 	}
 	if s.write, err = s.writeDB.Conn(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var pages int
+	if _, err := s.write.ExecContext(ctx, `INSERT INTO topics (name) VALUES ('large');
+		WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 1000)
+		INSERT INTO messages SELECT topics.id, i, 0, '', '', NULL, randomblob(1000) FROM n, topics WHERE topics.name = 'large'`); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.write.QueryRowContext(ctx, "PRAGMA page_count").Scan(&pages); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.write.QueryRowContext(ctx, fmt.Sprintf("PRAGMA max_page_count = %d", pages+100)).Scan(&pages); err != nil { // less than a copy needs
 		t.Fatal(err)
 	}
 	var warned counted
@@ -102,16 +115,16 @@ func TestMigrateFullDisk(t *testing.T) {
 	if hasRowids() || warned.count != 1 {
 		t.Errorf("rowids: %v, warnings: %d", hasRowids(), warned.count)
 	}
+	if info, err := os.Stat(l.path + "-wal"); err != nil || info.Size() > 0 {
+		t.Errorf("the log keeps its room: %v %v", info.Size(), err)
+	}
 	if _, err := s.write.ExecContext(ctx, "PRAGMA max_page_count = 1000000; BEGIN; INSERT INTO messages VALUES (0, 0, 0, '', '', NULL, X''); ROLLBACK"); err != nil {
 		t.Errorf("after it has failed: %v", err)
 	}
 	s.close()
 
 	l.restart()
-	if after, err := l.add("a", "", []byte("30")); err != nil || after.Seq != 31 || after.Epoch != before.Epoch {
-		t.Errorf("after the migration: %v %v, before %v", after, err, before)
-	}
-	l.expectOld(t)
+	l.expectOld(t, before)
 	if !hasRowids() {
 		t.Error("the table has no rowids")
 	}
