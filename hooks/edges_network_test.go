@@ -72,79 +72,75 @@ func TestEdgeNATSRestarts(t *testing.T) {
 // TestEdgeSlow: an edge that takes nothing for a while does not hold up another one, and gets everything later.
 func TestEdgeSlow(t *testing.T) {
 	t.Parallel()
-	here, there := pbtest.NATS(t, &server.Options{}), pbtest.NATS(t, &server.Options{})
-	w := newWorld(t)
-	o := pbtest.NewOrigin(t, w, here)
-	var mu sync.Mutex
-	isHeld := false
-	bridge(t, here, there, func(subject string, data []byte, publish func()) {
-		mu.Lock()
-		defer mu.Unlock()
-		// beats and acknowledgements go through: the link is slow, not dead
-		if !isHeld || !strings.HasSuffix(subject, ".slow.down") || len(data) < 1000 {
-			publish()
+	eachEdgeWay(t, func(t *testing.T, way way) {
+		here, there := pbtest.NATS(t, &server.Options{}), pbtest.NATS(t, &server.Options{})
+		w := way.newWorld(t)
+		o := pbtest.NewOrigin(t, w, here)
+		var mu sync.Mutex
+		isHeld := false
+		bridge(t, here, there, func(subject string, data []byte, publish func()) {
+			mu.Lock()
+			defer mu.Unlock()
+			// beats and acknowledgements go through: the link is slow, not dead
+			if !isHeld || !strings.HasSuffix(subject, ".slow.down") || len(data) < 1000 {
+				publish()
+			}
+		})
+		hold := func(is bool) {
+			mu.Lock()
+			defer mu.Unlock()
+			isHeld = is
+		}
+		fast := o.Edge(t, "fast").Subscribe(t, nil, "example")
+		slow := o.EdgeWith(t, edge.Config{NATS: there, Name: "slow"}).Subscribe(t, nil, "example")
+		hold(true)
+		const fit, messages = 85, 130 // as many as may be on the way, and more than that
+		text := strings.Repeat("x", 100<<10)
+		expect := func(client *pbtest.Subscriber, i int) {
+			t.Helper()
+			if event := client.Next(t); !strings.HasPrefix(event.Data, fmt.Sprintf(`"%d x`, i)) {
+				t.Fatalf("got %.20s, want %d", event.Data, i)
+			}
+		}
+		for i := range messages {
+			mustSend(t, w, "example", fmt.Sprint(i, " ", text))
+			if i < fit { // the rest at once: a client counts as lost for which there was no room for 10 s, and this machine may be slow
+				expect(fast, i)
+			}
+		}
+		for i := range messages - fit {
+			expect(fast, fit+i)
+		}
+		for _, edge := range o.Edges() {
+			if edge.OnTheWay > 11<<20 {
+				t.Errorf("%d bytes are on the way to %s", edge.OnTheWay, edge.Name)
+			}
+		}
+		hold(false)
+		for i := range messages {
+			expect(slow, i)
 		}
 	})
-	hold := func(is bool) {
-		mu.Lock()
-		defer mu.Unlock()
-		isHeld = is
-	}
-	fast := o.Edge(t, "fast").Subscribe(t, nil, "example")
-	slow := o.EdgeWith(t, edge.Config{NATS: there, Name: "slow"}).Subscribe(t, nil, "example")
-	hold(true)
-	const fit, messages = 85, 130 // as many as may be on the way, and more than that
-	text := strings.Repeat("x", 100<<10)
-	expect := func(client *pbtest.Subscriber, i int) {
-		t.Helper()
-		if event := client.Next(t); !strings.HasPrefix(event.Data, fmt.Sprintf(`"%d x`, i)) {
-			t.Fatalf("got %.20s, want %d", event.Data, i)
-		}
-	}
-	for i := range messages {
-		mustSend(t, w, "example", fmt.Sprint(i, " ", text))
-		if i < fit { // the rest at once: a client counts as lost for which there was no room for 10 s, and this machine may be slow
-			expect(fast, i)
-		}
-	}
-	for i := range messages - fit {
-		expect(fast, fit+i)
-	}
-	for _, edge := range o.Edges() {
-		if edge.OnTheWay > 11<<20 {
-			t.Errorf("%d bytes are on the way to %s", edge.OnTheWay, edge.Name)
-		}
-	}
-	hold(false)
-	for i := range messages {
-		expect(slow, i)
-	}
 }
 
 // TestEdgeFar: a client that reads well is not ended for what the link takes, however its messages get there.
 func TestEdgeFar(t *testing.T) {
 	t.Parallel()
-	for _, way := range ways {
-		if !strings.HasPrefix(way.name, "edge") {
-			continue
+	eachEdgeWay(t, func(t *testing.T, way way) {
+		here, there := pbtest.NATS(t, &server.Options{}), pbtest.NATS(t, &server.Options{})
+		w := way.newWorld(t)
+		o := pbtest.NewOrigin(t, w, here)
+		bridge(t, here, there, func(_ string, _ []byte, publish func()) { time.AfterFunc(1200*time.Millisecond, publish) })
+		client := o.EdgeWith(t, edge.Config{NATS: there, Name: "far"}).Subscribe(t, nil, "example")
+		const messages = 400 // more than the queue holds
+		for i := range messages {
+			mustSend(t, w, "example", i)
+			time.Sleep(10 * time.Millisecond) // longer than the way takes, in all
 		}
-		t.Run(way.name, func(t *testing.T) {
-			t.Parallel()
-			here, there := pbtest.NATS(t, &server.Options{}), pbtest.NATS(t, &server.Options{})
-			w := way.newWorld(t)
-			o := pbtest.NewOrigin(t, w, here)
-			bridge(t, here, there, func(_ string, _ []byte, publish func()) { time.AfterFunc(1200*time.Millisecond, publish) })
-			client := o.EdgeWith(t, edge.Config{NATS: there, Name: "far"}).Subscribe(t, nil, "example")
-			const messages = 400 // more than the queue holds
-			for i := range messages {
-				mustSend(t, w, "example", i)
-				time.Sleep(10 * time.Millisecond) // longer than the way takes, in all
-			}
-			for i := range messages {
-				client.Expect(t, "example", fmt.Sprint(i))
-			}
-		})
-	}
+		for i := range messages {
+			client.Expect(t, "example", fmt.Sprint(i))
+		}
+	})
 }
 
 // TestEdgeAddresses: an application sees its clients' addresses through an edge, on both ways that their requests

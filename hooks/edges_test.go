@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
 
 	"herald/internal/link"
 	"herald/internal/pbtest"
@@ -406,30 +407,47 @@ func TestEdgeSubscribesAlong(t *testing.T) {
 // TestEdgeSubscribesOnce: a client connects anew whose subscription neither it nor the application's code repeats.
 func TestEdgeSubscribesOnce(t *testing.T) {
 	t.Parallel()
-	for name, subscribe := range map[string]func(w *world, first *sync.Once){
-		"while it connects": func(w *world, first *sync.Once) {
+	subscribesAfter := func(w *world, first *sync.Once) {
+		w.OnRealtimeSubscribeRequest().BindFunc(func(e *core.RealtimeSubscribeRequestEvent) error {
+			err := e.Next()
+			first.Do(func() { e.Client.Subscribe("secret/a") })
+			return err
+		})
+	}
+	for name, test := range map[string]struct {
+		subscribe func(w *world, first *sync.Once)
+		keys      []string // that the client requests
+	}{
+		"while it connects": {func(w *world, first *sync.Once) {
 			w.OnRealtimeConnectRequest().BindFunc(func(e *core.RealtimeConnectRequestEvent) error {
 				first.Do(func() { e.Client.Subscribe("secret/a") })
 				return e.Next()
 			})
-		},
-		"while it subscribes": func(w *world, first *sync.Once) {
-			w.OnRealtimeSubscribeRequest().BindFunc(func(e *core.RealtimeSubscribeRequestEvent) error {
-				err := e.Next()
-				first.Do(func() { e.Client.Subscribe("secret/a") })
-				return err
+		}, nil},
+		"while it subscribes": {subscribesAfter, []string{"example"}},
+		"what it may not":     {subscribesAfter, []string{"example", "secret/a"}},
+		"during the replacement": {func(w *world, first *sync.Once) {
+			w.OnRealtimeSubscribeRequest().Bind(&hook.Handler[*core.RealtimeSubscribeRequestEvent]{
+				Func: func(e *core.RealtimeSubscribeRequestEvent) error {
+					first.Do(func() { e.Subscriptions = append(e.Subscriptions, "secret/a") })
+					return e.Next()
+				},
+				Priority: 2000, // after the rules were checked
 			})
-		},
+		}, []string{"example"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			addChannel(t, w, map[string]any{"pattern": "secret/{name}", "subscribeRule": nil})
-			subscribe(w, new(sync.Once))
+			test.subscribe(w, new(sync.Once))
 			o := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
-			client := o.Edge(t, "edge").Subscribe(t, nil, "example")
-			mustSend(t, w, "example", 1)
-			client.Expect(t, "example", "1")
+			client := o.Edge(t, "edge").Connect(t)
+			if test.keys != nil {
+				client.Set(t, nil, test.keys...)
+			}
+			mustSend(t, w, "secret/a", 1)
+			client.Expect(t, "secret/a", "1")
 			o.Close(time.Second)
 			o.Begin(t)
 			client.ExpectEnd(t)

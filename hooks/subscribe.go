@@ -22,7 +22,9 @@ import (
 func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 	began := time.Now()
 	client, isOwn := c.notifier.Own(e.Client)
-	if isOwn && client.Carrier() != nil {
+	isCarried := isOwn && client.Carrier() != nil
+	var heads notify.Heads
+	if isCarried {
 		if origin.IsStale(e.Request.Context()) {
 			return e.NoContent(http.StatusNoContent)
 		}
@@ -31,7 +33,7 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 		} else {
 			client.Carrier().Subscribing()
 		}
-		client.Requested(e.Subscriptions) // before what is sent meanwhile
+		heads = client.Heads(e.Subscriptions) // before what is sent meanwhile
 	}
 	if err := c.limits.subscriptions(e); err != nil {
 		return err
@@ -56,7 +58,11 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 		if err := c.limits.connectionsOfUser(e); err != nil {
 			return err
 		}
-		return e.Next()
+		if err := e.Next(); err != nil || !isCarried {
+			return err
+		}
+		client.Replaced(e.Request, heads)
+		return nil
 	}
 	if !isOwn {
 		return c.notifier.ResubscribeForeign(e.Client, admission, expires, replace)
@@ -69,10 +75,10 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 	return err
 }
 
-// carry lets the edge that holds the client, if one does, know what the client is subscribed to once all handlers are done.
+// carry lets the client know, if an edge holds it, that a request is handled.
 func (c connections) carry(e *core.RealtimeSubscribeRequestEvent) error {
 	if client, isOwn := c.notifier.Own(e.Client); isOwn && client.Carrier() != nil {
-		return client.Carried(e.Request, e.Next)
+		return client.Carried(e.Next)
 	}
 	return e.Next()
 }
@@ -154,11 +160,10 @@ func (c connections) signOut(e *core.RequestEvent) error {
 	}
 	client, ok := c.notifier.Own(found)
 	if ip, _ := found.Get(apis.RealtimeClientIPKey).(string); ok && ip == e.RealIP() && client.Get(apis.RealtimeClientAuthKey) != nil {
-		if edge := client.Carrier(); edge != nil { // also if the rest of the request is refused
+		if edge := client.Carrier(); edge != nil {
 			edge.Subscribing()
-			defer func() { edge.Subscribed(client, e.Request) }()
 		}
-		return client.SignOut(e.Next)
+		return client.SignOut(e.Request, e.Next)
 	}
 	return e.Next()
 }

@@ -3,6 +3,7 @@ package hooks_test
 import (
 	"bytes"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 
@@ -85,6 +86,19 @@ func eachWay(t *testing.T, test func(t *testing.T, w *world, serve func(testing.
 		t.Run(way.name, func(t *testing.T) {
 			test(t, way.newWorld(t), way.serve)
 		})
+	}
+}
+
+// eachEdgeWay runs a test over the ways through an edge, at the same time.
+func eachEdgeWay(t *testing.T, test func(t *testing.T, way way)) {
+	t.Helper()
+	for _, way := range ways {
+		if strings.HasPrefix(way.name, "edge") {
+			t.Run(way.name, func(t *testing.T) {
+				t.Parallel()
+				test(t, way)
+			})
+		}
 	}
 }
 

@@ -4,7 +4,6 @@
 package notify
 
 import (
-	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -19,10 +18,13 @@ type Carrier interface {
 	Edge() string
 	// Subscribing is called when a request may change who the client is, or what it is subscribed to.
 	Subscribing()
-	// Subscribed is called when the client's subscriptions, or who it is, may have changed by that.
-	Subscribed(c *Client, request *http.Request)
-	// Bound is called when code of the application has subscribed the client to something, unless it does so whenever
-	// the client subscribes: what it did in one process cannot be repeated in another one.
+	// Subscribed is called when that has happened, in that order: request is the one by which the client is as it is.
+	Subscribed(request *http.Request, standing *Standing)
+	// Owned is called when code of the application has subscribed the client to keys while a request of the client was
+	// handled. It does that again when the request is.
+	Owned(keys []string, heads Heads)
+	// Bound is called when code of the application has subscribed the client to something at another time: what it did in
+	// one process cannot be repeated in another one.
 	Bound()
 	// Unsubscribed is called when the client has lost keys that it had.
 	Unsubscribed(keys []string)
@@ -72,111 +74,138 @@ func (c *Client) FullAt() { c.output().FullAt() }
 // IsGuest reports whether the client has no valid auth record.
 func (c *Client) IsGuest() bool { return c.identity().isGuest() }
 
+// Heads are the positions from which on the messages count that a client gets by new subscriptions.
+type Heads struct {
+	Positions map[string]Position // by key
+	Unstored  bool                // some keys are of topics whose messages cannot be had later
+}
+
 // Standing is what the edge keeps of a client, to bring it back after a restart.
 type Standing struct {
-	Keys []string // that the client has requested
-	Own  []string // that code of the application has subscribed it to along with these
-	// Positions are those, by key, from which on messages count.
-	Positions map[string]Position
-	Unstored  bool // some keys are of topics whose messages cannot be had later
+	Keys    []string // that the client has requested
+	Own     []string // that code of the application has subscribed it to along with these
+	IsGuest bool
+	Heads
 }
 
 // carried is what a client that an edge holds has beside others. It is guarded by Client.subsMu.
 type carried struct {
-	requests  int                 // calls of Carried in progress
-	resumes   map[string]Position // where keys continue that are subscribed during these, see ResumeAt
-	isChanged bool                // the edge must be told of the fields below
-	positions map[string]Position // of what was subscribed during these
-	unstored  bool
-	requested sets.Of[string] // keys
-	own       sets.Of[string] // keys that code of the application has subscribed; some may be gone
+	requests int                 // calls of Carried in progress
+	resumes  map[string]Position // where keys continue that are subscribed during these, see ResumeAt
+	own      sets.Of[string]     // keys that code of the application has subscribed
 }
 
-// Carried calls next, the handlers of a request to subscribe, and then tells the edge what it needs to bring the client
-// back: this request is handled again then. So what its handlers subscribe the client to is not lost.
-func (c *Client) Carried(request *http.Request, next func() error) error {
+// Carried calls next, the handlers of a request to subscribe. What code of the application subscribes the client to
+// meanwhile, it subscribes again after a restart, when the request is handled again.
+func (c *Client) Carried(next func() error) error {
 	c.subsMu.Lock()
 	c.carried.requests++
 	c.subsMu.Unlock()
 	defer func() {
 		c.subsMu.Lock()
+		defer c.subsMu.Unlock()
 		if c.carried.requests--; c.carried.requests == 0 {
 			c.carried.resumes = nil
-		}
-		isChanged := c.carried.isChanged
-		c.subsMu.Unlock()
-		if isChanged {
-			c.carrier.Subscribed(c, request)
 		}
 	}()
 	return next()
 }
 
-// TakeStanding returns what the edge must know. Positions that it has returned before are left out.
-func (c *Client) TakeStanding() *Standing {
-	c.resubscribing.Lock() // else it may have none, for the moment
-	keys := c.Keys()
-	c.resubscribing.Unlock()
+// Replaced tells the edge that request has replaced the client's subscriptions. heads are those from before. Call it
+// within [Client.Resubscribe], so that the edge hears of requests in the order in which they take effect.
+func (c *Client) Replaced(request *http.Request, heads Heads) {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
-	k := &c.carried
-	standing := &Standing{Positions: k.positions, Unstored: k.unstored}
-	k.isChanged, k.positions, k.unstored = false, nil, false
-	own := sets.Of[string]{}
-	for _, key := range keys {
-		if topic := topicOf(key); !isSystemTopic(topic) && !c.notifier.HasHistory(topic) {
-			standing.Unstored = true
-		}
-		if k.own.Has(key) && !k.requested.Has(key) {
-			own.Add(key)
+	c.tellCarrier(request, heads)
+}
+
+// signedOut tells the edge that request has made the client a guest, unless it is a user again.
+func (c *Client) signedOut(request *http.Request) {
+	c.resubscribing.Lock()
+	defer c.resubscribing.Unlock()
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+	if c.IsGuest() {
+		c.tellCarrier(request, Heads{})
+	}
+}
+
+// tellCarrier tells the edge what it needs to bring the client back, by another request like this one. resubscribing and
+// subsMu are held.
+func (c *Client) tellCarrier(request *http.Request, heads Heads) {
+	standing := Standing{IsGuest: c.IsGuest(), Heads: heads}
+	for _, key := range c.Keys() {
+		standing.Unstored = standing.Unstored || c.isUnstored(key)
+		if c.carried.own.Has(key) {
 			standing.Own = append(standing.Own, key)
 		} else {
 			standing.Keys = append(standing.Keys, key)
 		}
 	}
-	k.own = own
-	return standing
+	c.carrier.Subscribed(request, &standing)
 }
 
-// Requested notes that the client requests keys and nothing else. They are about to be subscribed. It waits for the
-// history, and so for the disk. Call it within [Client.Carried].
-func (c *Client) Requested(keys []string) {
-	c.noteHeads(keys)
-	c.subsMu.Lock()
-	defer c.subsMu.Unlock()
-	c.carried.requested = sets.From(keys)
+// isUnstored reports whether messages under key cannot be had later.
+func (c *Client) isUnstored(key string) bool {
+	topic := topicOf(key)
+	return !isSystemTopic(topic) && !c.notifier.HasHistory(topic)
 }
 
-// subscribing notes that code of the application is about to subscribe the client to keys.
-func (c *Client) subscribing(keys []string) {
+// headsOfOwn returns the Heads of those keys that code of the application is about to subscribe the client to, where
+// they matter.
+func (c *Client) headsOfOwn(keys []string) Heads {
 	c.subsMu.Lock()
-	isReplace, isRepeated := c.resubscribe, c.carried.requests > 0
+	isRepeated, own := c.carried.requests > 0, c.ownOf(keys)
 	c.subsMu.Unlock()
+	if !isRepeated || len(own) == 0 {
+		return Heads{}
+	}
+	return c.Heads(own)
+}
+
+// noteOwn tells the edge that code of the application has subscribed the client to keys. subsMu is held since before
+// that.
+func (c *Client) noteOwn(keys []string, heads Heads) {
+	own := c.ownOf(keys)
 	switch {
-	case isReplace:
-	case isRepeated:
-		c.noteHeads(keys)
-		c.subsMu.Lock()
-		defer c.subsMu.Unlock()
+	case len(own) == 0:
+	case c.carried.requests == 0:
+		c.carrier.Bound()
+	default:
 		if c.carried.own == nil {
 			c.carried.own = sets.Of[string]{}
 		}
-		for _, key := range keys {
+		for _, key := range own {
 			c.carried.own.Add(key)
+			heads.Unstored = heads.Unstored || c.isUnstored(key)
 		}
-	default:
-		c.carrier.Bound()
+		c.carrier.Owned(own, heads)
 	}
 }
 
-// noteHeads notes from where on messages count under those of keys that are new to the client. A key that says itself
-// where it begins has no position.
-func (c *Client) noteHeads(keys []string) {
+// ownOf returns those of keys that no request subscribes just now. subsMu is held.
+func (c *Client) ownOf(keys []string) []string {
+	return slices.DeleteFunc(slices.Clone(keys), func(key string) bool { _, isAdmitted := c.admitted[key]; return isAdmitted })
+}
+
+// disown notes that the client is not subscribed to keys any more, or to nothing without keys. subsMu is held.
+func (c *Client) disown(keys []string) {
+	if len(keys) == 0 {
+		c.carried.own = nil
+	}
+	for _, key := range keys {
+		delete(c.carried.own, key)
+	}
+}
+
+// Heads returns the positions of the topics of keys that are new to the client. A key that says itself where it begins
+// has none. It waits for the history, and so for the disk.
+func (c *Client) Heads(keys []string) Heads {
 	n := c.notifier
 	c.subsMu.Lock()
 	known, resumes := c.knownKeys(), c.carried.resumes
 	c.subsMu.Unlock()
-	positions, unstored := map[string]Position{}, false
+	heads := Heads{Positions: map[string]Position{}}
 	for _, key := range keys {
 		topic := topicOf(key)
 		_, isKnown := known[key]
@@ -184,21 +213,17 @@ func (c *Client) noteHeads(keys []string) {
 		switch {
 		case isSystemTopic(topic):
 		case !n.HasHistory(topic):
-			unstored = true
+			heads.Unstored = true
 		case isKnown, isResumed:
 		case newReplay(topic, optionsOf(key)) == nil:
 			if head, err := n.history.Settled(topic); err == nil && head.Epoch != "" {
-				positions[key] = head
+				heads.Positions[key] = head
 			} else {
-				unstored = true
+				heads.Unstored = true
 			}
 		}
 	}
-	c.subsMu.Lock()
-	defer c.subsMu.Unlock()
-	k := &c.carried
-	maps.Copy(positions, k.positions) // the earlier ones
-	k.isChanged, k.positions, k.unstored = true, positions, k.unstored || unstored
+	return heads
 }
 
 // putMark tells the edge what the client has of the messages under name.

@@ -136,8 +136,8 @@ func (n *Notifier) awaitTold(topic string, cancel <-chan struct{}) {
 		case <-time.After(wait):
 		case <-cancel:
 		}
-		n.tellPresence(topic)
 	}
+	n.tellPresence(topic)
 }
 
 // stateOf returns what watchers have been told so far, for those who have not, without the members.

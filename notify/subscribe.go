@@ -4,6 +4,7 @@ package notify
 
 import (
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -13,12 +14,16 @@ import (
 
 // Subscribe implements [subscriptions.Client].
 func (c *Client) Subscribe(keys ...string) {
+	var heads Heads
 	if c.carrier != nil {
-		c.subscribing(keys)
+		heads = c.headsOfOwn(keys) // before what is sent meanwhile
 	}
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
 	c.Client.Subscribe(keys...)
+	if c.carrier != nil {
+		c.noteOwn(keys, heads)
+	}
 	c.reindex(c.admitted)
 	c.startReplays()
 }
@@ -28,6 +33,7 @@ func (c *Client) Unsubscribe(keys ...string) {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
 	c.Client.Unsubscribe(keys...)
+	c.disown(keys)
 	if c.resubscribe {
 		return
 	}
@@ -102,10 +108,10 @@ func (c *Client) endResubscribe(a *Admission) (unchecked bool) {
 	return unchecked
 }
 
-// SignOut makes the client a guest and calls next, which may subscribe as a guest. From then on the
+// SignOut makes the client a guest by request and calls next, which may subscribe as a guest. From then on the
 // client no longer gets what it had as a user. Subscriptions that a guest may not have end
 // afterwards.
-func (c *Client) SignOut(next func() error) error {
+func (c *Client) SignOut(request *http.Request, next func() error) error {
 	count := func(by int) {
 		c.subsMu.Lock()
 		defer c.subsMu.Unlock()
@@ -117,6 +123,9 @@ func (c *Client) SignOut(next func() error) error {
 		count(-1)
 		c.authChanged()
 	}()
+	if c.carrier != nil { // also if the rest of the request is refused
+		c.signedOut(request)
+	}
 	return next()
 }
 

@@ -39,6 +39,7 @@ const (
 	KindMessage  Kind = 'M' // a [Message] for any number of connections
 	KindRaw      Kind = 'W' // bytes of one connection, see [EncodeNumbered]
 	KindState    Kind = 'S' // a [State] that the edge keeps for a connection, to give it back when it resumes
+	KindOwn      Kind = 'N' // an [Own], which adds to that
 	KindBound    Kind = 'B' // a [Bound]: the connection cannot be resumed any more
 	KindForget   Kind = 'F' // a [Forget]: the connection has lost some of what it was subscribed to
 	KindAsk      Kind = 'Q' // as KindRoom: the edge is to answer when the connection's queue has room for a page
@@ -107,6 +108,14 @@ type State struct {
 	Marks map[string]Mark `json:"marks,omitzero"`
 	// Unstored says that some topics have no history: their messages cannot be had later.
 	Unstored bool `json:"unstored,omitzero"`
+}
+
+// Own says that code of the application has subscribed a connection to Keys, along with those of its State.
+type Own struct {
+	Number   uint64          `json:"n"`
+	Keys     []string        `json:"keys"`
+	Marks    map[string]Mark `json:"marks,omitzero"` // as in State
+	Unstored bool            `json:"unstored,omitzero"`
 }
 
 // Bound says that a connection cannot be resumed.

@@ -24,9 +24,11 @@ type connection struct {
 	over      chan struct{}       // closed when its session was lost before that
 	isSettled bool                // one of these has happened
 
-	session   *session // the last one that knew it
-	id        string   // the client's; empty if it cannot resume
-	state     *link.State
+	session   *session             // the last one that knew it
+	id        string               // the client's; empty if it cannot resume
+	state     *link.State          // but for Own
+	own       []string             // see link.Own
+	unstored  bool                 // some of own are
 	marks     map[string]link.Mark // by key
 	isLeaving bool                 // it is about to be ended
 	isEnded   bool                 // by the origin
@@ -159,16 +161,34 @@ func (c *connection) lostSession(s *session) {
 func (c *connection) setState(state *link.State) {
 	c.edge.mu.Lock()
 	defer c.edge.mu.Unlock()
-	c.state = state
+	c.state, c.own, c.unstored = state, state.Own, false
 	maps.DeleteFunc(c.marks, func(key string, _ link.Mark) bool {
 		return !slices.Contains(state.Keys, key) && !slices.Contains(state.Own, key)
 	})
-	for key, mark := range state.Marks {
+	c.addMarks(state.Marks)
+	c.resumed()
+}
+
+// addOwn keeps what else the connection is subscribed to.
+func (c *connection) addOwn(own *link.Own) {
+	c.edge.mu.Lock()
+	defer c.edge.mu.Unlock()
+	for _, key := range own.Keys {
+		if !slices.Contains(c.own, key) {
+			c.own = append(slices.Clip(c.own), key)
+		}
+	}
+	c.unstored = c.unstored || own.Unstored
+	c.addMarks(own.Marks)
+}
+
+// addMarks keeps the positions of keys of which no message has come. Edge.mu is held.
+func (c *connection) addMarks(marks map[string]link.Mark) {
+	for key, mark := range marks {
 		if _, isKnown := c.marks[key]; !isKnown {
 			c.marks[key] = mark
 		}
 	}
-	c.resumed()
 }
 
 // bind makes the connection one that cannot resume.
@@ -186,11 +206,11 @@ func (c *connection) bind() {
 func (c *connection) forget(keys []string) {
 	c.edge.mu.Lock()
 	defer c.edge.mu.Unlock()
+	isForgotten := func(key string) bool { return slices.Contains(keys, key) }
+	// new slices: the others may be on their way to the origin
+	c.own = slices.DeleteFunc(slices.Clone(c.own), isForgotten)
 	if c.state != nil {
-		// a new slice: the other may be on its way to the origin
-		isForgotten := func(key string) bool { return slices.Contains(keys, key) }
 		c.state.Keys = slices.DeleteFunc(slices.Clone(c.state.Keys), isForgotten)
-		c.state.Own = slices.DeleteFunc(slices.Clone(c.state.Own), isForgotten)
 	}
 	for _, key := range keys {
 		delete(c.marks, key)
@@ -215,7 +235,9 @@ func (c *connection) resume(hasLost bool) (open link.Open, canResume bool) {
 	e := c.edge
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.connections[c.number] != c || c.id == "" || c.isLeaving || c.isEnded || hasLost && c.state != nil && c.state.Unstored {
+	isUnstored := c.state != nil && c.state.Unstored || c.unstored
+	isIncomplete := c.state == nil && len(c.own) > 0 // there is no request to repeat
+	if e.connections[c.number] != c || c.id == "" || c.isLeaving || c.isEnded || isIncomplete || hasLost && isUnstored {
 		c.isLeaving = true
 		return link.Open{}, false
 	}
@@ -226,6 +248,7 @@ func (c *connection) resume(hasLost bool) (open link.Open, canResume bool) {
 	open = link.Open{Number: c.number, Request: c.request, ID: c.id}
 	if c.state != nil {
 		state := *c.state
+		state.Own = c.own
 		state.Marks = maps.Clone(c.marks)
 		open.State = &state
 	}

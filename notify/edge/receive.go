@@ -44,6 +44,12 @@ func (s *session) receive(item []byte) error {
 				c.setState(state)
 			}
 		})
+	case link.KindOwn:
+		return take(item, func(own *link.Own) {
+			if c := s.edge.connection(own.Number); c != nil {
+				c.addOwn(own)
+			}
+		})
 	case link.KindForget:
 		return take(item, func(forget *link.Forget) {
 			if c := s.edge.connection(forget.Number); c != nil {

@@ -33,12 +33,11 @@ type Exchange struct {
 	cutWrites func() // closes cut
 	finish    func() // forgets the connection
 
-	stating sync.Mutex // held from reading a state until it is on the trunk
-
 	mu          sync.Mutex // guards the fields below
 	client      *notify.Client
 	taken       bool
 	subscribed  bool // by its client, since the session began
+	back        bool // the request that brings it back has taken effect
 	bound       bool
 	ended       bool // at the edge
 	why         notify.Disconnect
@@ -218,9 +217,10 @@ func (x *Exchange) resubscribe(client *notify.Client) {
 		client.Close(notify.DisconnectEdge)
 	case request.Header.Get("Authorization") != "" && client.IsGuest():
 		client.Close(notify.DisconnectTokenExpired)
-	case !x.hasSubscribed() && client.Lacks(state.Own):
+	case !x.isBack(): // it has subscribed itself
+	case client.Lacks(state.Own):
 		client.Close(notify.DisconnectEdge)
-	case !x.hasSubscribed() && client.Misses(slices.Concat(state.Keys, state.Own), x.positions()):
+	case client.Misses(slices.Concat(state.Keys, state.Own), x.positions()):
 		client.Finish(notify.DisconnectGap)
 	}
 }
@@ -259,6 +259,12 @@ func (x *Exchange) hasSubscribed() bool {
 	return x.subscribed
 }
 
+func (x *Exchange) isBack() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.back
+}
+
 // AwaitOthers implements [notify.Carrier].
 func (x *Exchange) AwaitOthers() {
 	if x.open.ID != "" {
@@ -277,12 +283,14 @@ func (x *Exchange) Subscribing() {
 }
 
 // Subscribed implements [notify.Carrier]: the edge keeps what it needs to bring the client back.
-func (x *Exchange) Subscribed(client *notify.Client, request *http.Request) {
-	x.stating.Lock() // what is read last is told last
-	defer x.stating.Unlock()
-	now := client.TakeStanding()
+func (x *Exchange) Subscribed(request *http.Request, standing *notify.Standing) {
+	if request.Context().Value(resumeKey{}) == x {
+		x.mu.Lock()
+		x.back = true
+		x.mu.Unlock()
+	}
 	state := link.State{
-		Number: x.number, Keys: now.Keys, Own: now.Own, Unstored: now.Unstored, Marks: map[string]link.Mark{},
+		Number: x.number, Keys: standing.Keys, Own: standing.Own, Unstored: standing.Unstored, Marks: marksOf(standing.Heads),
 		Request: link.HTTPRequest{
 			Method: http.MethodPost, URI: request.URL.RequestURI(), Host: request.Host, Remote: request.RemoteAddr, Header: request.Header.Clone(),
 		},
@@ -290,13 +298,23 @@ func (x *Exchange) Subscribed(client *notify.Client, request *http.Request) {
 	for _, name := range []string{"Content-Length", "Content-Type", "Content-Encoding"} {
 		state.Request.Header.Del(name)
 	}
-	if client.IsGuest() {
+	if standing.IsGuest {
 		state.Request.Header.Del("Authorization")
 	}
-	for key, position := range now.Positions {
-		state.Marks[key] = link.Mark(position)
-	}
 	x.control(link.KindState, state)
+}
+
+// Owned implements [notify.Carrier].
+func (x *Exchange) Owned(keys []string, heads notify.Heads) {
+	x.control(link.KindOwn, link.Own{Number: x.number, Keys: keys, Unstored: heads.Unstored, Marks: marksOf(heads)})
+}
+
+func marksOf(heads notify.Heads) map[string]link.Mark {
+	marks := make(map[string]link.Mark, len(heads.Positions))
+	for key, position := range heads.Positions {
+		marks[key] = link.Mark(position)
+	}
+	return marks
 }
 
 // Bound implements [notify.Carrier].
@@ -340,10 +358,7 @@ func (x *Exchange) endAt(why notify.Disconnect, undelivered int) {
 // hasRoom notes that a page fits into the connection's queue at the edge.
 func (x *Exchange) hasRoom() {
 	x.line.HasRoomAt()
-	x.mu.Lock()
-	client := x.client
-	x.mu.Unlock()
-	if client != nil {
+	if client := x.carries(); client != nil {
 		client.HasRoomAt()
 	}
 }
@@ -351,12 +366,16 @@ func (x *Exchange) hasRoom() {
 // isFull notes that there has been no room for a while.
 func (x *Exchange) isFull() {
 	x.line.FullAt()
-	x.mu.Lock()
-	client := x.client
-	x.mu.Unlock()
-	if client != nil {
+	if client := x.carries(); client != nil {
 		client.FullAt()
 	}
+}
+
+// carries returns the client of the connection; nil before [Exchange.Carry].
+func (x *Exchange) carries() *notify.Client {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.client
 }
 
 func (x *Exchange) control(kind link.Kind, value any) { x.session.trunk.Control(control{kind, value}) }

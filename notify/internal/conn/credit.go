@@ -115,11 +115,8 @@ func (l *Line) awaitRoom() bool {
 	return true
 }
 
-// isFull reports whether there has been no room for a while. It may be called on nil.
+// isFull reports whether there has been no room for a while.
 func (l *Line) isFull() bool {
-	if l == nil {
-		return false
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.full

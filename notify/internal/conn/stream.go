@@ -60,7 +60,11 @@ func (s *stream) Flush(*Buffer) (more bool) { return false }
 
 // State implements [Writer].
 func (s *stream) State() State {
-	return State{Writing: s.isWriting(), Private: s.private, Behind: s.isBehind() && !s.line.isFull(), Stuck: s.isStuck()}
+	isBehind := s.isBehind()
+	if s.line != nil { // what is slow may be the way to its other end, too
+		isBehind = (isBehind || s.line.trunk.isBehind()) && !s.line.isFull()
+	}
+	return State{Writing: s.isWriting(), Private: s.private, Behind: isBehind, Stuck: s.isStuck()}
 }
 
 // Close implements [Writer].
