@@ -2,7 +2,8 @@
 
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
-import { mkdtemp, rm } from "node:fs/promises";
+import { readFileSync } from "node:fs";
+import { cp, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -14,7 +15,13 @@ test("a build of one's own", async (t) => {
   const folder = await mkdtemp(join(tmpdir(), "herald-build-"));
   t.after(() => rm(folder, { recursive: true, force: true }));
   const executable = join(folder, "custom");
-  await promisify(execFile)("go", ["build", "-o", executable, "./examples/custom"], { cwd: root });
+
+  // a module of its own, by the commands of docs/go.md
+  const [, commands] = readFileSync(join(root, "docs/go.md"), "utf8").match(/`(go mod edit [^`]*)`/);
+  assert.ok(commands.includes("=../herald "));
+  await cp(join(root, "examples/custom/main.go"), join(folder, "main.go"));
+  const script = `go mod init example.com/app && ${commands.replace("=../herald ", `="$HERALD" `)} && go build -o custom .`;
+  await promisify(execFile)("bash", ["-c", script], { cwd: folder, env: { ...process.env, GOTOOLCHAIN: "auto", HERALD: root } });
 
   const custom = await Herald.install(t, executable);
   await custom.start();

@@ -39,7 +39,7 @@ test("the README is short, and links lead somewhere", async () => {
 });
 
 test("snippets are in languages that are run", () => {
-  // diagrams have none; the configurations of proxies are tried by hand
+  // diagrams have none; the configurations of proxies are run by proxies.test.mjs
   const languages = new Set(snippets.map(({ language }) => language));
   assert.deepEqual([...languages].sort(), ["", "caddy", "go", "js", "json", "nginx", "sh"]);
 });

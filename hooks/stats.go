@@ -4,6 +4,7 @@ package hooks
 
 import (
 	"crypto/subtle"
+	"maps"
 	"net/http"
 	"strings"
 
@@ -143,7 +144,12 @@ func (c statsCollector) Collect(metrics chan<- prometheus.Metric) {
 	} {
 		metrics <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(value))
 	}
-	for reason, count := range stats.Disconnects {
+	ends := map[string]int64{} // a rate needs the zero before the first
+	for _, why := range notify.Disconnects() {
+		ends[why.Reason] = 0
+	}
+	maps.Copy(ends, stats.Disconnects)
+	for reason, count := range ends {
 		metrics <- prometheus.MustNewConstMetric(disconnectsMetric, prometheus.CounterValue, float64(count), reason)
 	}
 	buckets := map[float64]uint64{}

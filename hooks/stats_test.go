@@ -53,7 +53,7 @@ func TestStats(t *testing.T) {
 		}
 		for _, line := range []string{
 			"herald_connections 1", "herald_messages_total 1", "herald_deliveries_total 2",
-			`herald_disconnects_total{reason="left"} 1`, "herald_fan_out_seconds_count 1", "go_goroutines",
+			`herald_disconnects_total{reason="left"} 1`, `herald_disconnects_total{reason="queue full"} 0`, "herald_fan_out_seconds_count 1", "go_goroutines",
 		} {
 			if !strings.Contains(text, line) {
 				t.Errorf("%q is missing in\n%s", line, text)

@@ -33,3 +33,12 @@ var (
 	DisconnectRequested    = Disconnect{Code: 5005, Reason: "disconnected"}     // see Notifier.Disconnect
 	DisconnectUnregistered = Disconnect{Code: 5006, Reason: "unregistered"}     // other code removed it from PocketBase's broker
 )
+
+// Disconnects are all of the above, for those who also show what has not happened.
+func Disconnects() []Disconnect {
+	return []Disconnect{
+		DisconnectLeft, DisconnectWriteFailed, DisconnectUnexpected, DisconnectEdge, DisconnectGap, DisconnectQueueFull, DisconnectTooSlow,
+		DisconnectLifetime, DisconnectIdle, DisconnectTokenExpired, DisconnectAuthEnded, DisconnectRuleFailed, DisconnectShutdown,
+		DisconnectFailed, DisconnectHandlers, DisconnectRejected, DisconnectRequested, DisconnectUnregistered,
+	}
+}
