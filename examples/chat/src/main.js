@@ -69,7 +69,7 @@ async function enter() {
     text.value = "";
     notTyping();
     try {
-      await pb.send("/api/notify/publish", { method: "POST", body: { topic, data: { text: written } } });
+      await pb.send("/api/notify/publish", { method: "POST", body: { topic, data: { text: written } }, requestKey: null });
     } catch (error) {
       text.value ||= written;
       $("#typing").textContent = `Not sent: ${error.message}`;
