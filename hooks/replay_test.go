@@ -1,6 +1,7 @@
 package hooks_test
 
 import (
+	"bufio"
 	"encoding/json/v2"
 	"fmt"
 	"net/http"
@@ -280,20 +281,26 @@ func TestReplayToStalled(t *testing.T) {
 			t.Fatal("the stalled client was disconnected")
 		}
 		// it reads at last
-		seq := int64(0)
-		for seq < count && lines.Scan() {
-			data, ok := strings.CutPrefix(lines.Text(), "data:")
-			if !ok || strings.Contains(data, "clientId") {
-				continue
-			}
-			if seq++; decodeEnvelope(t, data).Seq != seq {
-				t.Fatalf("got %.100s, want %d", data, seq)
-			}
-		}
-		if seq < count {
-			t.Fatalf("ended after %d: %v", seq, lines.Err())
-		}
+		expectNumbered(t, lines, count)
 	})
+}
+
+// expectNumbered reads messages of a topic with history, from the first to the last.
+func expectNumbered(t *testing.T, lines *bufio.Scanner, count int) {
+	t.Helper()
+	seq := int64(0)
+	for seq < int64(count) && lines.Scan() {
+		data, ok := strings.CutPrefix(lines.Text(), "data:")
+		if !ok || strings.Contains(data, "clientId") {
+			continue
+		}
+		if seq++; decodeEnvelope(t, data).Seq != seq {
+			t.Fatalf("got %.100s, want %d", data, seq)
+		}
+	}
+	if seq < int64(count) {
+		t.Fatalf("ended after %d: %v", seq, lines.Err())
+	}
 }
 
 // TestReplayThrownOut: who loses the right in the middle of a replay, or asks for

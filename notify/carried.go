@@ -56,8 +56,8 @@ func (c *Client) Relay(trunk *conn.Trunk, number uint64, resumes bool) {
 // messages.
 func (c *Client) CanResume() bool { return c.pair.Load() == nil && !c.notifier.hooked() }
 
-// NewTrunk returns a trunk for clients of one edge.
-func (n *Notifier) NewTrunk() *conn.Trunk { return n.conns.NewTrunk() }
+// NewTrunk returns a trunk for clients of one edge, whose queues there hold size messages with bytes bytes.
+func (n *Notifier) NewTrunk(size, bytes int) *conn.Trunk { return n.conns.NewTrunk(size, bytes) }
 
 // EndAt ends a client that has ended at its edge. undelivered is how many messages waited there.
 func (c *Client) EndAt(why Disconnect, undelivered int) {

@@ -66,6 +66,10 @@ type Hello struct {
 	App     string `json:"app"`
 	Boot    uint64 `json:"boot"` // of the edge's process
 	Session uint64 `json:"session"`
+
+	// The queue of a connection at the edge, in messages and bytes.
+	QueueSize  int `json:"queueSize,omitzero"`
+	QueueBytes int `json:"queueBytes,omitzero"`
 }
 
 // Welcome answers a [Hello].

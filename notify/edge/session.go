@@ -111,7 +111,9 @@ func (e *Edge) begin(before uint64, lostIt bool) (*session, error) {
 	e.session = s // what comes may come before the answer
 	e.mu.Unlock()
 
-	welcome, err := link.Greet(e.nc, e.subjects, e.config.Name, link.Hello{Version: link.Version, App: e.config.App, Boot: e.boot, Session: id})
+	welcome, err := link.Greet(e.nc, e.subjects, e.config.Name, link.Hello{
+		Version: link.Version, App: e.config.App, Boot: e.boot, Session: id, QueueSize: e.config.QueueSize, QueueBytes: e.config.QueueBytes,
+	})
 	if err != nil {
 		e.mu.Lock()
 		e.session = nil

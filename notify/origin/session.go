@@ -48,7 +48,7 @@ const aliveBeats = 2
 
 func (o *Origin) newSession(name string, hello link.Hello) *session {
 	s := &session{
-		origin: o, name: name, boot: hello.Boot, id: hello.Session, trunk: o.notifier.NewTrunk(),
+		origin: o, name: name, boot: hello.Boot, id: hello.Session, trunk: o.notifier.NewTrunk(hello.QueueSize, hello.QueueBytes),
 		over: make(chan struct{}), settled: make(chan struct{}), exchanges: map[uint64]*Exchange{},
 	}
 	s.settle = sync.OnceFunc(func() { close(s.settled) })

@@ -14,9 +14,9 @@ type load struct{ count, bytes int }
 func (l *load) add(other load)  { l.count, l.bytes = l.count+other.count, l.bytes+other.bytes }
 func (l *load) take(other load) { l.count, l.bytes = l.count-other.count, l.bytes-other.bytes }
 
-// leavesRoom reports whether a queue in which so much waits has room for a page.
-func (l *load) leavesRoom(config *Config) bool {
-	return l.count <= config.QueueSize/PageShare && l.bytes <= config.QueueBytes/PageShare
+// leavesRoom reports whether a queue with these limits, in which so much waits, has room for a page.
+func (l *load) leavesRoom(limits load) bool {
+	return l.count <= limits.count/PageShare && l.bytes <= limits.bytes/PageShare
 }
 
 // credit counts what was sent to the other end of a trunk and may still wait there.
@@ -100,7 +100,7 @@ func (l *Line) Write(events []byte) error {
 func (l *Line) awaitRoom() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for !l.away.leavesRoom(&l.trunk.group.config) {
+	for !l.away.leavesRoom(l.trunk.limits) {
 		room := l.room.await()
 		l.ask(l.trunk, l.number)
 		l.mu.Unlock()

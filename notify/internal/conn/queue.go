@@ -206,11 +206,12 @@ const PageShare = 4
 
 // hasRoomForPage reports whether a page may be queued. What waits at the other end of a trunk counts as well. mu is held.
 func (c *Conn) hasRoomForPage() bool {
-	waiting := load{len(c.frames), c.bytes}
+	waiting, limits := load{len(c.frames), c.bytes}, load{c.group.config.QueueSize, c.group.config.QueueBytes}
 	if r, ok := c.writer.(*relay); ok {
 		waiting.add(r.away)
+		limits = r.trunk.limits
 	}
-	return waiting.leavesRoom(&c.group.config)
+	return waiting.leavesRoom(limits)
 }
 
 // AwaitRoom waits until a page fits into the queue. It returns false if the connection ends.

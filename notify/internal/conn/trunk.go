@@ -4,6 +4,7 @@
 package conn
 
 import (
+	"cmp"
 	"errors"
 	"os"
 	"sync"
@@ -38,8 +39,9 @@ type Cargo struct {
 
 // Trunk carries messages of connections until its owner takes them off. Its methods may be called concurrently.
 type Trunk struct {
-	group *Group
-	ready chan struct{} // has something while there is cargo
+	group  *Group
+	limits load          // of a queue at the other end
+	ready  chan struct{} // has something while there is cargo
 
 	mu       sync.Mutex // guards the fields below; taken under a connection's lock
 	cargo    []Cargo
@@ -54,9 +56,13 @@ type Trunk struct {
 	closed   bool
 }
 
-// NewTrunk returns a trunk for connections of g.
-func (g *Group) NewTrunk() *Trunk {
-	return &Trunk{group: g, ready: make(chan struct{}, 1), at: map[*Frame]int{}}
+// NewTrunk returns a trunk for connections of g, whose queues at the other end hold size messages with bytes bytes. Zero stands
+// for as much as those of g.
+func (g *Group) NewTrunk(size, bytes int) *Trunk {
+	return &Trunk{
+		group: g, limits: load{cmp.Or(size, g.config.QueueSize), cmp.Or(bytes, g.config.QueueBytes)},
+		ready: make(chan struct{}, 1), at: map[*Frame]int{},
+	}
 }
 
 // Ready has a value when there is cargo to take.

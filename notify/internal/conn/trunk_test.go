@@ -28,7 +28,7 @@ func newTrunk(t *testing.T) (*Group, *Trunk) {
 	group := NewGroup(Config{QueueSize: 10, QueueBytes: 4 << 20}, func(what string, cause any, _ string) {
 		t.Errorf("panic while %s: %v", what, cause)
 	})
-	return group, group.NewTrunk()
+	return group, group.NewTrunk(0, 0)
 }
 
 // deliver writes cargo to the connections, as text.

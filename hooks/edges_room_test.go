@@ -1,0 +1,80 @@
+// How much may wait at an edge.
+
+package hooks_test
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"herald/internal/pbtest"
+	"herald/notify"
+	"herald/notify/edge"
+)
+
+// TestEdgeSmallQueue: the queue of an edge may be smaller than those of the origin: pages of the history, and what is
+// written through handlers, fit into it.
+func TestEdgeSmallQueue(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	eachEdgeWay(t, func(t *testing.T, way way) {
+		w := way.newWorld(t)
+		addLog(t, w, 10_000)
+		origin := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
+		small := origin.EdgeWith(t, edge.Config{NATS: origin.NATS, Name: "small", QueueSize: 8, QueueBytes: 32 << 10})
+		const count = 5000 // 20 MB: more than the sockets' buffers hold
+		data := strings.Repeat("x", 4000)
+		for range count {
+			mustSend(t, w, "log/a", data)
+		}
+		for _, isLate := range []bool{false, true} {
+			id, lines := open(t, small)
+			status, answer := small.Do(t, http.MethodPost, "/api/realtime", "",
+				map[string]any{"clientId": id, "subscriptions": []string{withQuery("log/a", "rewind", "10000")}})
+			if status != http.StatusNoContent {
+				t.Fatalf("subscribe: %d %v", status, answer)
+			}
+			if isLate {
+				pbtest.WaitFor(t, "a page waits", func() bool { return small.EdgeStats().QueuedBytes > 0 })
+			}
+			expectNumbered(t, lines, count)
+		}
+		if ends := engine(w).Stats().Disconnects; ends[notify.DisconnectQueueFull.Reason] > 0 {
+			t.Errorf("disconnects: %v", ends)
+		}
+	})
+}
+
+// TestEdgeResumesFullQueue: a client that comes back with the origin, and has much to read yet, gets what it missed when there is
+// room for it.
+func TestEdgeResumesFullQueue(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	w := newWorld(t)
+	addLog(t, w, 10_000)
+	origin := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
+	held := origin.Edge(t, "held")
+	id, lines := open(t, held)
+	status, answer := held.Do(t, http.MethodPost, "/api/realtime", "",
+		map[string]any{"clientId": id, "subscriptions": []string{withQuery("log/a", "rewind", "1")}})
+	if status != http.StatusNoContent {
+		t.Fatalf("subscribe: %d %v", status, answer)
+	}
+	data := strings.Repeat("x", 50_000)
+	sent := 0
+	send := func() { mustSend(t, w, "log/a", data); sent++ }
+	// the sockets' buffers are full, and the queue nearly
+	pbtest.WaitFor(t, "the queue is filled", func() bool {
+		send()
+		pbtest.WaitFor(t, "the edge has it", func() bool { return engine(w).Stats().QueuedBytes == 0 })
+		return held.EdgeStats().QueuedBytes > 900<<10
+	})
+	origin.Close(0)
+	for range 20 {
+		send()
+	}
+	origin.Begin(t)
+	pbtest.WaitFor(t, "the edge joins again", func() bool { return held.EdgeStats().Joined })
+	pbtest.WaitFor(t, "the client is back", func() bool { return len(engine(w).Topics()) > 0 })
+	expectNumbered(t, lines, sent)
+}
