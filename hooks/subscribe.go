@@ -22,18 +22,12 @@ import (
 func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 	began := time.Now()
 	client, isOwn := c.notifier.Own(e.Client)
-	isCarried := isOwn && client.Carrier() != nil
-	var heads notify.Heads
-	if isCarried {
-		if origin.IsStale(e.Request.Context()) {
-			return e.NoContent(http.StatusNoContent)
-		}
+	var by *notify.Replacement
+	if isOwn && client.Carrier() != nil {
 		if positions := origin.Resumes(e.Request.Context()); positions != nil {
 			client.ResumeAt(positions)
-		} else {
-			client.Carrier().Subscribing()
 		}
-		heads = client.Heads(e.Subscriptions) // before what is sent meanwhile
+		by = &notify.Replacement{Request: e.Request, Heads: client.Heads(e.Subscriptions)} // before what is sent meanwhile
 	}
 	if err := c.limits.subscriptions(e); err != nil {
 		return err
@@ -52,35 +46,42 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 
 	expires := tokenExpiry(e.RequestEvent)
 	replace := func() error {
-		if origin.IsStale(e.Request.Context()) { // meanwhile
-			return e.NoContent(http.StatusNoContent)
-		}
 		if err := c.limits.connectionsOfUser(e); err != nil {
 			return err
 		}
-		if err := e.Next(); err != nil || !isCarried {
-			return err
+		if isOwn {
+			client.SetExpiry(expires) // before anything is sent to that user
 		}
-		client.Replaced(e.Request, heads)
-		return nil
+		return e.Next()
 	}
 	if !isOwn {
 		return c.notifier.ResubscribeForeign(e.Client, admission, expires, replace)
 	}
-	client.SetExpiry(expires) // before anything is sent to that user
-	err = client.Resubscribe(admission, replace)
+	err = client.Resubscribe(admission, by, replace)
 	if err == nil {
 		client.AnnounceDenied(admission.Denied...)
 	}
 	return err
 }
 
-// carry lets the client know, if an edge holds it, that a request is handled.
+// carry lets the client and its edge know, if an edge holds it, that a request is handled.
 func (c connections) carry(e *core.RealtimeSubscribeRequestEvent) error {
-	if client, isOwn := c.notifier.Own(e.Client); isOwn && client.Carrier() != nil {
-		return client.Carried(e.Next)
+	client, isOwn := c.notifier.Own(e.Client)
+	if !isOwn || client.Carrier() == nil {
+		return e.Next()
 	}
-	return e.Next()
+	return expect(e.RequestEvent, client, func() error { return client.Carried(e.Next) })
+}
+
+// expect calls next once the edge that holds the client knows of the request.
+func expect(e *core.RequestEvent, client *notify.Client, next func() error) error {
+	request, handled, err := client.Carrier().Expect(e.Request)
+	if err != nil {
+		return e.Error(http.StatusServiceUnavailable, "The edge that holds the connection does not answer.", nil)
+	}
+	defer handled()
+	e.Request = request
+	return next()
 }
 
 // tokenExpiry returns when the token of the request expires. It is zero if there is no such token
@@ -159,11 +160,20 @@ func (c connections) signOut(e *core.RequestEvent) error {
 		return e.Next()
 	}
 	client, ok := c.notifier.Own(found)
-	if ip, _ := found.Get(apis.RealtimeClientIPKey).(string); ok && ip == e.RealIP() && client.Get(apis.RealtimeClientAuthKey) != nil {
-		if edge := client.Carrier(); edge != nil {
-			edge.Subscribing()
+	if ip, _ := found.Get(apis.RealtimeClientIPKey).(string); !ok || ip != e.RealIP() {
+		return e.Next()
+	}
+	signOut := func() error {
+		switch {
+		case client.Get(apis.RealtimeClientAuthKey) == nil:
+			return e.Next()
+		case origin.Resumes(e.Request.Context()) != nil: // it is told when that has subscribed it again
+			return client.SignOut(nil, e.Next)
 		}
 		return client.SignOut(e.Request, e.Next)
 	}
-	return e.Next()
+	if client.Carrier() == nil {
+		return signOut()
+	}
+	return expect(e, client, signOut)
 }

@@ -153,7 +153,7 @@ func BenchmarkSubscribe(b *testing.B) {
 		began := time.Now()
 		admission, err := n.Admit(client, nil, keys)
 		if err == nil {
-			err = client.Resubscribe(admission, replace(client))
+			err = client.Resubscribe(admission, nil, replace(client))
 		}
 		if err != nil {
 			b.Fatal(err)

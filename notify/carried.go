@@ -12,13 +12,18 @@ import (
 	"herald/notify/internal/sets"
 )
 
-// Carrier is the way to a client that is connected to an edge. Its methods must not block, except one.
+// Carrier is the way to a client that is connected to an edge. Expect and AwaitOthers may block, the others must not.
 type Carrier interface {
 	// Edge is the name of the edge.
 	Edge() string
-	// Subscribing is called when a request may change who the client is, or what it is subscribed to.
-	Subscribing()
-	// Subscribed is called when that has happened, in that order: request is the one by which the client is as it is.
+	// Expect is called before a request can change who the client is, or what it is subscribed to. It returns the request
+	// to go on with, and what to call when it has been handled. An error means that the edge does not answer, and that
+	// the request must do nothing. Calls for a request that one has returned have no effect.
+	Expect(request *http.Request) (expected *http.Request, handled func(), err error)
+	// Identified is called when the client has become another user, or "" for a guest.
+	Identified(user string)
+	// Subscribed is called when requests have changed what the client is subscribed to, in the order in which they do:
+	// request is the one by which it is as it is.
 	Subscribed(request *http.Request, standing *Standing)
 	// Owned is called when code of the application has subscribed the client to keys while a request of the client was
 	// handled. It does that again when the request is.
@@ -29,7 +34,6 @@ type Carrier interface {
 	// Unsubscribed is called when the client has lost keys that it had.
 	Unsubscribed(keys []string)
 	// AwaitOthers waits, if the client is admitted again after a restart, until the others are that were there with it.
-	// Unlike the other methods it may block.
 	AwaitOthers()
 	// Ended is called once, when the client has ended.
 	Ended()
@@ -71,8 +75,8 @@ func (c *Client) HasRoomAt() { c.output().HasRoomAt() }
 // FullAt notes that the client does not read.
 func (c *Client) FullAt() { c.output().FullAt() }
 
-// IsGuest reports whether the client has no valid auth record.
-func (c *Client) IsGuest() bool { return c.identity().isGuest() }
+// User is whom the client is signed in as, with a name that [Carrier.Identified] gets; "" if it is a guest.
+func (c *Client) User() string { return c.identity().name() }
 
 // Heads are the positions from which on the messages count that a client gets by new subscriptions.
 type Heads struct {
@@ -82,10 +86,15 @@ type Heads struct {
 
 // Standing is what the edge keeps of a client, to bring it back after a restart.
 type Standing struct {
-	Keys    []string // that the client has requested
-	Own     []string // that code of the application has subscribed it to along with these
-	IsGuest bool
+	Keys []string // that the client has requested
+	Own  []string // that code of the application has subscribed it to along with these
 	Heads
+}
+
+// Replacement is what an edge is told of a request that replaces the subscriptions of a client. Heads are those from before it.
+type Replacement struct {
+	Request *http.Request
+	Heads   Heads
 }
 
 // carried is what a client that an edge holds has beside others. It is guarded by Client.subsMu.
@@ -93,6 +102,7 @@ type carried struct {
 	requests int                 // calls of Carried in progress
 	resumes  map[string]Position // where keys continue that are subscribed during these, see ResumeAt
 	own      sets.Of[string]     // keys that code of the application has subscribed
+	replaced bool                // the Resubscribe in progress has taken effect
 }
 
 // Carried calls next, the handlers of a request to subscribe. What code of the application subscribes the client to
@@ -111,29 +121,21 @@ func (c *Client) Carried(next func() error) error {
 	return next()
 }
 
-// Replaced tells the edge that request has replaced the client's subscriptions. heads are those from before. Call it
-// within [Client.Resubscribe], so that the edge hears of requests in the order in which they take effect.
-func (c *Client) Replaced(request *http.Request, heads Heads) {
-	c.subsMu.Lock()
-	defer c.subsMu.Unlock()
-	c.tellCarrier(request, heads)
-}
-
 // signedOut tells the edge that request has made the client a guest, unless it is a user again.
 func (c *Client) signedOut(request *http.Request) {
 	c.resubscribing.Lock()
 	defer c.resubscribing.Unlock()
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
-	if c.IsGuest() {
-		c.tellCarrier(request, Heads{})
+	if c.User() == "" {
+		c.tellCarrier(&Replacement{Request: request})
 	}
 }
 
 // tellCarrier tells the edge what it needs to bring the client back, by another request like this one. resubscribing and
 // subsMu are held.
-func (c *Client) tellCarrier(request *http.Request, heads Heads) {
-	standing := Standing{IsGuest: c.IsGuest(), Heads: heads}
+func (c *Client) tellCarrier(by *Replacement) {
+	standing := Standing{Heads: by.Heads}
 	for _, key := range c.Keys() {
 		standing.Unstored = standing.Unstored || c.isUnstored(key)
 		if c.carried.own.Has(key) {
@@ -142,7 +144,7 @@ func (c *Client) tellCarrier(request *http.Request, heads Heads) {
 			standing.Keys = append(standing.Keys, key)
 		}
 	}
-	c.carrier.Subscribed(request, &standing)
+	c.carrier.Subscribed(by.Request, &standing)
 }
 
 // isUnstored reports whether messages under key cannot be had later.

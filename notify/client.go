@@ -144,10 +144,13 @@ func (c *Client) setAuthLocked(auth *core.Record) {
 		c.conn.EndIfPrivate(DisconnectAuthEnded)
 	}
 	c.subsMu.Lock()
-	if c.unlisted {
-		after = guest
-	}
+	isOver := c.unlisted
 	c.subsMu.Unlock()
+	if isOver {
+		after = guest
+	} else if c.carrier != nil {
+		c.carrier.Identified(after.name())
+	}
 	c.notifier.index.setUser(c, before.user, after.user)
 	c.subsMu.Lock()
 	c.attend()

@@ -37,6 +37,14 @@ func identityOf(auth *core.Record, expires int64) *identity {
 
 func (i *identity) isGuest() bool { return i.user == userRef{} }
 
+// name names the user, and is "" for a guest.
+func (i *identity) name() string {
+	if i.isGuest() {
+		return ""
+	}
+	return i.user.String()
+}
+
 // at returns i as it counts at the time now, in Unix seconds: a guest once the token has expired.
 func (i *identity) at(now int64) *identity {
 	if i.expires != 0 && now >= i.expires {

@@ -207,6 +207,9 @@ func (c *Client) setGrants(version int, grants map[string]grant, denied []string
 	if len(denied) > 0 {
 		c.Client.Unsubscribe(denied...)
 		c.version++
+		if c.carrier != nil {
+			c.carrier.Unsubscribed(denied)
+		}
 	}
 	c.reindex(grants)
 	c.startReplays()
@@ -223,9 +226,6 @@ func (c *Client) setGrants(version int, grants map[string]grant, denied []string
 	c.conn.Remove(gone)
 	if both != nil {
 		both.below.Remove(gone)
-	}
-	if c.carrier != nil {
-		c.carrier.Unsubscribed(denied)
 	}
 	denials := make([]Denial, len(denied))
 	for i, key := range denied {

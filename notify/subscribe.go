@@ -35,6 +35,7 @@ func (c *Client) Unsubscribe(keys ...string) {
 	c.Client.Unsubscribe(keys...)
 	c.disown(keys)
 	if c.resubscribe {
+		c.carried.replaced = c.carried.replaced || len(keys) == 0
 		return
 	}
 	if c.carrier == nil {
@@ -55,7 +56,9 @@ func (c *Client) Unsubscribe(keys ...string) {
 // Until that Subscribe, the client still gets messages by its old keys; otherwise it would miss
 // messages between the two calls. What it gets in the meantime is written only once it is known
 // that it may have it.
-func (c *Client) Resubscribe(a *Admission, replace func() error) error {
+//
+// by is what the edge that holds the client is told, if the subscriptions are replaced; nil if none does.
+func (c *Client) Resubscribe(a *Admission, by *Replacement, replace func() error) error {
 	c.resubscribing.Lock()
 	defer c.resubscribing.Unlock()
 	c.conn.Hold()
@@ -64,7 +67,7 @@ func (c *Client) Resubscribe(a *Admission, replace func() error) error {
 	stale := c.beginResubscribe(a)
 	finished := false
 	defer func() { // also if replace panics
-		stale = c.endResubscribe(a) || stale || !finished
+		stale = c.endResubscribe(a, by) || stale || !finished
 		c.notifier.admitted(c, a, stale)
 		c.subsMu.Lock()
 		defer c.subsMu.Unlock()
@@ -80,7 +83,7 @@ func (c *Client) Resubscribe(a *Admission, replace func() error) error {
 func (c *Client) beginResubscribe(a *Admission) (stale bool) {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
-	c.resubscribe = true
+	c.resubscribe, c.carried.replaced = true, false
 	stale = c.version != a.version
 	c.version++
 	c.admitted = a.grants
@@ -96,21 +99,24 @@ func (c *Client) beginResubscribe(a *Admission) (stale bool) {
 
 // endResubscribe leaves the client with the keys that it has now. It reports whether a check of
 // the rules was skipped.
-func (c *Client) endResubscribe(a *Admission) (unchecked bool) {
+func (c *Client) endResubscribe(a *Admission, by *Replacement) (unchecked bool) {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
 	c.resubscribe = false
 	c.version++
 	c.reindex(a.grants)
 	c.admitted = nil
+	if by != nil && c.carried.replaced { // also if something failed afterwards
+		c.tellCarrier(by)
+	}
 	unchecked = c.unchecked
 	c.unchecked = false
 	return unchecked
 }
 
-// SignOut makes the client a guest by request and calls next, which may subscribe as a guest. From then on the
+// SignOut makes the client a guest and calls next, which may subscribe as a guest. From then on the
 // client no longer gets what it had as a user. Subscriptions that a guest may not have end
-// afterwards.
+// afterwards. request is what the edge that holds the client is told; nil if it is not.
 func (c *Client) SignOut(request *http.Request, next func() error) error {
 	count := func(by int) {
 		c.subsMu.Lock()
@@ -123,7 +129,7 @@ func (c *Client) SignOut(request *http.Request, next func() error) error {
 		count(-1)
 		c.authChanged()
 	}()
-	if c.carrier != nil { // also if the rest of the request is refused
+	if c.carrier != nil && request != nil { // also if the rest of the request is refused
 		c.signedOut(request)
 	}
 	return next()

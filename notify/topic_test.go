@@ -175,7 +175,7 @@ func TestResubscribe(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return client.Resubscribe(admission, replace)
+		return client.Resubscribe(admission, nil, replace)
 	}
 	err := resubscribe(func() error {
 		client.Unsubscribe()

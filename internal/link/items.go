@@ -14,7 +14,7 @@ import (
 )
 
 // Version is the version of the protocol. Both sides must have the same.
-const Version = 3
+const Version = 4
 
 // Kind is the kind of an item.
 type Kind byte
@@ -27,6 +27,7 @@ const (
 	KindAll     Kind = 'L' // nothing else: all connections that are still there have been opened again
 	KindRoom    Kind = 'V' // see [EncodeNumbered], without bytes: the answer to KindAsk
 	KindFull    Kind = 'X' // as KindRoom: there has been no room for [FullAfter]
+	KindReady   Kind = 'Y' // an [Expect], sent back: the edge knows of that request
 )
 
 // FullAfter is how long a client may leave no room in its queue before it counts as one that does not read.
@@ -41,6 +42,9 @@ const (
 	KindState    Kind = 'S' // a [State] that the edge keeps for a connection, to give it back when it resumes
 	KindOwn      Kind = 'N' // an [Own], which adds to that
 	KindBound    Kind = 'B' // a [Bound]: the connection cannot be resumed any more
+	KindUser     Kind = 'U' // a [User]: the connection's client has become another one
+	KindExpect   Kind = 'D' // an [Expect]: a request that comes by another way is about to change the connection
+	KindHandled  Kind = 'H' // an [Expect]: that request has been handled
 	KindForget   Kind = 'F' // a [Forget]: the connection has lost some of what it was subscribed to
 	KindAsk      Kind = 'Q' // as KindRoom: the edge is to answer when the connection's queue has room for a page
 	KindEnd      Kind = 'E' // an [End]: the edge must end the connection
@@ -63,6 +67,7 @@ type Open struct {
 	Number  uint64      `json:"n"`
 	Request HTTPRequest `json:"request"`
 	ID      string      `json:"id,omitzero"`
+	User    string      `json:"user,omitzero"`  // what it was told last
 	State   *State      `json:"state,omitzero"` // what it was told last; nil if it had subscribed to nothing
 }
 
@@ -95,7 +100,7 @@ type Mark struct {
 	Seq   int64  `json:"seq"`
 }
 
-// State is what a connection is subscribed to, as whom.
+// State is what a connection is subscribed to.
 type State struct {
 	Number uint64 `json:"n"`
 	// Request is the request to subscribe that it comes from, without its body.
@@ -116,6 +121,19 @@ type Own struct {
 	Keys     []string        `json:"keys"`
 	Marks    map[string]Mark `json:"marks,omitzero"` // as in State
 	Unstored bool            `json:"unstored,omitzero"`
+}
+
+// User says who a connection's client is: a name that the origin gives, or "" for a guest.
+type User struct {
+	Number uint64 `json:"n"`
+	User   string `json:"user"`
+}
+
+// Expect names a request that changes a connection and does not come through its edge. If the edge does not hear that it has
+// been handled, it must not resume the connection: its client may have signed in or out.
+type Expect struct {
+	Number  uint64 `json:"n"`
+	Request uint64 `json:"request"`
 }
 
 // Bound says that a connection cannot be resumed.

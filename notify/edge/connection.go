@@ -26,10 +26,12 @@ type connection struct {
 
 	session   *session             // the last one that knew it
 	id        string               // the client's; empty if it cannot resume
+	user      string               // see link.User
 	state     *link.State          // but for Own
 	own       []string             // see link.Own
 	unstored  bool                 // some of own are
 	marks     map[string]link.Mark // by key
+	expected  int                  // see link.Expect
 	isLeaving bool                 // it is about to be ended
 	isEnded   bool                 // by the origin
 	isOpening bool                 // the origin is not told of it yet
@@ -169,6 +171,20 @@ func (c *connection) setState(state *link.State) {
 	c.resumed()
 }
 
+// setUser keeps who the client is.
+func (c *connection) setUser(user string) {
+	c.edge.mu.Lock()
+	defer c.edge.mu.Unlock()
+	c.user = user
+}
+
+// expect counts the requests that come by another way.
+func (c *connection) expect(by int) {
+	c.edge.mu.Lock()
+	defer c.edge.mu.Unlock()
+	c.expected += by
+}
+
 // addOwn keeps what else the connection is subscribed to.
 func (c *connection) addOwn(own *link.Own) {
 	c.edge.mu.Lock()
@@ -182,10 +198,11 @@ func (c *connection) addOwn(own *link.Own) {
 	c.addMarks(own.Marks)
 }
 
-// addMarks keeps the positions of keys of which no message has come. Edge.mu is held.
+// addMarks keeps the positions of keys, unless messages have come that are newer. Older ones may have come when the
+// connection was not subscribed to their key any more. Edge.mu is held.
 func (c *connection) addMarks(marks map[string]link.Mark) {
 	for key, mark := range marks {
-		if _, isKnown := c.marks[key]; !isKnown {
+		if known := c.marks[key]; known.Epoch != mark.Epoch || known.Seq < mark.Seq {
 			c.marks[key] = mark
 		}
 	}
@@ -237,7 +254,8 @@ func (c *connection) resume(hasLost bool) (open link.Open, canResume bool) {
 	defer e.mu.Unlock()
 	isUnstored := c.state != nil && c.state.Unstored || c.unstored
 	isIncomplete := c.state == nil && len(c.own) > 0 // there is no request to repeat
-	if e.connections[c.number] != c || c.id == "" || c.isLeaving || c.isEnded || isIncomplete || hasLost && isUnstored {
+	isInDoubt := c.expected > 0
+	if e.connections[c.number] != c || c.id == "" || c.isLeaving || c.isEnded || isIncomplete || isInDoubt || hasLost && isUnstored {
 		c.isLeaving = true
 		return link.Open{}, false
 	}
@@ -245,10 +263,10 @@ func (c *connection) resume(hasLost bool) (open link.Open, canResume bool) {
 	if c.resuming == nil {
 		c.resuming = make(chan struct{})
 	}
-	open = link.Open{Number: c.number, Request: c.request, ID: c.id}
+	open = link.Open{Number: c.number, Request: c.request, ID: c.id, User: c.user}
 	if c.state != nil {
 		state := *c.state
-		state.Own = c.own
+		state.Own, state.Unstored = c.own, isUnstored
 		state.Marks = maps.Clone(c.marks)
 		open.State = &state
 	}

@@ -50,6 +50,25 @@ func (s *session) receive(item []byte) error {
 				c.addOwn(own)
 			}
 		})
+	case link.KindUser:
+		return take(item, func(user *link.User) {
+			if c := s.edge.connection(user.Number); c != nil {
+				c.setUser(user.User)
+			}
+		})
+	case link.KindExpect:
+		return take(item, func(expect *link.Expect) {
+			if c := s.edge.connection(expect.Number); c != nil {
+				c.expect(+1)
+				go s.answerExpect(expect)
+			}
+		})
+	case link.KindHandled:
+		return take(item, func(expect *link.Expect) {
+			if c := s.edge.connection(expect.Number); c != nil {
+				c.expect(-1)
+			}
+		})
 	case link.KindForget:
 		return take(item, func(forget *link.Forget) {
 			if c := s.edge.connection(forget.Number); c != nil {
@@ -149,6 +168,12 @@ func (s *session) answerAsk(c *connection) {
 	if hasRoom {
 		tell(link.KindRoom)
 	}
+}
+
+// answerExpect lets the origin go on with a request.
+func (s *session) answerExpect(expect *link.Expect) {
+	defer s.edge.guard("answering the origin")
+	_ = s.write(link.KindReady, expect) // an error means that the session is over, and the origin does not go on
 }
 
 // writeReady writes to connections what has come for them with a packet, in one piece.

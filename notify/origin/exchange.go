@@ -5,10 +5,12 @@ package origin
 import (
 	"context"
 	"encoding/json/v2"
+	"errors"
 	"log/slog"
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
@@ -29,17 +31,20 @@ type Exchange struct {
 	done    chan struct{} // closed when nothing is left of it
 	release func()        // gives back its turn to be admitted again
 	admit   func()        // notes that it is admitted again, or will not be
+	settled chan struct{} // closed when the request that brings it back has been handled, if there is one
 
 	cutWrites func() // closes cut
 	finish    func() // forgets the connection
+	settle    func() // closes settled
 
 	mu          sync.Mutex // guards the fields below
 	client      *notify.Client
 	taken       bool
-	subscribed  bool // by its client, since the session began
 	back        bool // the request that brings it back has taken effect
 	bound       bool
-	ended       bool // at the edge
+	requests    uint64                   // that the edge was told to expect
+	expected    map[uint64]chan struct{} // closed when the edge is ready for the request
+	ended       bool                     // at the edge
 	why         notify.Disconnect
 	undelivered int
 }
@@ -47,7 +52,14 @@ type Exchange struct {
 var _ notify.Carrier = (*Exchange)(nil)
 
 func newExchange(s *session, open *link.Open) *Exchange {
-	x := &Exchange{session: s, number: open.Number, open: open, cut: make(chan struct{}), done: make(chan struct{}), release: func() {}, admit: func() {}}
+	x := &Exchange{
+		session: s, number: open.Number, open: open, cut: make(chan struct{}), done: make(chan struct{}), settled: make(chan struct{}),
+		release: func() {}, admit: func() {}, expected: map[uint64]chan struct{}{},
+	}
+	x.settle = sync.OnceFunc(func() { close(x.settled) })
+	if open.State == nil {
+		x.settle()
+	}
 	if open.ID != "" {
 		x.admit = sync.OnceFunc(s.admitted)
 	}
@@ -58,6 +70,7 @@ func newExchange(s *session, open *link.Open) *Exchange {
 		x.cancel()
 		x.cutWrites() // of code that goes on
 		x.admit()
+		x.settle()
 		s.remove(x)
 		close(x.done)
 	})
@@ -184,9 +197,13 @@ func (x *Exchange) take(client *notify.Client, header http.Header) {
 	if x.open.State == nil {
 		x.release()
 		x.admit()
+		if x.open.ID != "" {
+			x.endIfOther(client)
+		}
 		return
 	}
 	x.session.origin.stopped.Go(func() {
+		defer x.settle()
 		defer x.admit()
 		defer x.release()
 		x.resubscribe(client)
@@ -215,14 +232,25 @@ func (x *Exchange) resubscribe(client *notify.Client) {
 	case w.status >= http.StatusBadRequest:
 		// it gets the refusal when it subscribes itself
 		client.Close(notify.DisconnectEdge)
-	case request.Header.Get("Authorization") != "" && client.IsGuest():
-		client.Close(notify.DisconnectTokenExpired)
-	case !x.isBack(): // it has subscribed itself
-	case client.Lacks(state.Own):
+	case x.endIfOther(client):
+	case !x.isBack() || client.Lacks(state.Own):
 		client.Close(notify.DisconnectEdge)
 	case client.Misses(slices.Concat(state.Keys, state.Own), x.positions()):
 		client.Finish(notify.DisconnectGap)
 	}
+}
+
+// endIfOther ends a client that is back as somebody else than it was, and reports whether it was.
+func (x *Exchange) endIfOther(client *notify.Client) bool {
+	switch client.User() {
+	case x.open.User:
+		return false
+	case "":
+		client.Close(notify.DisconnectTokenExpired) // its SDK returns with its current token
+	default:
+		client.Close(notify.DisconnectEdge)
+	}
+	return true
 }
 
 type resumeKey struct{}
@@ -237,13 +265,6 @@ func Resumes(ctx context.Context) map[string]notify.Position {
 	return x.positions()
 }
 
-// IsStale reports whether a request to subscribe is of a client that is admitted again and has subscribed itself
-// meanwhile. Then the request must do nothing.
-func IsStale(ctx context.Context) bool {
-	x, ok := ctx.Value(resumeKey{}).(*Exchange)
-	return ok && x.hasSubscribed()
-}
-
 // positions returns what the client has seen, by key.
 func (x *Exchange) positions() map[string]notify.Position {
 	positions := make(map[string]notify.Position, len(x.open.State.Marks))
@@ -251,12 +272,6 @@ func (x *Exchange) positions() map[string]notify.Position {
 		positions[key] = notify.Position(mark)
 	}
 	return positions
-}
-
-func (x *Exchange) hasSubscribed() bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.subscribed
 }
 
 func (x *Exchange) isBack() bool {
@@ -275,11 +290,75 @@ func (x *Exchange) AwaitOthers() {
 // Edge implements [notify.Carrier].
 func (x *Exchange) Edge() string { return x.session.name }
 
-// Subscribing implements [notify.Carrier]: the client says itself what it wants.
-func (x *Exchange) Subscribing() {
+// expectPatience is how long a request waits for the edge that holds the client.
+const expectPatience = 30 * time.Second
+
+type sessionKey struct{}
+
+type expectedKey struct{}
+
+// Expect implements [notify.Carrier]. A request waits until the client is back as it was, if it is admitted again. The edge
+// knows of a request that comes through it. It hears of others first: if it does not hear of their end, because the link
+// or this process fails, it does not bring the client back as it was before.
+func (x *Exchange) Expect(request *http.Request) (expected *http.Request, handled func(), err error) {
+	ctx := request.Context()
+	if ctx.Value(expectedKey{}) == x || ctx.Value(resumeKey{}) == x {
+		return request, func() {}, nil
+	}
+	expected = request.WithContext(context.WithValue(ctx, expectedKey{}, x))
+	patience := time.NewTimer(expectPatience)
+	defer patience.Stop()
+	await := func(happens <-chan struct{}) error {
+		select {
+		case <-happens:
+			return nil
+		case <-x.done: // and so is the client
+			return nil
+		case <-x.session.over:
+		case <-ctx.Done():
+		case <-patience.C:
+		}
+		return errEdgeSilent
+	}
+	if err := await(x.settled); err != nil {
+		return nil, nil, err
+	}
+	if ctx.Value(sessionKey{}) == x.session {
+		return expected, func() {}, nil
+	}
+	ready := make(chan struct{})
+	x.mu.Lock()
+	x.requests++
+	expect := link.Expect{Number: x.number, Request: x.requests}
+	x.expected[expect.Request] = ready
+	x.control(link.KindExpect, expect)
+	x.mu.Unlock()
+	handled = func() {
+		x.ready(expect.Request) // if the edge has not said so
+		x.control(link.KindHandled, expect)
+	}
+	if err := await(ready); err != nil {
+		handled()
+		return nil, nil, err
+	}
+	return expected, handled, nil
+}
+
+var errEdgeSilent = errors.New("the edge does not answer")
+
+// ready notes that the edge knows of a request.
+func (x *Exchange) ready(request uint64) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.subscribed = true
+	if ready := x.expected[request]; ready != nil {
+		close(ready)
+		delete(x.expected, request)
+	}
+}
+
+// Identified implements [notify.Carrier].
+func (x *Exchange) Identified(user string) {
+	x.control(link.KindUser, link.User{Number: x.number, User: user})
 }
 
 // Subscribed implements [notify.Carrier]: the edge keeps what it needs to bring the client back.
@@ -288,6 +367,14 @@ func (x *Exchange) Subscribed(request *http.Request, standing *notify.Standing) 
 		x.mu.Lock()
 		x.back = true
 		x.mu.Unlock()
+		// what code of the application has subscribed it to, it may be about to do again
+		before := x.open.State
+		standing.Unstored = standing.Unstored || before.Unstored && len(before.Own) > 0
+		for _, key := range before.Own {
+			if !slices.Contains(standing.Own, key) && !slices.Contains(standing.Keys, key) {
+				standing.Own = append(standing.Own, key)
+			}
+		}
 	}
 	state := link.State{
 		Number: x.number, Keys: standing.Keys, Own: standing.Own, Unstored: standing.Unstored, Marks: marksOf(standing.Heads),
@@ -297,9 +384,6 @@ func (x *Exchange) Subscribed(request *http.Request, standing *notify.Standing) 
 	}
 	for _, name := range []string{"Content-Length", "Content-Type", "Content-Encoding"} {
 		state.Request.Header.Del(name)
-	}
-	if standing.IsGuest {
-		state.Request.Header.Del("Authorization")
 	}
 	x.control(link.KindState, state)
 }
@@ -389,7 +473,7 @@ func (s *session) answer(request *link.Request) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		_, _ = w.Write([]byte(`{"status":503,"message":"The server is shutting down.","data":{}}`)) // into memory
 	} else {
-		s.origin.serve(w, newRequest(s.ctx, &request.Request))
+		s.origin.serve(w, newRequest(context.WithValue(s.ctx, sessionKey{}, s), &request.Request))
 	}
 	s.trunk.Control(control{link.KindAnswer, w.answer(request.Number)})
 }

@@ -166,6 +166,14 @@ func (s *session) receive(item []byte) error {
 		if x := s.exchange(end.Number); x != nil {
 			x.endAt(notify.Disconnect{Code: end.Code, Reason: end.Reason}, end.Undelivered)
 		}
+	case link.KindReady:
+		var expect link.Expect
+		if err := link.Decode(item, &expect); err != nil {
+			return err
+		}
+		if x := s.exchange(expect.Number); x != nil {
+			x.ready(expect.Request)
+		}
 	case link.KindAll:
 		s.mu.Lock()
 		defer s.mu.Unlock()
