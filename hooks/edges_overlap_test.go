@@ -26,8 +26,11 @@ func standingOf(w *world) map[string]string {
 			keys = append(keys, key)
 		}
 		slices.Sort(keys)
-		auth, _ := client.Get(apis.RealtimeClientAuthKey).(*core.Record)
-		standing[id] = fmt.Sprint(keys, auth != nil)
+		user := ""
+		if auth, _ := client.Get(apis.RealtimeClientAuthKey).(*core.Record); auth != nil {
+			user = auth.Id
+		}
+		standing[id] = fmt.Sprint(keys, " ", user)
 	}
 	return standing
 }

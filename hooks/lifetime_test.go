@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +50,12 @@ func TestTimeouts(t *testing.T) {
 func TestTokenExpiry(t *testing.T) {
 	t.Parallel() // it waits most of the time
 	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
+		w.OnRealtimeSubscribeRequest().Bind(replacing(func(e *subscribeEvent) error {
+			if slices.Contains(e.Subscriptions, "refused") {
+				return e.BadRequestError("", nil)
+			}
+			return e.Next()
+		}))
 		server := serve(t, w)
 		subscriber := server.Connect(t)
 		token, err := w.ann.NewStaticAuthToken(3 * time.Second)
@@ -64,6 +71,10 @@ func TestTokenExpiry(t *testing.T) {
 			t.Fatalf("report %+v", report)
 		}
 		subscriber.Expect(t, "example", "1")
+		// a request that is refused does not prolong it
+		if status, answer := subscriber.Try(t, w.ann, "refused"); status != http.StatusBadRequest {
+			t.Fatalf("%d %v", status, answer)
+		}
 
 		pbtest.WaitFor(t, "the token expires", func() bool { return send(t, w, message).Matched == 0 })
 		for _, event := range subscriber.ExpectEnd(t) {

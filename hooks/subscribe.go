@@ -50,7 +50,7 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 			return err
 		}
 		if isOwn {
-			client.SetExpiry(expires) // before anything is sent to that user
+			return client.ExpectAuth(e.Auth, expires, e.Next)
 		}
 		return e.Next()
 	}

@@ -45,7 +45,8 @@ type Client struct {
 
 	authMu  sync.Mutex // orders changes of auth with those of the index
 	auth    atomic.Pointer[identity]
-	expires int64 // of the auth record that is set next, see SetExpiry; guarded by authMu
+	expires int64 // of the auth record, and of one that is set next; guarded by authMu
+	coming  coming
 
 	resubscribing sync.Mutex // held by Resubscribe
 
@@ -131,8 +132,11 @@ func (c *Client) Get(key string) any {
 
 // setAuthLocked sets the client's auth record. authMu is held.
 func (c *Client) setAuthLocked(auth *core.Record) {
-	if auth == nil {
+	switch {
+	case auth == nil:
 		c.expires = 0
+	case c.coming.user == refOf(auth):
+		c.expires = c.coming.expires
 	}
 	after := identityOf(auth, c.expires)
 	before := c.auth.Swap(after)
@@ -158,22 +162,32 @@ func (c *Client) setAuthLocked(auth *core.Record) {
 	c.authChanged()
 }
 
-// SetExpiry sets when the token of the client's auth record, and of one that is set after it,
-// expires; the zero time means never.
-// After that the client counts as a guest, and its connection is closed within a second, so that
+// coming is a user as whom the client may be signed in next. It is guarded by Client.authMu.
+type coming struct {
+	user    userRef
+	expires int64 // in Unix seconds, 0 means never
+}
+
+// ExpectAuth calls next, which may set auth as the client's auth record, with a token that expires at the time; the
+// zero time means never. If next does not, nothing changes.
+// After that time the client counts as a guest, and its connection is closed within a second, so that
 // its SDK returns with its current token.
-func (c *Client) SetExpiry(at time.Time) {
-	c.authMu.Lock()
-	defer c.authMu.Unlock()
-	c.expires = 0
-	if !at.IsZero() {
-		c.expires = at.Unix()
+func (c *Client) ExpectAuth(auth *core.Record, expires time.Time, next func() error) error {
+	if auth == nil {
+		return next()
 	}
-	if who := c.auth.Load(); !who.isGuest() {
-		renewed := *who
-		renewed.expires = c.expires
-		c.auth.Store(&renewed)
+	expect := func(who coming) {
+		c.authMu.Lock()
+		defer c.authMu.Unlock()
+		c.coming = who
 	}
+	who := coming{user: refOf(auth)}
+	if !expires.IsZero() {
+		who.expires = expires.Unix()
+	}
+	expect(who)
+	defer expect(coming{})
+	return next()
 }
 
 // SetTimeouts limits how long the connection lasts, and how long it lasts without a message. Zero

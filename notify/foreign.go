@@ -155,8 +155,11 @@ func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission,
 	defer n.outboxes.release(1)
 
 	n.foreign.change(state, func(before *foreignRights) *foreignRights {
-		both := maps.Clone(a.grants) // until it is replaced it has what it had, too
+		both, expires := maps.Clone(a.grants), expires // until it is replaced it has what it had, too
 		if before != nil {
+			if !before.expires.IsZero() && (expires.IsZero() || before.expires.Before(expires)) {
+				expires = before.expires
+			}
 			for key, had := range before.grants {
 				if _, ok := both[key]; !ok {
 					both[key] = had

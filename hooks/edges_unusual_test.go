@@ -1,0 +1,366 @@
+// Restarts of the origin where handlers of the application do unusual things, or requests come by another way than the
+// connection that they are about: a client that stays has what it had, as whom it had it.
+
+package hooks_test
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/pocketbase/pocketbase/apis"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
+
+	"herald/internal/pbtest"
+	"herald/notify/edge"
+)
+
+type (
+	connectEvent   = core.RealtimeConnectRequestEvent
+	subscribeEvent = core.RealtimeSubscribeRequestEvent
+)
+
+// replacing returns a handler that is called while the subscriptions of a client are replaced.
+func replacing(f func(*subscribeEvent) error) *hook.Handler[*subscribeEvent] {
+	return &hook.Handler[*subscribeEvent]{Func: f, Priority: 2000}
+}
+
+// newLogWorld has topics with history, that all may listen to, and own/USER, which only that user may.
+func newLogWorld(t *testing.T) *world {
+	t.Helper()
+	w := newWorld(t)
+	addChannel(t, w, map[string]any{"pattern": "log/{name}", "subscribeRule": "*", "history": 100})
+	addChannel(t, w, map[string]any{"pattern": "own/{user}", "subscribeRule": `@request.auth.id = @request.query.user`, "history": 100})
+	return w
+}
+
+// afterRestart restarts the origin and expects that the client has what it had, or connects anew.
+func afterRestart(t *testing.T, w *world, o *pbtest.Origin, s *pbtest.Server, stays bool) {
+	t.Helper()
+	restart(t, w, o, s)
+	if has := w.SubscriptionsBroker().TotalClients() == 1; has != stays {
+		t.Errorf("the client stays: %v, want %v", has, stays)
+	}
+}
+
+func TestEdgeUnusualHandlers(t *testing.T) {
+	t.Parallel()
+	signedIn := func(e *subscribeEvent) bool { return e.Auth != nil }
+	for name, test := range map[string]struct {
+		bind  func(w *world)
+		then  func(t *testing.T, w *world, s *pbtest.Server, c *pbtest.Subscriber)
+		stays bool
+	}{
+		"fails when all is done": {
+			bind: func(w *world) {
+				w.OnRealtimeSubscribeRequest().Bind(replacing(func(e *subscribeEvent) error {
+					if err := e.Next(); err != nil || !signedIn(e) {
+						return err
+					}
+					return errors.New("afterwards")
+				}))
+			},
+			then: func(t *testing.T, w *world, _ *pbtest.Server, c *pbtest.Subscriber) { c.Try(t, w.ann, "log/b") }, stays: true,
+		},
+		"panics when all is done": {
+			bind: func(w *world) {
+				w.OnRealtimeSubscribeRequest().Bind(replacing(func(e *subscribeEvent) error {
+					if err := e.Next(); err != nil || !signedIn(e) {
+						return err
+					}
+					panic("afterwards")
+				}))
+			},
+			then: func(t *testing.T, w *world, _ *pbtest.Server, c *pbtest.Subscriber) { c.Try(t, w.ann, "log/b") }, stays: true,
+		},
+		"signs in when all is done": {
+			bind: func(w *world) {
+				w.OnRealtimeSubscribeRequest().BindFunc(func(e *subscribeEvent) error {
+					err := e.Next()
+					if e.Request.Header.Get("Authorization") == "ApiKey ann" {
+						e.Client.Set(apis.RealtimeClientAuthKey, w.ann)
+					}
+					return err
+				})
+			},
+			then: func(t *testing.T, _ *world, s *pbtest.Server, c *pbtest.Subscriber) {
+				body := map[string]any{"clientId": c.ID, "subscriptions": []string{"log/b"}}
+				if status, answer := s.Do(t, http.MethodPost, "/api/realtime", "ApiKey ann", body); status != http.StatusNoContent {
+					t.Fatal(status, answer)
+				}
+			}, stays: true,
+		},
+		"signs in while it connects, and its client asks as a guest": {
+			bind: func(w *world) {
+				w.OnRealtimeConnectRequest().BindFunc(func(e *connectEvent) error {
+					e.Client.Set(apis.RealtimeClientAuthKey, w.ann)
+					return e.Next()
+				})
+			}, stays: true,
+		},
+		"signs in while it connects, and nothing is asked": {
+			bind: func(w *world) {
+				w.OnRealtimeConnectRequest().BindFunc(func(e *connectEvent) error {
+					e.Client.Set(apis.RealtimeClientAuthKey, w.ann)
+					return e.Next()
+				})
+			},
+			then: func(t *testing.T, w *world, s *pbtest.Server, c *pbtest.Subscriber) {
+				c.Close(t)
+				s.Connect(t)
+				pbtest.WaitFor(t, "the other one is gone", func() bool { return w.SubscriptionsBroker().TotalClients() == 1 })
+			}, stays: true,
+		},
+		"signs in some time": {
+			then: func(t *testing.T, w *world, _ *pbtest.Server, c *pbtest.Subscriber) {
+				clientOf(t, w, c).Set(apis.RealtimeClientAuthKey, w.ann)
+			},
+		},
+		"signs out some time": {
+			then: func(t *testing.T, w *world, _ *pbtest.Server, c *pbtest.Subscriber) {
+				c.Set(t, w.ann, "log/a")
+				clientOf(t, w, c).Unset(apis.RealtimeClientAuthKey)
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newLogWorld(t)
+			if test.bind != nil {
+				test.bind(w)
+			}
+			o := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
+			s := o.Edge(t, "edge")
+			c := s.Subscribe(t, nil, "log/a")
+			if test.then != nil {
+				test.then(t, w, s, c)
+			}
+			afterRestart(t, w, o, s, test.stays)
+		})
+	}
+}
+
+func clientOf(t *testing.T, w *world, c *pbtest.Subscriber) subscriptions.Client {
+	t.Helper()
+	client, err := w.SubscriptionsBroker().ClientById(c.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+// TestEdgeSwallows: a client whose repeated request had no effect connects anew.
+func TestEdgeSwallows(t *testing.T) {
+	t.Parallel()
+	w := newLogWorld(t)
+	var swallows atomic.Bool
+	w.OnRealtimeSubscribeRequest().BindFunc(func(e *subscribeEvent) error {
+		if swallows.Load() {
+			return e.NoContent(http.StatusNoContent)
+		}
+		return e.Next()
+	})
+	o := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
+	s := o.Edge(t, "edge")
+	s.Subscribe(t, nil, "log/a")
+	swallows.Store(true)
+	afterRestart(t, w, o, s, false)
+}
+
+// TestEdgeRestartsTwice: what a handler subscribes the client to keeps its position if the origin restarts again before that
+// handler has done it.
+func TestEdgeRestartsTwice(t *testing.T) {
+	t.Parallel()
+	w := newLogWorld(t)
+	var isHeld atomic.Bool
+	held, release := make(chan struct{}), make(chan struct{})
+	w.OnRealtimeSubscribeRequest().BindFunc(func(e *subscribeEvent) error {
+		if err := e.Next(); err != nil {
+			return err
+		}
+		if isHeld.CompareAndSwap(true, false) {
+			close(held)
+			<-release
+			return nil
+		}
+		e.Client.Subscribe("log/own")
+		return nil
+	})
+	o := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
+	c := o.Edge(t, "edge").Subscribe(t, nil, "log/a")
+	mustSend(t, w, "log/own", 1)
+	c.Expect(t, "log/own", "1")
+	isHeld.Store(true)
+	o.Close(time.Second)
+	mustSend(t, w, "log/own", "missed")
+	o.Begin(t)
+	<-held
+	mustSend(t, w, "log/a", "after that")
+	c.Expect(t, "log/a", `"after that"`) // the edge has heard of what the request has done
+	time.AfterFunc(100*time.Millisecond, func() { close(release) })
+	o.Close(time.Second)
+	o.Begin(t)
+	c.Expect(t, "log/own", `"missed"`)
+}
+
+// TestEdgeOtherWayWhileBack: a request by another way waits until the client is back, and does not stand in for the
+// one that brings it back.
+func TestEdgeOtherWayWhileBack(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		key    string
+		status int
+		want   string
+	}{
+		"refused":  {"own/nobody", http.StatusForbidden, "[log/a] "},
+		"accepted": {"log/b", http.StatusNoContent, "[log/b] "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newLogWorld(t)
+			var isHeld atomic.Bool
+			held, release := make(chan struct{}), make(chan struct{})
+			w.OnRealtimeSubscribeRequest().BindFunc(func(e *subscribeEvent) error {
+				if isHeld.CompareAndSwap(true, false) { // the request that brings it back
+					close(held)
+					<-release
+				}
+				return e.Next()
+			})
+			o := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
+			first, second := o.Edge(t, "first"), o.Edge(t, "second")
+			c := first.Subscribe(t, nil, "log/a")
+			isHeld.Store(true)
+			o.Close(time.Second)
+			o.Begin(t)
+			<-held
+			pbtest.WaitFor(t, "the other edge is back", func() bool { return second.EdgeStats().Joined })
+			time.AfterFunc(100*time.Millisecond, func() { close(release) })
+			status, answer := second.Do(t, http.MethodPost, "/api/realtime", "", map[string]any{"clientId": c.ID, "subscriptions": []string{test.key}})
+			if status != test.status {
+				t.Errorf("%d %v", status, answer)
+			}
+			if now := standingOf(w)[c.ID]; now != test.want {
+				t.Errorf("the client is %q, want %q", now, test.want)
+			}
+		})
+	}
+}
+
+// TestEdgeOtherWay: a sign-out that comes by another way, and that the edge with the connection does not hear of, is not
+// undone by a restart.
+func TestEdgeOtherWay(t *testing.T) {
+	t.Parallel()
+	here, there := pbtest.NATS(t, &server.Options{}), pbtest.NATS(t, &server.Options{})
+	w := newLogWorld(t)
+	o := pbtest.NewOrigin(t, w, here)
+	var isDue, isCut atomic.Bool
+	w.OnRealtimeSubscribeRequest().Bind(replacing(func(e *subscribeEvent) error {
+		err := e.Next()
+		if isDue.CompareAndSwap(true, false) {
+			isCut.Store(true) // the edge is ready for it, and hears nothing more
+		}
+		return err
+	}))
+	bridge(t, here, there, func(subject string, _ []byte, publish func()) {
+		if strings.HasSuffix(subject, ".first.hello") {
+			isCut.Store(false) // it has heard of the next origin, so that nothing of this one is on the way
+		}
+		if !isCut.Load() || !strings.HasSuffix(subject, ".first.down") {
+			publish()
+		}
+	})
+	first, second := o.EdgeWith(t, edge.Config{NATS: there, Name: "first"}), o.Edge(t, "second")
+	for name, way := range map[string]*pbtest.Server{"another edge": second, "the origin itself": o.Server} {
+		own := "own/" + w.ann.Id
+		c := first.Subscribe(t, w.ann, own, "log/a")
+		body := map[string]any{"clientId": c.ID, "subscriptions": []string{"log/a", "log/b"}}
+		isDue.Store(true)
+		if status, answer := way.Do(t, http.MethodPost, "/api/realtime", "", body); status != http.StatusNoContent {
+			t.Fatalf("by %s: %d %v", name, status, answer)
+		}
+		o.Close(0)
+		o.Begin(t)
+		mustSend(t, w, own, "for ann")
+		for _, event := range c.ExpectEnd(t) {
+			if event.Type == own {
+				t.Errorf("a guest got %s", event.Data)
+			}
+		}
+		pbtest.WaitFor(t, "the edges are back", func() bool { return first.EdgeStats().Joined && second.EdgeStats().Joined })
+	}
+	// and what the edge hears of, it keeps
+	c := first.Subscribe(t, w.ann, "log/a")
+	if status, answer := second.Do(t, http.MethodPost, "/api/realtime", "", map[string]any{"clientId": c.ID, "subscriptions": []string{"log/b"}}); status != http.StatusNoContent {
+		t.Fatal(status, answer)
+	}
+	afterRestart(t, w, o, first, true)
+}
+
+// TestEdgeOtherWayInDoubt: while the edge with the connection does not answer, a request by another way does nothing.
+func TestEdgeOtherWayInDoubt(t *testing.T) {
+	t.Parallel()
+	here, there := pbtest.NATS(t, &server.Options{}), pbtest.NATS(t, &server.Options{})
+	w := newLogWorld(t)
+	o := pbtest.NewOrigin(t, w, here)
+	var isCut atomic.Bool
+	bridge(t, here, there, func(subject string, _ []byte, publish func()) {
+		if !isCut.Load() || !strings.HasSuffix(subject, ".first.up") {
+			publish()
+		}
+	})
+	c := o.EdgeWith(t, edge.Config{NATS: there, Name: "first"}).Subscribe(t, w.ann, "log/a")
+	isCut.Store(true)
+	body := map[string]any{"clientId": c.ID, "subscriptions": []string{"log/a", "log/b"}} // a sign-out
+	var asked sync.WaitGroup
+	asked.Go(func() {
+		status, answer := o.Do(t, http.MethodPost, "/api/realtime", "", body)
+		if status != http.StatusServiceUnavailable && status != http.StatusNotFound {
+			t.Errorf("%d %v", status, answer)
+		}
+	})
+	for range 20 {
+		mustSend(t, w, "log/b", 1)
+		if now := standingOf(w)[c.ID]; now != "[log/a] "+w.ann.Id {
+			t.Fatalf("the client is %q", now)
+		}
+		time.Sleep(10 * time.Millisecond) // nothing happens: there is nothing to wait for
+	}
+	o.Close(0)
+	isCut.Store(false)
+	asked.Wait()
+	o.Begin(t)
+	c.ExpectEnd(t)
+}
+
+// TestEdgeForgetsPositions: the position of a topic that a client has left is not used when it returns to the topic.
+func TestEdgeForgetsPositions(t *testing.T) {
+	t.Parallel()
+	w := newLogWorld(t)
+	var isDue atomic.Bool
+	w.OnRealtimeSubscribeRequest().Bind(replacing(func(e *subscribeEvent) error {
+		if isDue.CompareAndSwap(true, false) {
+			mustSend(t, w, "log/a", "while it leaves") // waits until the request is done
+		}
+		return e.Next()
+	}))
+	o := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
+	c := o.Edge(t, "edge").Subscribe(t, nil, "log/a", "log/b")
+	isDue.Store(true)
+	c.Set(t, nil, "log/b")
+	c.Expect(t, "log/a", `"while it leaves"`)
+	mustSend(t, w, "log/a", "while it is away")
+	c.Set(t, nil, "log/a", "log/b")
+	o.Close(time.Second)
+	o.Begin(t)
+	pbtest.WaitFor(t, "it is back", func() bool { return standingOf(w)[c.ID] == "[log/a log/b] " })
+	mustSend(t, w, "log/a", "next")
+	c.Expect(t, "log/a", `"next"`)
+}
