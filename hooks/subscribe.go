@@ -49,6 +49,9 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 		if err := c.limits.connectionsOfUser(e); err != nil {
 			return err
 		}
+		if !origin.ResumesAs(e.Request.Context(), e.Auth) { // before anything is sent to that user
+			return e.ForbiddenError("The client was somebody else.", nil)
+		}
 		if isOwn {
 			return client.ExpectAuth(e.Auth, expires, e.Next)
 		}

@@ -102,7 +102,7 @@ type carried struct {
 	requests int                 // calls of Carried in progress
 	resumes  map[string]Position // where keys continue that are subscribed during these, see ResumeAt
 	own      sets.Of[string]     // keys that code of the application has subscribed
-	replaced bool                // the Resubscribe in progress has taken effect
+	replaced bool                // subscriptions have changed during the Resubscribe in progress
 }
 
 // Carried calls next, the handlers of a request to subscribe. What code of the application subscribes the client to

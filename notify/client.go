@@ -132,10 +132,10 @@ func (c *Client) Get(key string) any {
 
 // setAuthLocked sets the client's auth record. authMu is held.
 func (c *Client) setAuthLocked(auth *core.Record) {
-	switch {
+	switch isComing := c.coming != (coming{}); {
 	case auth == nil:
 		c.expires = 0
-	case c.coming.user == refOf(auth):
+	case isComing && (refOf(auth) == c.coming.user || refOf(auth) != c.auth.Load().user): // not a newer version of who it is
 		c.expires = c.coming.expires
 	}
 	after := identityOf(auth, c.expires)
@@ -168,8 +168,8 @@ type coming struct {
 	expires int64 // in Unix seconds, 0 means never
 }
 
-// ExpectAuth calls next, which may set auth as the client's auth record, with a token that expires at the time; the
-// zero time means never. If next does not, nothing changes.
+// ExpectAuth calls next, which may set auth as the client's auth record, or another one in its place, with a token that
+// expires at the time; the zero time means never. If next does not, nothing changes.
 // After that time the client counts as a guest, and its connection is closed within a second, so that
 // its SDK returns with its current token.
 func (c *Client) ExpectAuth(auth *core.Record, expires time.Time, next func() error) error {

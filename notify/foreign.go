@@ -154,12 +154,11 @@ func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission,
 	n.outboxes.hold() // until it is known that a holds still
 	defer n.outboxes.release(1)
 
+	var expired time.Time // as before
 	n.foreign.change(state, func(before *foreignRights) *foreignRights {
-		both, expires := maps.Clone(a.grants), expires // until it is replaced it has what it had, too
+		both := maps.Clone(a.grants) // until it is replaced it has what it had, too
 		if before != nil {
-			if !before.expires.IsZero() && (expires.IsZero() || before.expires.Before(expires)) {
-				expires = before.expires
-			}
+			expired = before.expires
 			for key, had := range before.grants {
 				if _, ok := both[key]; !ok {
 					both[key] = had
@@ -169,6 +168,12 @@ func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission,
 		return &foreignRights{both, expires}
 	})
 	if err := replace(); err != nil {
+		n.foreign.change(state, func(now *foreignRights) *foreignRights {
+			if now == nil { // it has gone
+				return nil
+			}
+			return &foreignRights{now.grants, expired}
+		})
 		return err
 	}
 	n.foreign.change(state, func(*foreignRights) *foreignRights { return &foreignRights{a.grants, expires} })

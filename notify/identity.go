@@ -37,6 +37,9 @@ func identityOf(auth *core.Record, expires int64) *identity {
 
 func (i *identity) isGuest() bool { return i.user == userRef{} }
 
+// UserOf names auth, as [Client.User] does.
+func UserOf(auth *core.Record) string { return identityOf(auth, 0).name() }
+
 // name names the user, and is "" for a guest.
 func (i *identity) name() string {
 	if i.isGuest() {

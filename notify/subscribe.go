@@ -21,6 +21,7 @@ func (c *Client) Subscribe(keys ...string) {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
 	c.Client.Subscribe(keys...)
+	c.carried.replaced = c.resubscribe
 	if c.carrier != nil {
 		c.noteOwn(keys, heads)
 	}
@@ -35,7 +36,7 @@ func (c *Client) Unsubscribe(keys ...string) {
 	c.Client.Unsubscribe(keys...)
 	c.disown(keys)
 	if c.resubscribe {
-		c.carried.replaced = c.carried.replaced || len(keys) == 0
+		c.carried.replaced = true
 		return
 	}
 	if c.carrier == nil {

@@ -75,6 +75,8 @@ type Open struct {
 type Request struct {
 	Number  uint64      `json:"n"` // of the request; numbers of connections are different ones
 	Request HTTPRequest `json:"request"`
+	// Connection is the one of the edge that it is about; 0 if the edge knows of none.
+	Connection uint64 `json:"c,omitzero"`
 }
 
 // Answer answers an [Open] that was refused or a [Request].

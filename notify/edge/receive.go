@@ -202,19 +202,19 @@ func (s *session) answered(answer *link.Answer) {
 
 // request lets the origin handle a request, and returns its answer. The error says that there is none: it is not known whether
 // the origin has handled it.
-func (s *session) request(ctx context.Context, r *link.HTTPRequest) (*link.Answer, error) {
-	number := s.edge.numbers.Add(1)
+func (s *session) request(ctx context.Context, r link.Request) (*link.Answer, error) {
+	r.Number = s.edge.numbers.Add(1)
 	answer := make(chan *link.Answer, 1)
 	s.mu.Lock()
 	if s.requests == nil {
 		s.mu.Unlock()
 		return nil, s.err
 	}
-	s.requests[number] = answer
+	s.requests[r.Number] = answer
 	s.mu.Unlock()
-	if err := s.write(link.KindRequest, link.Request{Number: number, Request: *r}); err != nil {
+	if err := s.write(link.KindRequest, r); err != nil {
 		s.mu.Lock()
-		delete(s.requests, number)
+		delete(s.requests, r.Number)
 		s.mu.Unlock()
 		return nil, err
 	}
@@ -226,7 +226,7 @@ func (s *session) request(ctx context.Context, r *link.HTTPRequest) (*link.Answe
 		return got, nil
 	case <-ctx.Done():
 		s.mu.Lock()
-		delete(s.requests, number)
+		delete(s.requests, r.Number)
 		s.mu.Unlock()
 		return nil, ctx.Err()
 	}

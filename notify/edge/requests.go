@@ -180,8 +180,11 @@ func (e *Edge) forward(w http.ResponseWriter, r *http.Request) {
 		unavailable(w, "The edge has no origin.")
 		return
 	}
-	request := e.forwarded(r, body)
-	answer, err := s.request(ctx, &request)
+	request := link.Request{Request: e.forwarded(r, body)}
+	if c != nil {
+		request.Connection = c.number
+	}
+	answer, err := s.request(ctx, request)
 	if err != nil {
 		// It may have signed in or out, and the edge must not bring it back as somebody else.
 		if c != nil {

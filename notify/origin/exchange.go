@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
 	"herald/internal/link"
@@ -240,6 +241,13 @@ func (x *Exchange) resubscribe(client *notify.Client) {
 	}
 }
 
+// ResumesAs reports whether a request as auth, nil for a guest, may bring back a client that is admitted again, if ctx is of
+// such a request. A guest may: code of the application may sign it in afterwards.
+func ResumesAs(ctx context.Context, auth *core.Record) bool {
+	x, ok := ctx.Value(resumeKey{}).(*Exchange)
+	return !ok || auth == nil || notify.UserOf(auth) == x.open.User
+}
+
 // endIfOther ends a client that is back as somebody else than it was, and reports whether it was.
 func (x *Exchange) endIfOther(client *notify.Client) bool {
 	switch client.User() {
@@ -293,7 +301,13 @@ func (x *Exchange) Edge() string { return x.session.name }
 // expectPatience is how long a request waits for the edge that holds the client.
 const expectPatience = 30 * time.Second
 
-type sessionKey struct{}
+// way is how a request came that its edge knows to be about a connection.
+type way struct {
+	session *session
+	number  uint64 // of the connection
+}
+
+type wayKey struct{}
 
 type expectedKey struct{}
 
@@ -312,9 +326,7 @@ func (x *Exchange) Expect(request *http.Request) (expected *http.Request, handle
 		select {
 		case <-happens:
 			return nil
-		case <-x.done: // and so is the client
-			return nil
-		case <-x.session.over:
+		case <-x.done: // of the connection, or with all of the edge
 		case <-ctx.Done():
 		case <-patience.C:
 		}
@@ -323,7 +335,7 @@ func (x *Exchange) Expect(request *http.Request) (expected *http.Request, handle
 	if err := await(x.settled); err != nil {
 		return nil, nil, err
 	}
-	if ctx.Value(sessionKey{}) == x.session {
+	if ctx.Value(wayKey{}) == (way{x.session, x.number}) {
 		return expected, func() {}, nil
 	}
 	ready := make(chan struct{})
@@ -473,7 +485,7 @@ func (s *session) answer(request *link.Request) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		_, _ = w.Write([]byte(`{"status":503,"message":"The server is shutting down.","data":{}}`)) // into memory
 	} else {
-		s.origin.serve(w, newRequest(context.WithValue(s.ctx, sessionKey{}, s), &request.Request))
+		s.origin.serve(w, newRequest(context.WithValue(s.ctx, wayKey{}, way{s, request.Connection}), &request.Request))
 	}
 	s.trunk.Control(control{link.KindAnswer, w.answer(request.Number)})
 }
