@@ -187,6 +187,27 @@ func TestEdgeSwallows(t *testing.T) {
 	afterRestart(t, w, o, s, false)
 }
 
+// TestEdgeSwallowsSome: likewise if it had another effect.
+func TestEdgeSwallowsSome(t *testing.T) {
+	t.Parallel()
+	w := newLogWorld(t)
+	var swallows atomic.Bool
+	w.OnRealtimeSubscribeRequest().Bind(replacing(func(e *subscribeEvent) error {
+		if swallows.Load() {
+			e.Client.Subscribe("log/own")
+			return e.NoContent(http.StatusNoContent)
+		}
+		return e.Next()
+	}))
+	o := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
+	s := o.Edge(t, "edge")
+	c := s.Subscribe(t, nil, "log/a")
+	swallows.Store(true)
+	o.Close(time.Second)
+	o.Begin(t)
+	c.ExpectEnd(t)
+}
+
 // TestEdgeRestartsTwice: what a handler subscribes the client to keeps its position if the origin restarts again before that
 // handler has done it.
 func TestEdgeRestartsTwice(t *testing.T) {
@@ -223,17 +244,23 @@ func TestEdgeRestartsTwice(t *testing.T) {
 	c.Expect(t, "log/own", `"missed"`)
 }
 
+func ann(w *world) *core.Record { return w.ann }
+func bob(w *world) *core.Record { return w.bob }
+
 // TestEdgeOtherWayWhileBack: a request by another way waits until the client is back, and does not stand in for the
 // one that brings it back.
 func TestEdgeOtherWayWhileBack(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
+		as     func(*world) *core.Record
 		key    string
 		status int
 		want   string
 	}{
-		"refused":  {"own/nobody", http.StatusForbidden, "[log/a] "},
-		"accepted": {"log/b", http.StatusNoContent, "[log/b] "},
+		"refused":          {ann, "own/nobody", http.StatusForbidden, "[log/a] ann"},
+		"accepted":         {ann, "log/b", http.StatusNoContent, "[log/b] ann"},
+		"of somebody else": {bob, "log/b", http.StatusForbidden, "[log/a] ann"},
+		"of a guest":       {nil, "log/b", http.StatusNoContent, "[log/b] "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -249,18 +276,22 @@ func TestEdgeOtherWayWhileBack(t *testing.T) {
 			})
 			o := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
 			first, second := o.Edge(t, "first"), o.Edge(t, "second")
-			c := first.Subscribe(t, nil, "log/a")
+			c := first.Subscribe(t, w.ann, "log/a")
 			isHeld.Store(true)
 			o.Close(time.Second)
 			o.Begin(t)
 			<-held
+			token := ""
+			if test.as != nil {
+				token = pbtest.Token(t, test.as(w))
+			}
 			pbtest.WaitFor(t, "the other edge is back", func() bool { return second.EdgeStats().Joined })
 			time.AfterFunc(100*time.Millisecond, func() { close(release) })
-			status, answer := second.Do(t, http.MethodPost, "/api/realtime", "", map[string]any{"clientId": c.ID, "subscriptions": []string{test.key}})
+			status, answer := second.Do(t, http.MethodPost, "/api/realtime", token, map[string]any{"clientId": c.ID, "subscriptions": []string{test.key}})
 			if status != test.status {
 				t.Errorf("%d %v", status, answer)
 			}
-			if now := standingOf(w)[c.ID]; now != test.want {
+			if now := standingOf(w)[c.ID]; now != strings.ReplaceAll(test.want, "ann", w.ann.Id) {
 				t.Errorf("the client is %q, want %q", now, test.want)
 			}
 		})

@@ -58,7 +58,7 @@ func TestTokenExpiry(t *testing.T) {
 		}))
 		server := serve(t, w)
 		subscriber := server.Connect(t)
-		token, err := w.ann.NewStaticAuthToken(3 * time.Second)
+		token, err := w.ann.NewStaticAuthToken(4 * time.Second)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -108,6 +108,28 @@ func fill(t *testing.T, server *pbtest.Server, client *notify.Client, msg notify
 
 // TestRevoked lets a user's messages wait for a connection that does not read
 // when the user is signed out: these must not be written any more.
+// TestTokenExpiryAfterFailure: a request that fails after it has signed the client in has also said when that ends.
+func TestTokenExpiryAfterFailure(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
+		w.OnRealtimeSubscribeRequest().Bind(replacing(func(e *subscribeEvent) error {
+			if err := e.Next(); err != nil || e.Auth == nil {
+				return err
+			}
+			return e.BadRequestError("", nil)
+		}))
+		server := serve(t, w)
+		subscriber := server.Subscribe(t, nil, "example")
+		token, err := w.ann.NewStaticAuthToken(2 * time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		server.Do(t, "POST", "/api/realtime", token, map[string]any{"clientId": subscriber.ID, "subscriptions": []string{"example"}})
+		message := notify.Message{Topic: "example", Data: 1, To: notify.Audience{Users: []string{pbtest.Ref(w.ann)}}}
+		pbtest.WaitFor(t, "the token expires", func() bool { return send(t, w, message).Matched == 0 })
+	})
+}
+
 func TestRevoked(t *testing.T) {
 	t.Parallel() // it waits most of the time
 	for name, revoke := range map[string]func(w *world) error{

@@ -43,19 +43,27 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 		return deniedError(e, admission.Denied)
 	}
 	e.Subscriptions = admission.Keys
+	if by != nil {
+		for _, denied := range admission.Denied {
+			by.Denied = append(by.Denied, denied.Key)
+		}
+	}
 
 	expires := tokenExpiry(e.RequestEvent)
 	replace := func() error {
-		if err := c.limits.connectionsOfUser(e); err != nil {
-			return err
-		}
 		if !origin.ResumesAs(e.Request.Context(), e.Auth) { // before anything is sent to that user
 			return e.ForbiddenError("The client was somebody else.", nil)
 		}
-		if isOwn {
-			return client.ExpectAuth(e.Auth, expires, e.Next)
+		next := func() error {
+			if err := c.limits.connectionsOfUser(e); err != nil {
+				return err
+			}
+			return e.Next()
 		}
-		return e.Next()
+		if isOwn {
+			return client.ExpectAuth(e.Auth, expires, next)
+		}
+		return next()
 	}
 	if !isOwn {
 		return c.notifier.ResubscribeForeign(e.Client, admission, expires, replace)
@@ -78,13 +86,30 @@ func (c connections) carry(e *core.RealtimeSubscribeRequestEvent) error {
 
 // expect calls next once the edge that holds the client knows of the request.
 func expect(e *core.RequestEvent, client *notify.Client, next func() error) error {
-	request, handled, err := client.Carrier().Expect(e.Request)
+	expected, err := client.Carrier().Expect(e.Request)
 	if err != nil {
 		return e.Error(http.StatusServiceUnavailable, "The edge that holds the connection does not answer.", nil)
 	}
-	defer handled()
-	e.Request = request
+	defer expected.Handled()
+	if expected.Waited && !isStillAuth(e, client) {
+		return e.ForbiddenError("The current and the previous request authorization don't match.", nil)
+	}
+	e.Request = expected.Request
 	return next()
+}
+
+// isStillAuth reports whether the auth of a request that has waited still counts, and may be that of the client, as
+// PocketBase has checked before.
+func isStillAuth(e *core.RequestEvent, client *notify.Client) bool {
+	if e.Auth == nil {
+		return true // who the client is, is decided by signOut
+	}
+	now, err := e.App.FindRecordById(e.Auth.Collection().Id, e.Auth.Id)
+	if err != nil || now.TokenKey() != e.Auth.TokenKey() {
+		return false
+	}
+	user := client.User()
+	return user == "" || user == notify.UserOf(e.Auth)
 }
 
 // tokenExpiry returns when the token of the request expires. It is zero if there is no such token

@@ -16,15 +16,14 @@ import (
 type Carrier interface {
 	// Edge is the name of the edge.
 	Edge() string
-	// Expect is called before a request can change who the client is, or what it is subscribed to. It returns the request
-	// to go on with, and what to call when it has been handled. An error means that the edge does not answer, and that
-	// the request must do nothing. Calls for a request that one has returned have no effect.
-	Expect(request *http.Request) (expected *http.Request, handled func(), err error)
+	// Expect is called before a request can change who the client is, or what it is subscribed to. An error means that the
+	// edge does not answer, and that the request must do nothing. Calls for a request that one has returned have no effect.
+	Expect(request *http.Request) (Expected, error)
 	// Identified is called when the client has become another user, or "" for a guest.
 	Identified(user string)
 	// Subscribed is called when requests have changed what the client is subscribed to, in the order in which they do:
-	// request is the one by which it is as it is.
-	Subscribed(request *http.Request, standing *Standing)
+	// by is the one by which it is as it is.
+	Subscribed(by *Replacement, standing *Standing)
 	// Owned is called when code of the application has subscribed the client to keys while a request of the client was
 	// handled. It does that again when the request is.
 	Owned(keys []string, heads Heads)
@@ -37,6 +36,13 @@ type Carrier interface {
 	AwaitOthers()
 	// Ended is called once, when the client has ended.
 	Ended()
+}
+
+// Expected is a request that the edge knows of.
+type Expected struct {
+	Request *http.Request // to go on with
+	Handled func()        // to call when it has been handled
+	Waited  bool          // time has passed: what was known of the request's auth and of the client may be out of date
 }
 
 // SetCarrier says that the client is connected to an edge. Call it before the client is served.
@@ -95,6 +101,7 @@ type Standing struct {
 type Replacement struct {
 	Request *http.Request
 	Heads   Heads
+	Denied  []string // keys that it has requested and that it was told it may not have
 }
 
 // carried is what a client that an edge holds has beside others. It is guarded by Client.subsMu.
@@ -144,7 +151,7 @@ func (c *Client) tellCarrier(by *Replacement) {
 			standing.Keys = append(standing.Keys, key)
 		}
 	}
-	c.carrier.Subscribed(by.Request, &standing)
+	c.carrier.Subscribed(by, &standing)
 }
 
 // isUnstored reports whether messages under key cannot be had later.

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pocketbase/pocketbase/apis"
+	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 	"golang.org/x/sync/errgroup"
 
@@ -154,11 +156,10 @@ func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission,
 	n.outboxes.hold() // until it is known that a holds still
 	defer n.outboxes.release(1)
 
-	var expired time.Time // as before
+	was := n.foreignIdentity(client)
 	n.foreign.change(state, func(before *foreignRights) *foreignRights {
 		both := maps.Clone(a.grants) // until it is replaced it has what it had, too
 		if before != nil {
-			expired = before.expires
 			for key, had := range before.grants {
 				if _, ok := both[key]; !ok {
 					both[key] = had
@@ -172,7 +173,7 @@ func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission,
 			if now == nil { // it has gone
 				return nil
 			}
-			return &foreignRights{now.grants, expired}
+			return &foreignRights{now.grants, n.expiryAfter(client, was, expires)}
 		})
 		return err
 	}
@@ -182,6 +183,18 @@ func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission,
 		n.recheckForeign(client, n.newMemo())
 	}
 	return nil
+}
+
+// expiryAfter returns when the auth of a client ends after a request that has failed, by a token that expires at the time: it may
+// have signed the client in before that. was is who the client was.
+func (n *Notifier) expiryAfter(client subscriptions.Client, was *identity, expires time.Time) time.Time {
+	if auth, _ := client.Get(apis.RealtimeClientAuthKey).(*core.Record); identityOf(auth, 0).user != was.user {
+		return expires
+	}
+	if was.expires == 0 {
+		return time.Time{}
+	}
+	return time.Unix(was.expires, 0)
 }
 
 // recheckForeign evaluates the rules again for what a client of other code has subscribed to

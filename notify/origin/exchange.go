@@ -41,7 +41,8 @@ type Exchange struct {
 	mu          sync.Mutex // guards the fields below
 	client      *notify.Client
 	taken       bool
-	back        bool // the request that brings it back has taken effect
+	back        bool     // the request that brings it back has taken effect
+	denied      []string // by that
 	bound       bool
 	requests    uint64                   // that the edge was told to expect
 	expected    map[uint64]chan struct{} // closed when the edge is ready for the request
@@ -234,7 +235,7 @@ func (x *Exchange) resubscribe(client *notify.Client) {
 		// it gets the refusal when it subscribes itself
 		client.Close(notify.DisconnectEdge)
 	case x.endIfOther(client):
-	case !x.isBack() || client.Lacks(state.Own):
+	case !x.isBack() || client.Lacks(x.allowed(state.Keys)) || client.Lacks(state.Own):
 		client.Close(notify.DisconnectEdge)
 	case client.Misses(slices.Concat(state.Keys, state.Own), x.positions()):
 		client.Finish(notify.DisconnectGap)
@@ -288,6 +289,13 @@ func (x *Exchange) isBack() bool {
 	return x.back
 }
 
+// allowed returns those of keys that were not denied to the client when it came back.
+func (x *Exchange) allowed(keys []string) []string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return slices.Contains(x.denied, key) })
+}
+
 // AwaitOthers implements [notify.Carrier].
 func (x *Exchange) AwaitOthers() {
 	if x.open.ID != "" {
@@ -314,15 +322,22 @@ type expectedKey struct{}
 // Expect implements [notify.Carrier]. A request waits until the client is back as it was, if it is admitted again. The edge
 // knows of a request that comes through it. It hears of others first: if it does not hear of their end, because the link
 // or this process fails, it does not bring the client back as it was before.
-func (x *Exchange) Expect(request *http.Request) (expected *http.Request, handled func(), err error) {
+func (x *Exchange) Expect(request *http.Request) (notify.Expected, error) {
 	ctx := request.Context()
+	expected := notify.Expected{Request: request, Handled: func() {}}
 	if ctx.Value(expectedKey{}) == x || ctx.Value(resumeKey{}) == x {
-		return request, func() {}, nil
+		return expected, nil
 	}
-	expected = request.WithContext(context.WithValue(ctx, expectedKey{}, x))
+	expected.Request = request.WithContext(context.WithValue(ctx, expectedKey{}, x))
 	patience := time.NewTimer(expectPatience)
 	defer patience.Stop()
 	await := func(happens <-chan struct{}) error {
+		select {
+		case <-happens:
+			return nil
+		default:
+		}
+		expected.Waited = true
 		select {
 		case <-happens:
 			return nil
@@ -333,10 +348,10 @@ func (x *Exchange) Expect(request *http.Request) (expected *http.Request, handle
 		return errEdgeSilent
 	}
 	if err := await(x.settled); err != nil {
-		return nil, nil, err
+		return expected, err
 	}
 	if ctx.Value(wayKey{}) == (way{x.session, x.number}) {
-		return expected, func() {}, nil
+		return expected, nil
 	}
 	ready := make(chan struct{})
 	x.mu.Lock()
@@ -345,15 +360,15 @@ func (x *Exchange) Expect(request *http.Request) (expected *http.Request, handle
 	x.expected[expect.Request] = ready
 	x.control(link.KindExpect, expect)
 	x.mu.Unlock()
-	handled = func() {
+	expected.Handled = func() {
 		x.ready(expect.Request) // if the edge has not said so
 		x.control(link.KindHandled, expect)
 	}
 	if err := await(ready); err != nil {
-		handled()
-		return nil, nil, err
+		expected.Handled()
+		return expected, err
 	}
-	return expected, handled, nil
+	return expected, nil
 }
 
 var errEdgeSilent = errors.New("the edge does not answer")
@@ -374,10 +389,11 @@ func (x *Exchange) Identified(user string) {
 }
 
 // Subscribed implements [notify.Carrier]: the edge keeps what it needs to bring the client back.
-func (x *Exchange) Subscribed(request *http.Request, standing *notify.Standing) {
+func (x *Exchange) Subscribed(by *notify.Replacement, standing *notify.Standing) {
+	request := by.Request
 	if request.Context().Value(resumeKey{}) == x {
 		x.mu.Lock()
-		x.back = true
+		x.back, x.denied = true, by.Denied
 		x.mu.Unlock()
 		// what code of the application has subscribed it to, it may be about to do again
 		before := x.open.State
