@@ -217,7 +217,9 @@ test("herald.js", async (t) => {
     assert.deepEqual((await late.count(4)).data.at(-1), "new");
     const lost = late.gaps.at(-1);
     assert.notEqual(lost.epoch, log.messages[0].epoch);
-    assert.deepEqual([lost.since, lost.first, lost.head], [`${log.messages[0].epoch}:6`, 1, 1]);
+    assert.equal(lost.since, `${log.messages[0].epoch}:6`);
+    // it may have asked before there was anything new
+    assert.deepEqual([lost.first, lost.head], lost.head === 0 ? [null, 0] : [1, 1]);
   });
 
   await t.test("a denied topic", async () => {
