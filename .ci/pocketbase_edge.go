@@ -2,12 +2,16 @@ package tests
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"syscall"
 	"testing"
 	"time"
 
@@ -21,13 +25,7 @@ import (
 // serveThroughEdge answers a request as the client of an edge gets it: pocketbase-tests puts it in the place of the call
 // that serves the request of a scenario.
 func serveThroughEdge(t testing.TB, app core.App, mux http.Handler, recorder *httptest.ResponseRecorder, request *http.Request) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := listener.Addr().String()
-	listener.Close()
-
+	address := freeAddress(t)
 	o, err := origin.New(app, notify.Of(app), origin.Config{NATS: "embedded://" + address})
 	if err != nil {
 		t.Fatal(err)
@@ -74,5 +72,19 @@ func serveThroughEdge(t testing.TB, app core.App, mux http.Handler, recorder *ht
 	recorder.WriteHeader(answer.StatusCode)
 	if _, err := io.Copy(recorder, answer.Body); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// freeAddress is as in herald/internal/pbtest, which other modules cannot import.
+func freeAddress(t testing.TB) string {
+	for {
+		listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 11_000+rand.IntN(20_000)))
+		if err == nil {
+			defer listener.Close()
+			return listener.Addr().String()
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatal(err)
+		}
 	}
 }

@@ -50,12 +50,19 @@ func open(t *testing.T, server *pbtest.Server) (clientID string, lines *bufio.Sc
 // stall subscribes to topic over a connection that nobody reads after that.
 func stall(t *testing.T, server *pbtest.Server, auth *core.Record, topic string) (clientID string) {
 	t.Helper()
-	id, _ := open(t, server)
-	status, answer := server.Do(t, "POST", "/api/realtime", pbtest.Token(t, auth), map[string]any{"clientId": id, "subscriptions": []string{topic}})
+	clientID, _ = openOn(t, server, auth, topic)
+	return clientID
+}
+
+// openOn opens a connection, of which lines are what it gets, and subscribes to key.
+func openOn(t *testing.T, server *pbtest.Server, auth *core.Record, key string) (clientID string, lines *bufio.Scanner) {
+	t.Helper()
+	clientID, lines = open(t, server)
+	status, answer := server.Do(t, "POST", "/api/realtime", pbtest.Token(t, auth), map[string]any{"clientId": clientID, "subscriptions": []string{key}})
 	if status != http.StatusNoContent {
 		t.Fatalf("subscribe: %d %v", status, answer)
 	}
-	return id
+	return clientID, lines
 }
 
 // sendUntilDropped sends large messages until one of the connections is dropped

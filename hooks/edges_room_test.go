@@ -3,7 +3,6 @@
 package hooks_test
 
 import (
-	"net/http"
 	"strings"
 	"testing"
 
@@ -29,12 +28,7 @@ func TestEdgeSmallQueue(t *testing.T) {
 			mustSend(t, w, "log/a", data)
 		}
 		for _, isLate := range []bool{false, true} {
-			id, lines := open(t, small)
-			status, answer := small.Do(t, http.MethodPost, "/api/realtime", "",
-				map[string]any{"clientId": id, "subscriptions": []string{withQuery("log/a", "rewind", "10000")}})
-			if status != http.StatusNoContent {
-				t.Fatalf("subscribe: %d %v", status, answer)
-			}
+			_, lines := openOn(t, small, nil, withQuery("log/a", "rewind", "10000"))
 			if isLate {
 				pbtest.WaitFor(t, "a page waits", func() bool { return small.EdgeStats().QueuedBytes > 0 })
 			}
@@ -54,13 +48,8 @@ func TestEdgeResumesFullQueue(t *testing.T) {
 	addLog(t, w, 10_000)
 	origin := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
 	held := origin.Edge(t, "held")
-	id, lines := open(t, held)
+	_, lines := openOn(t, held, nil, withQuery("log/a", "rewind", "1"))
 	reader := &numbered{lines: lines}
-	status, answer := held.Do(t, http.MethodPost, "/api/realtime", "",
-		map[string]any{"clientId": id, "subscriptions": []string{withQuery("log/a", "rewind", "1")}})
-	if status != http.StatusNoContent {
-		t.Fatalf("subscribe: %d %v", status, answer)
-	}
 	data := strings.Repeat("x", 50_000)
 	sent := 0
 	send := func() { mustSend(t, w, "log/a", data); sent++ }

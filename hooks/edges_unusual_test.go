@@ -298,13 +298,24 @@ func TestEdgeOtherWayWhileBack(t *testing.T) {
 	}
 }
 
+// edgeOverLink returns an origin and its edge "first", whose link loses what loses says of each packet, by its subject.
+func edgeOverLink(t *testing.T, w *world, loses func(subject string) bool) (*pbtest.Origin, *pbtest.Server) {
+	t.Helper()
+	here, there := pbtest.NATS(t, &server.Options{}), pbtest.NATS(t, &server.Options{})
+	o := pbtest.NewOrigin(t, w, here)
+	bridge(t, here, there, func(subject string, _ []byte, publish func()) {
+		if !loses(subject) {
+			publish()
+		}
+	})
+	return o, o.EdgeWith(t, edge.Config{NATS: there, Name: "first"})
+}
+
 // TestEdgeOtherWay: a sign-out that comes by another way, and that the edge with the connection does not hear of, is not
 // undone by a restart.
 func TestEdgeOtherWay(t *testing.T) {
 	t.Parallel()
-	here, there := pbtest.NATS(t, &server.Options{}), pbtest.NATS(t, &server.Options{})
 	w := newLogWorld(t)
-	o := pbtest.NewOrigin(t, w, here)
 	var isDue, isCut atomic.Bool
 	w.OnRealtimeSubscribeRequest().Bind(replacing(func(e *subscribeEvent) error {
 		err := e.Next()
@@ -313,15 +324,13 @@ func TestEdgeOtherWay(t *testing.T) {
 		}
 		return err
 	}))
-	bridge(t, here, there, func(subject string, _ []byte, publish func()) {
+	o, first := edgeOverLink(t, w, func(subject string) bool {
 		if strings.HasSuffix(subject, ".first.hello") {
 			isCut.Store(false) // it has heard of the next origin, so that nothing of this one is on the way
 		}
-		if !isCut.Load() || !strings.HasSuffix(subject, ".first.down") {
-			publish()
-		}
+		return isCut.Load() && strings.HasSuffix(subject, ".first.down")
 	})
-	first, second := o.EdgeWith(t, edge.Config{NATS: there, Name: "first"}), o.Edge(t, "second")
+	second := o.Edge(t, "second")
 	for name, way := range map[string]struct {
 		*pbtest.Server
 		field  string
@@ -368,16 +377,10 @@ func TestEdgeOtherWay(t *testing.T) {
 // TestEdgeOtherWayInDoubt: while the edge with the connection does not answer, a request by another way does nothing.
 func TestEdgeOtherWayInDoubt(t *testing.T) {
 	t.Parallel()
-	here, there := pbtest.NATS(t, &server.Options{}), pbtest.NATS(t, &server.Options{})
 	w := newLogWorld(t)
-	o := pbtest.NewOrigin(t, w, here)
 	var isCut atomic.Bool
-	bridge(t, here, there, func(subject string, _ []byte, publish func()) {
-		if !isCut.Load() || !strings.HasSuffix(subject, ".first.up") {
-			publish()
-		}
-	})
-	c := o.EdgeWith(t, edge.Config{NATS: there, Name: "first"}).Subscribe(t, w.ann, "log/a")
+	o, first := edgeOverLink(t, w, func(subject string) bool { return isCut.Load() && strings.HasSuffix(subject, ".first.up") })
+	c := first.Subscribe(t, w.ann, "log/a")
 	isCut.Store(true)
 	body := map[string]any{"clientId": c.ID, "subscriptions": []string{"log/a", "log/b"}} // a sign-out
 	var asked sync.WaitGroup
@@ -405,16 +408,9 @@ func TestEdgeOtherWayInDoubt(t *testing.T) {
 // before that edge knows of it.
 func TestEdgeOtherWaySilent(t *testing.T) {
 	t.Parallel()
-	here, there := pbtest.NATS(t, &server.Options{}), pbtest.NATS(t, &server.Options{})
 	w := newLogWorld(t)
-	o := pbtest.NewOrigin(t, w, here)
 	var isCut atomic.Bool
-	bridge(t, here, there, func(subject string, _ []byte, publish func()) {
-		if !isCut.Load() || !strings.Contains(subject, ".first.") {
-			publish()
-		}
-	})
-	first := o.EdgeWith(t, edge.Config{NATS: there, Name: "first"})
+	o, first := edgeOverLink(t, w, func(subject string) bool { return isCut.Load() && strings.Contains(subject, ".first.") })
 	c := first.Subscribe(t, w.ann, "log/a")
 	isCut.Store(true)
 	body := map[string]any{"clientId": c.ID, "subscriptions": []string{"log/a", "log/b"}}

@@ -106,8 +106,6 @@ func fill(t *testing.T, server *pbtest.Server, client *notify.Client, msg notify
 	t.Fatal("the client takes everything")
 }
 
-// TestRevoked lets a user's messages wait for a connection that does not read
-// when the user is signed out: these must not be written any more.
 // TestTokenExpiryAfterFailure: a request that fails after it has signed the client in has also said when that ends.
 func TestTokenExpiryAfterFailure(t *testing.T) {
 	t.Parallel() // it waits most of the time
@@ -130,6 +128,8 @@ func TestTokenExpiryAfterFailure(t *testing.T) {
 	})
 }
 
+// TestRevoked lets a user's messages wait for a connection that does not read
+// when the user is signed out: these must not be written any more.
 func TestRevoked(t *testing.T) {
 	t.Parallel() // it waits most of the time
 	for name, revoke := range map[string]func(w *world) error{

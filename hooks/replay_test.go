@@ -260,13 +260,8 @@ func TestReplayToStalled(t *testing.T) {
 		for range count {
 			mustSend(t, w, "log/a", large)
 		}
-		stalled, lines := open(t, server)
+		stalled, lines := openOn(t, server, nil, withQuery("log/a", "rewind", "10000"))
 		reader := &numbered{lines: lines}
-		status, answer := server.Do(t, http.MethodPost, "/api/realtime", "",
-			map[string]any{"clientId": stalled, "subscriptions": []string{withQuery("log/a", "rewind", "10000")}})
-		if status != http.StatusNoContent {
-			t.Fatalf("subscribe: %d %v", status, answer)
-		}
 		healthy := server.Subscribe(t, nil, "log/b")
 		n := engine(w)
 		waiting := func() int { return n.Stats().QueuedBytes + server.EdgeStats().QueuedBytes }

@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/pocketbase/pocketbase/apis"
-	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 	"golang.org/x/sync/errgroup"
 
@@ -169,11 +167,14 @@ func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission,
 		return &foreignRights{both, expires}
 	})
 	if err := replace(); err != nil {
+		if n.foreignIdentity(client).user == was.user { // it has not signed the client in before that
+			expires = was.expiry()
+		}
 		n.foreign.change(state, func(now *foreignRights) *foreignRights {
 			if now == nil { // it has gone
 				return nil
 			}
-			return &foreignRights{now.grants, n.expiryAfter(client, was, expires)}
+			return &foreignRights{now.grants, expires}
 		})
 		return err
 	}
@@ -183,18 +184,6 @@ func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission,
 		n.recheckForeign(client, n.newMemo())
 	}
 	return nil
-}
-
-// expiryAfter returns when the auth of a client ends after a request that has failed, by a token that expires at the time: it may
-// have signed the client in before that. was is who the client was.
-func (n *Notifier) expiryAfter(client subscriptions.Client, was *identity, expires time.Time) time.Time {
-	if auth, _ := client.Get(apis.RealtimeClientAuthKey).(*core.Record); identityOf(auth, 0).user != was.user {
-		return expires
-	}
-	if was.expires == 0 {
-		return time.Time{}
-	}
-	return time.Unix(was.expires, 0)
 }
 
 // recheckForeign evaluates the rules again for what a client of other code has subscribed to

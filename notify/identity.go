@@ -48,6 +48,14 @@ func (i *identity) name() string {
 	return i.user.String()
 }
 
+// expiry returns when the token expires; the zero time means never.
+func (i *identity) expiry() time.Time {
+	if i.expires == 0 {
+		return time.Time{}
+	}
+	return time.Unix(i.expires, 0)
+}
+
 // at returns i as it counts at the time now, in Unix seconds: a guest once the token has expired.
 func (i *identity) at(now int64) *identity {
 	if i.expires != 0 && now >= i.expires {

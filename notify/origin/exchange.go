@@ -4,15 +4,11 @@ package origin
 
 import (
 	"context"
-	"encoding/json/v2"
-	"errors"
 	"log/slog"
 	"net/http"
 	"slices"
 	"sync"
-	"time"
 
-	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
 	"herald/internal/link"
@@ -159,18 +155,6 @@ func (o *Origin) hasClient(id string) bool {
 	return err == nil
 }
 
-// awaitTurn waits until a client may be admitted again: all of an edge come at once.
-func (x *Exchange) awaitTurn() bool {
-	turns := x.session.origin.resuming
-	select {
-	case turns <- struct{}{}:
-		x.release = sync.OnceFunc(func() { <-turns })
-		return true
-	case <-x.ctx.Done():
-		return false
-	}
-}
-
 // Take makes the edge write what is sent to client, with header in its response, and reports whether it does. It does
 // not if w is not the response to the request of a connection of an edge.
 func Take(w http.ResponseWriter, client *notify.Client) bool {
@@ -213,175 +197,8 @@ func (x *Exchange) take(client *notify.Client, header http.Header) {
 	})
 }
 
-// resubscribe subscribes a client that is back to what it had.
-func (x *Exchange) resubscribe(client *notify.Client) {
-	state := x.open.State
-	request := state.Request
-	var err error
-	request.Body, err = json.Marshal(map[string]any{"clientId": client.Id(), "subscriptions": state.Keys})
-	if err != nil {
-		client.Close(notify.DisconnectFailed)
-		return
-	}
-	request.Header = request.Header.Clone()
-	if request.Header == nil {
-		request.Header = http.Header{}
-	}
-	request.Header.Set("Content-Type", "application/json")
-	w := &response{header: http.Header{}}
-	x.session.origin.serve(w, newRequest(context.WithValue(x.ctx, resumeKey{}, x), &request))
-	switch {
-	case w.status >= http.StatusBadRequest:
-		// it gets the refusal when it subscribes itself
-		client.Close(notify.DisconnectEdge)
-	case x.endIfOther(client):
-	case !x.isBack() || client.Lacks(x.allowed(state.Keys)) || client.Lacks(state.Own):
-		client.Close(notify.DisconnectEdge)
-	case client.Misses(slices.Concat(state.Keys, state.Own), x.positions()):
-		client.Finish(notify.DisconnectGap)
-	}
-}
-
-// ResumesAs reports whether a request as auth, nil for a guest, may bring back a client that is admitted again, if ctx is of
-// such a request. A guest may: code of the application may sign it in afterwards.
-func ResumesAs(ctx context.Context, auth *core.Record) bool {
-	x, ok := ctx.Value(resumeKey{}).(*Exchange)
-	return !ok || auth == nil || notify.UserOf(auth) == x.open.User
-}
-
-// endIfOther ends a client that is back as somebody else than it was, and reports whether it was.
-func (x *Exchange) endIfOther(client *notify.Client) bool {
-	switch client.User() {
-	case x.open.User:
-		return false
-	case "":
-		client.Close(notify.DisconnectTokenExpired) // its SDK returns with its current token
-	default:
-		client.Close(notify.DisconnectEdge)
-	}
-	return true
-}
-
-type resumeKey struct{}
-
-// Resumes returns the positions, by key, at which the client of a request to subscribe goes on, if it is one that is
-// admitted again, and nil otherwise.
-func Resumes(ctx context.Context) map[string]notify.Position {
-	x, ok := ctx.Value(resumeKey{}).(*Exchange)
-	if !ok {
-		return nil
-	}
-	return x.positions()
-}
-
-// positions returns what the client has seen, by key.
-func (x *Exchange) positions() map[string]notify.Position {
-	positions := make(map[string]notify.Position, len(x.open.State.Marks))
-	for key, mark := range x.open.State.Marks {
-		positions[key] = notify.Position(mark)
-	}
-	return positions
-}
-
-func (x *Exchange) isBack() bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.back
-}
-
-// allowed returns those of keys that were not denied to the client when it came back.
-func (x *Exchange) allowed(keys []string) []string {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return slices.Contains(x.denied, key) })
-}
-
-// AwaitOthers implements [notify.Carrier].
-func (x *Exchange) AwaitOthers() {
-	if x.open.ID != "" {
-		x.session.origin.awaitSettled(x.ctx)
-	}
-}
-
 // Edge implements [notify.Carrier].
 func (x *Exchange) Edge() string { return x.session.name }
-
-// expectPatience is how long a request waits for the edge that holds the client.
-const expectPatience = 30 * time.Second
-
-// way is how a request came that its edge knows to be about a connection.
-type way struct {
-	session *session
-	number  uint64 // of the connection
-}
-
-type wayKey struct{}
-
-type expectedKey struct{}
-
-// Expect implements [notify.Carrier]. A request waits until the client is back as it was, if it is admitted again. The edge
-// knows of a request that comes through it. It hears of others first: if it does not hear of their end, because the link
-// or this process fails, it does not bring the client back as it was before.
-func (x *Exchange) Expect(request *http.Request) (notify.Expected, error) {
-	ctx := request.Context()
-	expected := notify.Expected{Request: request, Handled: func() {}}
-	if ctx.Value(expectedKey{}) == x || ctx.Value(resumeKey{}) == x {
-		return expected, nil
-	}
-	expected.Request = request.WithContext(context.WithValue(ctx, expectedKey{}, x))
-	patience := time.NewTimer(expectPatience)
-	defer patience.Stop()
-	await := func(happens <-chan struct{}) error {
-		select {
-		case <-happens:
-			return nil
-		default:
-		}
-		expected.Waited = true
-		select {
-		case <-happens:
-			return nil
-		case <-x.done: // of the connection, or with all of the edge
-		case <-ctx.Done():
-		case <-patience.C:
-		}
-		return errEdgeSilent
-	}
-	if err := await(x.settled); err != nil {
-		return expected, err
-	}
-	if ctx.Value(wayKey{}) == (way{x.session, x.number}) {
-		return expected, nil
-	}
-	ready := make(chan struct{})
-	x.mu.Lock()
-	x.requests++
-	expect := link.Expect{Number: x.number, Request: x.requests}
-	x.expected[expect.Request] = ready
-	x.control(link.KindExpect, expect)
-	x.mu.Unlock()
-	expected.Handled = func() {
-		x.ready(expect.Request) // if the edge has not said so
-		x.control(link.KindHandled, expect)
-	}
-	if err := await(ready); err != nil {
-		expected.Handled()
-		return expected, err
-	}
-	return expected, nil
-}
-
-var errEdgeSilent = errors.New("the edge does not answer")
-
-// ready notes that the edge knows of a request.
-func (x *Exchange) ready(request uint64) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if ready := x.expected[request]; ready != nil {
-		close(ready)
-		delete(x.expected, request)
-	}
-}
 
 // Identified implements [notify.Carrier].
 func (x *Exchange) Identified(user string) {
