@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +18,7 @@ import (
 
 	"herald/hooks"
 	"herald/internal/pbtest"
+	"herald/internal/seed"
 	"herald/notify"
 	"herald/notify/edge"
 )
@@ -240,15 +240,8 @@ func TestEdgeLargeRequest(t *testing.T) {
 // TestEdgeBadLink sends over a NATS network that loses, doubles and reorders 2 of 100 messages.
 func TestEdgeBadLink(t *testing.T) {
 	t.Parallel()
-	seed := uint64(time.Now().UnixNano())
-	if text := os.Getenv("EDGE_SEED"); text != "" {
-		if _, err := fmt.Sscan(text, &seed); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("EDGE_SEED=%d", seed)
 	here, there := pbtest.NATS(t, &server.Options{}), pbtest.NATS(t, &server.Options{})
-	random := rand.New(rand.NewPCG(seed, 1))
+	random := rand.New(rand.NewPCG(seed.Of(t), 1))
 	var mu sync.Mutex
 	isBad := func() bool {
 		mu.Lock()

@@ -3,15 +3,14 @@ package hooks_test
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"testing"
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
 
 	"herald/internal/pbtest"
+	"herald/internal/seed"
 )
 
 // seat is a connection of the model.
@@ -24,17 +23,14 @@ type seat struct {
 
 // TestPresenceModel plays random histories on a real server: users connect, subscribe, sign in as
 // others, lose their connection or their right, and are kicked. In the end each watcher, whenever it
-// came, knows who is there, with how many connections. PRESENCE_SEED repeats a history.
+// came, knows who is there, with how many connections.
 func TestPresenceModel(t *testing.T) {
 	t.Parallel()
-	for i := range 3 {
-		seed := uint64(time.Now().UnixNano()) + uint64(i)
-		if text := os.Getenv("PRESENCE_SEED"); text != "" {
-			seed, _ = strconv.ParseUint(text, 10, 64)
-		}
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+	first := seed.Of(t)
+	for i := range uint64(3) {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			t.Parallel()
-			playPresence(t, rand.New(rand.NewPCG(seed, 0)))
+			playPresence(t, rand.New(rand.NewPCG(first+i, 0)))
 		})
 	}
 }

@@ -217,6 +217,35 @@ func TestThrownOut(t *testing.T) {
 	}
 }
 
+// TestThrownOutByOthers: beside a condition that only the user's own records can pass, one without "?"
+// looks at everybody's.
+func TestThrownOutByOthers(t *testing.T) {
+	t.Parallel()
+	w := newRooms(t)
+	for pattern, rule := range map[string]string{
+		"only/{room}":   `@collection.room_members.user ?= @request.auth.id && @collection.room_members.room = @request.query.room`,
+		"unless/{room}": `@collection.room_members.user ?= @request.auth.id && (@collection.room_members.room ?= @request.query.room && @collection.room_members.room !~ "3")`,
+	} {
+		addChannel(t, w, map[string]any{"pattern": pattern, "subscribeRule": rule})
+	}
+	server := pbtest.Serve(t, w)
+	ann := server.Subscribe(t, w.ann, "only/42", "unless/42", "join/42", "@denied")
+	addMember(t, w, "43", w.bob)
+	mustSend(t, w, "only/42", "after")
+	mustSend(t, w, "unless/42", "after")
+	mustSend(t, w, "join/42", "after")
+	got := map[string]bool{}
+	for range 3 {
+		event := ann.Next(t)
+		got[event.Type+event.Data] = true
+	}
+	for _, want := range []string{"@denied" + denied("only/42"), "@denied" + denied("unless/42"), `join/42"after"`} {
+		if !got[want] {
+			t.Errorf("got %v, not %s", got, want)
+		}
+	}
+}
+
 // TestSignOut: a guest's subscribe for the connection of a user ends what only the
 // user may have.
 func TestSignOut(t *testing.T) {

@@ -18,15 +18,14 @@ import (
 	"github.com/pocketbase/pocketbase/tools/hook"
 
 	"herald/internal/pbtest"
+	"herald/internal/seed"
 )
 
 // TestTokens: whatever changes users, their tokens and their collection, a request is answered as if
 // its token was verified, and its user read, just now.
 func TestTokens(t *testing.T) {
 	t.Parallel()
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
+	random := rand.New(rand.NewPCG(seed.Of(t), 0))
 	w := newWorld(t)
 	w.OnServe().BindFunc(func(e *core.ServeEvent) error {
 		e.Router.GET("/api/notify/who", func(e *core.RequestEvent) error {

@@ -6,14 +6,14 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"time"
+
+	"herald/internal/seed"
 )
 
 // TestSharedPages: many readers beside writers of several topics. Each page has everything that was
 // delivered before it was asked for.
 func TestSharedPages(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	begin := seed.Of(t)
 	l := newTestLog(t)
 	topics := []string{"a", "b", "c"}
 	for _, topic := range topics {
@@ -39,7 +39,7 @@ func TestSharedPages(t *testing.T) {
 	}
 	for i := range 2 {
 		readers.Go(func() {
-			random := rand.New(rand.NewPCG(seed, uint64(i)))
+			random := rand.New(rand.NewPCG(begin, uint64(i)))
 			for {
 				select {
 				case <-stop:

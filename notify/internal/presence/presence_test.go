@@ -14,12 +14,11 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"herald/internal/seed"
 )
 
-var (
-	histories = flag.Int("histories", 500, "how many random histories to try")
-	seed      = flag.Uint64("seed", uint64(time.Now().UnixNano()), "the seed of the first one")
-)
+var histories = flag.Int("histories", 500, "how many random histories to try")
 
 // world is the rooms with one topic, who is there by the rules of the package, and what watchers
 // know of it.
@@ -295,11 +294,11 @@ func (w *world) got(r *watcher) string {
 }
 
 // TestModel plays random histories. In the end each watcher, whenever it came, knows what is true.
-// For more: -histories 10000 -seed N.
+// For more: -histories 10000.
 func TestModel(t *testing.T) {
-	t.Logf("seed %d", *seed)
+	first := seed.Of(t)
 	for i := range *histories {
-		random := rand.New(rand.NewPCG(*seed, uint64(i)))
+		random := rand.New(rand.NewPCG(first, uint64(i)))
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld()
 			w.watch()

@@ -133,7 +133,8 @@ func (r *Rule) noteUses(app core.App, groups []fexpr.ExprGroup) {
 // groups are ANDed with.
 //
 // Conditions with "?=" on one join apply to one row of it, so a row that fails one of them does not
-// matter. "=" applies to all rows (PocketBase's multi-match) and restricts nothing.
+// matter. "=" and all others without "?" apply to all rows (PocketBase's multi-match): they restrict
+// nothing, and every row matters to them, whatever is required beside them.
 func findUses(app core.App, groups []fexpr.ExprGroup, given []binding, uses map[string]*use) {
 	for start := 0; start < len(groups); {
 		end := start + 1
@@ -153,8 +154,12 @@ func findUses(app core.App, groups []fexpr.ExprGroup, given []binding, uses map[
 		for _, group := range all {
 			switch item := group.Item.(type) {
 			case fexpr.Expr:
+				restrictions := bindings
+				if !isAnyMatch(item.Op) {
+					restrictions = nil
+				}
 				for _, join := range append(joinsIn(item.Left), joinsIn(item.Right)...) {
-					narrow(uses, join, bindings)
+					narrow(uses, join, restrictions)
 				}
 			case fexpr.ExprGroup:
 				findUses(app, []fexpr.ExprGroup{item}, bindings, uses)
@@ -164,6 +169,9 @@ func findUses(app core.App, groups []fexpr.ExprGroup, given []binding, uses map[
 		}
 	}
 }
+
+// isAnyMatch reports whether one row that passes is enough.
+func isAnyMatch(op fexpr.SignOp) bool { return strings.HasPrefix(string(op), "?") }
 
 // binding is a condition: a field of a join equals the id of the user or the value of a wildcard.
 type binding struct {

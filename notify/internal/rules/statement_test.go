@@ -1,7 +1,6 @@
 package rules_test
 
 import (
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -14,10 +13,9 @@ import (
 	"github.com/pocketbase/pocketbase/tools/types"
 
 	"herald/internal/pbtest"
+	"herald/internal/seed"
 	"herald/notify/internal/rules"
 )
-
-var seed = flag.Uint64("seed", 0, "seed of TestPassesLikePocketBase; 0: a new one")
 
 // modelRules are rules of all kinds, of a pattern with {room} and {path...}.
 var modelRules = []string{
@@ -57,16 +55,7 @@ var modelRules = []string{
 // of PocketBase, which builds and sends its query each time; also while members, users and
 // collections change.
 func TestPassesLikePocketBase(t *testing.T) {
-	if *seed == 0 {
-		*seed = rand.Uint64()
-	}
-	random := rand.New(rand.NewPCG(*seed, 0))
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("again with -seed %d", *seed)
-		}
-	})
-
+	random := rand.New(rand.NewPCG(seed.Of(t), 0))
 	app := pbtest.NewApp(t)
 	pbtest.AddField(t, app, "users", &core.RelationField{Name: "friends", CollectionId: collection(t, app, "users").Id, MaxSelect: 9})
 	staff := core.NewAuthCollection("staff")
