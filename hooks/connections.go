@@ -158,7 +158,7 @@ func (c connections) write(e *core.RealtimeConnectRequestEvent, client *notify.C
 	if c.relay(e, client) {
 		return c.handOver(e, client)
 	}
-	response := &response{notify.NewCutter(e.Response), e}
+	response := newResponse(e)
 	defer response.Release()
 	if err := client.ServeStream(e.Request.Context(), response); err != nil {
 		e.App.Logger().Debug("Realtime connection closed (failed to deliver message)", "clientId", client.Id(), "error", err.Error())
@@ -176,7 +176,7 @@ func (c connections) loop(e *core.RealtimeConnectRequestEvent, client *notify.Cl
 	defer cancel()
 	defer context.AfterFunc(left, func() { client.Close(notify.DisconnectLeft) })()
 	e.Request = e.Request.WithContext(ctx)
-	response := &response{notify.NewCutter(e.Response), e}
+	response := newResponse(e)
 	defer response.Release()
 	go func() {
 		<-client.Done()
@@ -248,6 +248,11 @@ type response struct {
 }
 
 var _ notify.Response = (*response)(nil)
+
+func newResponse(e *core.RealtimeConnectRequestEvent) *response {
+	notify.BoundSendBuffer(e.Request, e.Response.Header())
+	return &response{notify.NewCutter(e.Response), e}
+}
 
 // Kept returns the line to the edge where what is written may wait, if there is one: see conn.Keeper.
 func (r *response) Kept() *notify.Line { return origin.Line(r.event.Request.Context()) }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
 
 	"herald/hooks"
 	"herald/internal/pbtest"
@@ -44,6 +45,20 @@ func awaitReason(t *testing.T, app core.App, why notify.Disconnect) {
 		}
 	})
 	pbtest.WaitFor(t, "a connection ends: "+why.Reason, func() bool { return engine(app).Stats().Disconnects[why.Reason] > 0 })
+}
+
+// TestConnContext: an application's own ConnContext stays.
+func TestConnContext(t *testing.T) {
+	type key struct{}
+	w := newWorld(t)
+	w.OnServe().Bind(&hook.Handler[*core.ServeEvent]{Priority: -1, Func: func(e *core.ServeEvent) error {
+		e.Server.ConnContext = func(ctx context.Context, _ net.Conn) context.Context { return context.WithValue(ctx, key{}, "kept") }
+		e.Router.GET("/kept", func(e *core.RequestEvent) error { return e.String(200, fmt.Sprint(e.Request.Context().Value(key{}))) })
+		return e.Next()
+	}})
+	if _, answer := pbtest.Serve(t, w).DoText(t, "GET", "/kept", "", nil); answer != "kept" {
+		t.Errorf("got %s", answer)
+	}
 }
 
 // TestResponseHead compares what a client sees of a taken connection's response

@@ -282,6 +282,30 @@ func TestReplayToStalled(t *testing.T) {
 	})
 }
 
+// TestSlowReader: who reads 100 KB a second, of much that waits, is not one who takes nothing for 10 seconds.
+func TestSlowReader(t *testing.T) {
+	t.Parallel()
+	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
+		t.Parallel() // it waits nearly all the time
+		addLog(t, w, 10_000)
+		server := serve(t, w)
+		large := strings.Repeat("x", 50_000)
+		for range 400 { // more than any buffer holds
+			mustSend(t, w, "log/a", large)
+		}
+		id, lines := openOn(t, server, nil, withQuery("log/a", "rewind", "10000"))
+		reader := &numbered{lines: lines}
+		n := engine(w)
+		pbtest.WaitFor(t, "much waits", func() bool { return n.Stats().QueuedBytes+server.EdgeStats().QueuedBytes > 200<<10 })
+		for start := time.Now(); time.Since(start) < 15*time.Second; time.Sleep(100 * time.Millisecond) {
+			reader.upTo(t, int(2*time.Since(start).Seconds()))
+			if _, err := w.SubscriptionsBroker().ClientById(id); err != nil {
+				t.Fatalf("disconnected: %v", n.Stats().Disconnects)
+			}
+		}
+	})
+}
+
 // numbered reads messages of a topic with history, from the first on, each once and in order.
 type numbered struct {
 	lines *bufio.Scanner

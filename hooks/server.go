@@ -3,8 +3,10 @@
 package hooks
 
 import (
+	"context"
 	"fmt"
 	"log"
+	"net"
 	"strings"
 	"sync"
 	"time"
@@ -31,14 +33,25 @@ func bindServer(app core.App, notifier *notify.Notifier) {
 	})
 
 	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
-		Id: "heraldServerLog",
+		Id: "heraldServer",
 		Func: func(e *core.ServeEvent) error {
 			if e.Server != nil {
+				e.Server.ConnContext = keepConn(e.Server.ConnContext)
 				e.Server.ErrorLog = log.New(&acceptLog{app: e.App, next: e.Server.ErrorLog, notifier: notifier}, "", 0)
 			}
 			return e.Next()
 		},
 	})
+}
+
+// keepConn returns next, which may be nil, with what [notify.BoundSendBuffer] needs.
+func keepConn(next func(context.Context, net.Conn) context.Context) func(context.Context, net.Conn) context.Context {
+	if next == nil {
+		return notify.ConnContext
+	}
+	return func(ctx context.Context, peer net.Conn) context.Context {
+		return next(notify.ConnContext(ctx, peer), peer)
+	}
 }
 
 // acceptLog makes the file-descriptor limit visible. PocketBase logs all errors of net/http at

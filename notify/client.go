@@ -255,6 +255,15 @@ type Line = conn.Line
 // Cutter makes writes to the response of a request fail.
 type Cutter = conn.Cutter
 
+// ConnContext keeps a connection for [BoundSendBuffer]: set it as [http.Server]'s ConnContext.
+func ConnContext(ctx context.Context, peer net.Conn) context.Context {
+	return conn.ConnContext(ctx, peer)
+}
+
+// BoundSendBuffer makes the kernel hold little of the response to r, with header, which lasts as long as its
+// connection: see [conn.BoundSendBuffer].
+func BoundSendBuffer(r *http.Request, header http.Header) { conn.BoundSendBuffer(r, header) }
+
 // NewCutter returns the Cutter of w.
 func NewCutter(w http.ResponseWriter) *Cutter { return conn.NewCutter(w) }
 

@@ -2,7 +2,6 @@ package pbtest
 
 import (
 	"net"
-	"net/http"
 	"net/http/httptest"
 	"testing"
 
@@ -12,11 +11,9 @@ import (
 // ServeConns is [Serve] with connections that wrap makes of the listener's.
 func ServeConns(t testing.TB, app core.App, wrap func(net.Conn) net.Conn) *Server {
 	t.Helper()
-	return serve(t, app, func(handler http.Handler) *httptest.Server {
-		server := httptest.NewUnstartedServer(handler)
+	return serve(t, app, func(server *httptest.Server) {
 		server.Listener = listener{server.Listener, wrap}
 		server.Start()
-		return server
 	})
 }
 

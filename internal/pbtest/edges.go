@@ -114,7 +114,9 @@ func (o *Origin) EdgeWith(t testing.TB, config edge.Config) *Server {
 	ctx, stop := context.WithCancel(context.Background())
 	ran := make(chan error)
 	go func() { ran <- made.Run(ctx) }()
-	server := httptest.NewServer(made)
+	server := httptest.NewUnstartedServer(made)
+	server.Config.ConnContext = notify.ConnContext
+	server.Start()
 	t.Cleanup(func() {
 		server.CloseClientConnections()
 		stop()

@@ -200,7 +200,7 @@ func (s *Server) Queued(client *notify.Client) int {
 // Serve starts app's router, with what is bound to OnServe, on a real listener.
 func Serve(t testing.TB, app core.App) *Server {
 	t.Helper()
-	return serve(t, app, httptest.NewServer)
+	return serve(t, app, (*httptest.Server).Start)
 }
 
 // ServeHTTP2 is [Serve] over TLS with HTTP/2.
@@ -217,18 +217,18 @@ func ServeTLS(t testing.TB, app core.App) *Server {
 
 func serveTLS(t testing.TB, app core.App, http2 bool) *Server {
 	t.Helper()
-	return serve(t, app, func(handler http.Handler) *httptest.Server {
-		server := httptest.NewUnstartedServer(handler)
+	return serve(t, app, func(server *httptest.Server) {
 		server.EnableHTTP2 = http2
 		server.StartTLS()
-		return server
 	})
 }
 
-func serve(t testing.TB, app core.App, start func(http.Handler) *httptest.Server) *Server {
+func serve(t testing.TB, app core.App, start func(*httptest.Server)) *Server {
 	t.Helper()
-	handler := Handler(t, app)
-	server := start(handler)
+	config := httpServer(t, app)
+	server := httptest.NewUnstartedServer(config.Handler)
+	server.Config.ConnContext = config.ConnContext
+	start(server)
 	t.Cleanup(func() {
 		server.CloseClientConnections()
 		server.Close()
@@ -238,6 +238,11 @@ func serve(t testing.TB, app core.App, start func(http.Handler) *httptest.Server
 
 // Handler returns app's router, with what is bound to OnServe.
 func Handler(t testing.TB, app core.App) http.Handler {
+	t.Helper()
+	return httpServer(t, app).Handler
+}
+
+func httpServer(t testing.TB, app core.App) *http.Server {
 	t.Helper()
 	router, err := apis.NewRouter(app)
 	if err != nil {
@@ -254,7 +259,7 @@ func Handler(t testing.TB, app core.App) http.Handler {
 	}
 	// what runs at a certain time of day does not belong to a test
 	app.Cron().Stop()
-	return event.Server.Handler
+	return event.Server
 }
 
 // Do sends a request with a JSON body, unless body is nil, and returns the

@@ -141,6 +141,7 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, c *connection, acce
 		return
 	}
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) // some do not support it, and have none
+	conn.BoundSendBuffer(r, header)
 	response := &response{conn.NewCutter(w), w}
 	defer response.Release()
 	w.WriteHeader(accepted.Status)

@@ -114,7 +114,7 @@ func (o *edgeOptions) run(app core.App, command *cobra.Command) error {
 	if err != nil {
 		return exitWith(exitRefused, "listen: %w", err)
 	}
-	server := &http.Server{Handler: made, ReadHeaderTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(o.Logger.Handler(), slog.LevelWarn)}
+	server := &http.Server{Handler: made, ConnContext: notify.ConnContext, ReadHeaderTimeout: time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(o.Logger.Handler(), slog.LevelWarn)}
 	metrics, err := o.serveMetrics(made)
 	if err != nil {
 		listener.Close()

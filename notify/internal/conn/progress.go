@@ -31,9 +31,12 @@ func (p *progress) lasts() time.Duration {
 	return time.Since(processStart) - time.Duration(since)
 }
 
+// began records that a write, or the next part of it, begins.
+func (p *progress) began() { p.since.Store(int64(time.Since(processStart))) }
+
 // write calls f and records when it began.
 func (p *progress) write(f func() error) error {
-	p.since.Store(int64(time.Since(processStart)))
+	p.began()
 	defer p.since.Store(0)
 	return f()
 }

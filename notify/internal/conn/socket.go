@@ -16,9 +16,12 @@ import (
 // WriteTimeout is how long a connection may take none of what is written to it before it is closed.
 const WriteTimeout = 10 * time.Second
 
-// slowPiece is how many bytes a slow peer must take within WriteTimeout. At 2 KiB per second it
-// still keeps its connection.
+// slowPiece is how many bytes are written to a slow peer at once. It must take them within WriteTimeout where a deadline
+// that passes would break the connection (TLS of a listener's own), and some of them elsewhere.
 const slowPiece = 16 << 10
+
+// retryAfter is how long a write waits for the kernel to report room before it looks itself: see sendbuffer.go.
+const retryAfter = time.Second
 
 // socket is the [Writer] of a connection that was taken from net/http.
 type socket struct {
@@ -53,6 +56,7 @@ func newSocket(c *Conn, peer net.Conn) *socket {
 	case *net.UnixConn:
 		plain = peer
 	default:
+		boundSendBuffer(peer)
 		return s
 	}
 	s.slow = nil
@@ -166,19 +170,31 @@ func (s *socket) Flush(buffer *Buffer) (more bool) {
 	return false
 }
 
-// writePiece waits until piece is written, at most for WriteTimeout.
+// writePiece waits until piece is written, for as long as peer takes some of it within WriteTimeout.
 func (s *socket) writePiece(piece []byte) error {
-	write := func() error {
-		if err := s.peer.SetWriteDeadline(time.Now().Add(WriteTimeout)); err != nil {
+	if s.slow != nil { // a deadline that passes may break it, as it does TLS
+		return s.slow.write(func() error {
+			_, err := s.writeWithin(WriteTimeout, piece)
+			return err
+		})
+	}
+	for waits := time.Duration(0); ; {
+		written, err := s.writeWithin(retryAfter, piece)
+		piece = piece[written:]
+		if waits += retryAfter; written > 0 {
+			waits = 0
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) || waits >= WriteTimeout {
 			return err
 		}
-		_, err := s.peer.Write(piece)
-		return err
 	}
-	if s.slow != nil {
-		return s.slow.write(write)
+}
+
+func (s *socket) writeWithin(timeout time.Duration, piece []byte) (written int, err error) {
+	if err := s.peer.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
+		return 0, err
 	}
-	return write()
+	return s.peer.Write(piece)
 }
 
 // writeSlowly writes rest, and what waits behind it, to a peer that did not take everything at

@@ -7,6 +7,7 @@ package conn
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -18,7 +19,7 @@ type Response interface {
 	Hooked() bool
 	// Deliver lets other code see, change or stop the message, writes it and flushes it.
 	Deliver(name string, data []byte) error
-	// Write writes whole events. It may block.
+	// Write writes a part of the events. It may block.
 	Write(events []byte) error
 	Flush() error
 	// Cut makes a Write or Deliver in progress fail. It may be called at any time, at most once.
@@ -221,8 +222,11 @@ func (s *stream) writeBatch() (any bool, err error) {
 	if len(out) == 0 {
 		return false, nil
 	}
-	if err := s.response.Write(out); err != nil {
-		return true, err
+	for piece := range slices.Chunk(out, maxBatch) {
+		s.began() // each is given its time
+		if err := s.response.Write(piece); err != nil {
+			return true, err
+		}
 	}
 	c.wrote(len(out))
 	if last {
