@@ -145,6 +145,7 @@ func TestRevoked(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
 				server := serve(t, w)
 				id := stall(t, server, w.ann, "private")

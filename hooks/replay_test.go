@@ -286,7 +286,6 @@ func TestReplayToStalled(t *testing.T) {
 func TestSlowReader(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
-		t.Parallel() // it waits nearly all the time
 		addLog(t, w, 10_000)
 		server := serve(t, w)
 		large := strings.Repeat("x", 50_000)

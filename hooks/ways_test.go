@@ -79,11 +79,12 @@ func (w *way) newWorld(t testing.TB) *world {
 	return world
 }
 
-// eachWay runs a test over all ways.
+// eachWay runs a test over all ways, at the same time.
 func eachWay(t *testing.T, test func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server)) {
 	t.Helper()
 	for _, way := range ways {
 		t.Run(way.name, func(t *testing.T) {
+			t.Parallel()
 			test(t, way.newWorld(t), way.serve)
 		})
 	}

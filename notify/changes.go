@@ -149,7 +149,7 @@ func EndAll(committed bool, changes ...*Change) {
 // [Notifier.ChangeOfRecord] must be called for their changes.
 func (n *Notifier) DependsOn(collection *core.Collection) bool {
 	set := n.channels.Load()
-	return collection.IsAuth() && len(set.authFields) > 0 || set.collections[collection.Id] != nil
+	return collection.IsAuth() || set.collections[collection.Id] != nil
 }
 
 // ChangeOfRecord begins the change of a record, from before (nil for a new one) to after (nil for a
@@ -162,7 +162,7 @@ func (n *Notifier) ChangeOfRecord(before, after *core.Record) *Change {
 		record = before
 	}
 	collection := record.Collection()
-	ofUser := collection.IsAuth() && len(set.authFields) > 0 && before != nil
+	ofUser := collection.IsAuth() && before != nil
 	if !ofUser && set.collections[collection.Id] == nil {
 		return nil
 	}

@@ -144,7 +144,7 @@ type channels struct {
 	hasHistory  bool // at least one channel has history
 	hasPresence bool // at least one channel has presence
 
-	// what all rules about listening and watching together look at
+	// what all rights to listen and to watch together look at
 	authFields  sets.Of[string]
 	collections map[string]sets.Of[string] // fields by collection id
 }
@@ -152,7 +152,8 @@ type channels struct {
 // SetChannels replaces the channels with those of records. If two have the same place, the first
 // one wins. It does not recheck any client: see [Notifier.ChangeOfChannel].
 func (n *Notifier) SetChannels(records []*core.Record) {
-	next := &channels{authFields: sets.Of[string]{}, collections: map[string]sets.Of[string]{}}
+	// whatever the rules are, a new token key ends what a superuser may, and everybody's tokens
+	next := &channels{authFields: sets.Of[string]{core.FieldNameTokenKey: {}}, collections: map[string]sets.Of[string]{}}
 	for _, record := range records {
 		c, errs := newChannel(n.app, record)
 		for _, err := range errs {
@@ -181,9 +182,6 @@ func (n *Notifier) SetChannels(records []*core.Record) {
 // look notes what a rule looks at.
 func (set *channels) look(rule *rules.Rule) {
 	maps.Copy(set.authFields, rule.AuthFields)
-	if rule.LooksAtAuth() {
-		set.authFields[core.FieldNameTokenKey] = struct{}{} // a change revokes all tokens
-	}
 	for id, d := range rule.Collections {
 		if set.collections[id] == nil {
 			set.collections[id] = sets.Of[string]{}

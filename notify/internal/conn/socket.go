@@ -20,8 +20,8 @@ const WriteTimeout = 10 * time.Second
 // that passes would break the connection (TLS of a listener's own), and some of them elsewhere.
 const slowPiece = 16 << 10
 
-// retryAfter is how long a write waits for the kernel to report room before it looks itself: see sendbuffer.go.
-const retryAfter = time.Second
+// pieceTimeout is how long such a peer may take for all of them.
+const pieceTimeout = 6 * WriteTimeout
 
 // socket is the [Writer] of a connection that was taken from net/http.
 type socket struct {
@@ -178,15 +178,17 @@ func (s *socket) writePiece(piece []byte) error {
 			return err
 		})
 	}
-	for waits := time.Duration(0); ; {
+	start := time.Now()
+	for last := start; ; {
 		written, err := s.writeWithin(retryAfter, piece)
-		piece = piece[written:]
-		if waits += retryAfter; written > 0 {
-			waits = 0
+		now := time.Now()
+		if written > 0 {
+			last = now
 		}
-		if !errors.Is(err, os.ErrDeadlineExceeded) || waits >= WriteTimeout {
+		if !errors.Is(err, os.ErrDeadlineExceeded) || now.Sub(last) >= WriteTimeout || now.Sub(start) >= pieceTimeout {
 			return err
 		}
+		piece = piece[written:]
 	}
 }
 

@@ -19,7 +19,7 @@ type Response interface {
 	Hooked() bool
 	// Deliver lets other code see, change or stop the message, writes it and flushes it.
 	Deliver(name string, data []byte) error
-	// Write writes a part of the events. It may block.
+	// Write writes events, or a part of them. It may block.
 	Write(events []byte) error
 	Flush() error
 	// Cut makes a Write or Deliver in progress fail. It may be called at any time, at most once.
@@ -222,8 +222,12 @@ func (s *stream) writeBatch() (any bool, err error) {
 	if len(out) == 0 {
 		return false, nil
 	}
-	for piece := range slices.Chunk(out, maxBatch) {
-		s.began() // each is given its time
+	size := maxBatch // each part is given its time
+	if s.line != nil {
+		size = len(out) // at its end, as whole events, they are a queue again
+	}
+	for piece := range slices.Chunk(out, size) {
+		s.began()
 		if err := s.response.Write(piece); err != nil {
 			return true, err
 		}

@@ -120,11 +120,23 @@ func (r *Rule) noteAuthPath(app core.App, path []string) {
 func (r *Rule) noteUses(app core.App, groups []fexpr.ExprGroup) {
 	uses := map[string]*use{} // by the name of the join, "members" or "members:alias"
 	findUses(app, groups, nil, uses)
+	named := map[string]int{}
+	for join := range uses {
+		_, alias, _ := strings.Cut(join, ":")
+		named[alias]++
+	}
 	for join, u := range uses {
-		name, _, _ := strings.Cut(join, ":")
-		if collection, err := app.FindCachedCollectionByNameOrId(name); err == nil {
-			d := r.dependency(app, collection)
-			d.Uses = append(d.Uses, *u)
+		name, alias, _ := strings.Cut(join, ":")
+		collection, err := app.FindCachedCollectionByNameOrId(name)
+		if err != nil {
+			continue
+		}
+		d := r.dependency(app, collection)
+		d.Uses = append(d.Uses, *u)
+		if alias != "" && named[alias] > 1 {
+			// PocketBase takes all fields of both from one of them
+			d.Fields[AnyField] = struct{}{}
+			d.Uses = append(d.Uses, use{})
 		}
 	}
 }
@@ -201,11 +213,15 @@ func appendBinding(app core.App, bindings []binding, of, to fexpr.Token) []bindi
 	return append(bindings, b)
 }
 
-// hasTexts reports whether field is compared as text, so that equal values are the same text.
+// hasTexts reports whether field is compared as text, so that equal values are the same text. One of several values is
+// not: PocketBase compares the JSON of all.
 func hasTexts(field core.Field) bool {
-	switch field.(type) {
-	case *core.TextField, *core.RelationField, *core.SelectField:
+	switch field := field.(type) {
+	case *core.TextField:
 		return true
+	case core.MultiValuer:
+		_, isFile := field.(*core.FileField)
+		return !isFile && !field.IsMultiple()
 	}
 	return false
 }
@@ -324,9 +340,7 @@ func differing(field string, before, after *core.Record, lookedAt, changed sets.
 			values[""] = struct{}{}
 			continue
 		}
-		for _, value := range texts(record, field) {
-			values[value] = struct{}{}
-		}
+		values[record.GetString(field)] = struct{}{}
 		both++
 	}
 	only := both == 2
@@ -336,19 +350,8 @@ func differing(field string, before, after *core.Record, lookedAt, changed sets.
 	if !only {
 		return values
 	}
-	was, is := sets.From(texts(before, field)), sets.From(texts(after, field))
-	maps.DeleteFunc(values, func(value string, _ struct{}) bool { return was.Has(value) && is.Has(value) })
+	if before.GetString(field) == after.GetString(field) {
+		clear(values)
+	}
 	return values
-}
-
-// texts returns the values of a field that hasTexts. No value is the same as an empty one, as in a
-// rule.
-func texts(record *core.Record, field string) []string {
-	if _, ok := record.Collection().Fields.GetByName(field).(*core.TextField); ok {
-		return []string{record.GetString(field)}
-	}
-	if values := record.GetStringSlice(field); len(values) > 0 {
-		return values
-	}
-	return []string{""}
 }
