@@ -72,7 +72,7 @@ func TestEdgeResumesFullQueue(t *testing.T) {
 		readSome()
 	}
 	origin.Begin(t)
-	pbtest.WaitFor(t, "the edge joins again", func() bool { return held.EdgeStats().Joined })
+	origin.AwaitEdges(t, held)
 	pbtest.WaitFor(t, "the client is back", func() bool { return len(engine(w).Topics()) > 0 })
 	reader.upTo(t, sent)
 }

@@ -285,7 +285,7 @@ func TestEdgeOtherWayWhileBack(t *testing.T) {
 			if test.as != nil {
 				token = pbtest.Token(t, test.as(w))
 			}
-			pbtest.WaitFor(t, "the other edge is back", func() bool { return second.EdgeStats().Joined })
+			o.AwaitEdges(t, first, second)
 			time.AfterFunc(100*time.Millisecond, func() { close(release) })
 			status, answer := second.Do(t, http.MethodPost, "/api/realtime", token, map[string]any{"clientId": c.ID, "subscriptions": []string{test.key}})
 			if status != test.status {
@@ -364,7 +364,7 @@ func TestEdgeOtherWay(t *testing.T) {
 			}
 		}
 		asked.Wait()
-		pbtest.WaitFor(t, "the edges are back", func() bool { return first.EdgeStats().Joined && second.EdgeStats().Joined })
+		o.AwaitEdges(t, first, second)
 	}
 	// and what the edge hears of, it keeps
 	c := first.Subscribe(t, w.ann, "log/a")

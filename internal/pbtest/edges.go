@@ -80,6 +80,16 @@ func (o *Origin) Begin(t testing.TB) {
 	o.Origin = made
 }
 
+// AwaitEdges waits until edges, which are all, have joined since Begin. One that says that it has joined may not have
+// noticed yet that another process is its origin now.
+func (o *Origin) AwaitEdges(t testing.TB, edges ...*Server) {
+	t.Helper()
+	WaitFor(t, "the edges are back", func() bool { return len(o.Edges()) == len(edges) })
+	for _, server := range edges {
+		WaitFor(t, "an edge is back", func() bool { return server.EdgeStats().Joined })
+	}
+}
+
 // FreeAddress returns an address of this machine on which nothing listens. The system gives none of these ports to
 // outgoing connections: one could take it while its server restarts.
 func FreeAddress(t testing.TB) string {
