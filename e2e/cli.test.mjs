@@ -39,7 +39,7 @@ test("herald notify", async (t) => {
     assert.equal(result.out, "");
   };
 
-  await fails(1, /there is no superuser/, ["topics", "--dir", join(herald.folder, "elsewhere")]);
+  await fails(1, /there is no data directory here.*elsewhere/, ["topics", "--dir", join(herald.folder, "elsewhere")]);
   const root = await herald.superuser();
   const ann = await addUser(root, "ann@example.com", { name: "Ann" });
   await root.collection("notify_channels").create({ pattern: "log", subscribeRule: "*", history: 100 });

@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { execFile, spawn } from "node:child_process";
 import { cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -30,6 +31,22 @@ async function signIn(page, email) {
   await page.fill("[name=password]", password);
   await page.click("#sign-in button");
 }
+
+test("make demo leaves another server alone", async () => {
+  const asked = [];
+  const other = createServer((request, response) => {
+    asked.push(request.method);
+    response.end("{}");
+  });
+  await new Promise((resolve) => other.listen(0, "127.0.0.1", resolve));
+  const { port } = other.address();
+  const { code, stderr } = await run(process.execPath, [join(root, "examples/chat/demo.mjs")],
+    { env: { ...process.env, HTTP: `127.0.0.1:${port}` } }).catch((error) => error);
+  other.close();
+  assert.equal(code, 1);
+  assert.match(stderr, /already: end it, or choose another address/);
+  assert.deepEqual(asked, ["GET"]);
+});
 
 test("the chat, by make demo", async (t) => {
   await build({ root: join(root, "examples/chat"), logLevel: "warn" });

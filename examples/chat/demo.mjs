@@ -30,6 +30,8 @@ const herald = (...args) => spawn(join(here, "../../bin/herald"), [
 ], { stdio: ["ignore", "ignore", "inherit"] });
 
 try {
+  // what follows would go to the other server, and its users be those of somebody's application
+  if (await fetch(url).catch(() => null)) throw new Error(`there is a server at ${url} already: end it, or choose another address with "make demo HTTP=127.0.0.1:8091"`);
   for (const name of ["pb_migrations", "pb_hooks"]) await cp(join(here, name), join(folder, name), { recursive: true });
   const code = await new Promise((resolve) => herald("superuser", "upsert", "root@example.com", password).once("exit", resolve));
   if (code !== 0) throw new Error("the superuser could not be created");

@@ -104,6 +104,6 @@ function showCode(form, subscribeForm, isSuperuser) {
   }
   byId("code-send-how").textContent = isSuperuser ? "Send, from your server" : "Publish, with the JavaScript SDK";
   byId("code-send").textContent = !isSuperuser ?
-    `pb.send("/api/notify/publish", {\n  method: "POST",\n  headers: { "X-Client-Id": pb.realtime.clientId },\n  body: ${message.replaceAll("\n", "\n  ")},\n});` :
+    `pb.send("/api/notify/publish", {\n  method: "POST",\n  headers: { "X-Client-Id": pb.realtime.clientId },\n  body: ${message.replaceAll("\n", "\n  ")},\n  requestKey: null,\n});` :
     `curl ${server}/api/notify \\\n  -H "Authorization: $TOKEN" \\\n  -d '${message.replaceAll("'", "'\\''")}'`;
 }

@@ -201,7 +201,7 @@ func (c *client) makeToken() (string, error) {
 	}
 	if !c.app.IsBootstrapped() {
 		if _, err := os.Stat(c.app.DataDir()); err != nil {
-			return "", noSuperuser(err)
+			return "", exitWith(exitRefused, "there is no data directory here: give the server's with --dir, or a --token (%w)", err)
 		}
 		c.opens = true
 		if err := c.app.Bootstrap(); err != nil {
