@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { stat, writeFile } from "node:fs/promises";
+import { mkdtemp, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { after, test } from "node:test";
 
@@ -40,6 +40,7 @@ test("herald notify", async (t) => {
   };
 
   await fails(1, /there is no data directory here.*elsewhere/, ["topics", "--dir", join(herald.folder, "elsewhere")]);
+  await fails(1, /there is no superuser/, ["topics", "--dir", await mkdtemp(join(herald.folder, "empty-"))]);
   const root = await herald.superuser();
   const ann = await addUser(root, "ann@example.com", { name: "Ann" });
   await root.collection("notify_channels").create({ pattern: "log", subscribeRule: "*", history: 100 });
@@ -90,7 +91,7 @@ test("herald notify", async (t) => {
     assert.match((await run(herald, ["send", "example", '"remote"', "--dir", dir], { env: { HERALD_TOKEN: root.authStore.token } }).done).out, /matched/);
     await fails(3, /no server answers/, ["topics", "--dir", dir, "--token", "t", "--url", "http://127.0.0.1:1"]);
     await fails(2, /accepts between 1 and 2 arg/, ["send", "--dir", dir]);
-    await fails(1, /there is no superuser/, ["topics", "--dir", dir]);
+    await fails(1, /there is no data directory here/, ["topics", "--dir", dir]);
     await assert.rejects(stat(join(dir, "..")), { code: "ENOENT" });
     assert.equal(await guest.next(), "remote");
     assert.equal(await toAnn.next(), "remote");
