@@ -253,19 +253,10 @@ func TestHistoryHandOver(t *testing.T) {
 func TestReplayToStalled(t *testing.T) {
 	t.Parallel() // it waits most of the time
 	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
-		addLog(t, w, 10_000)
 		server := serve(t, w)
-		large := strings.Repeat("x", 50_000)
-		const count = 400 // 20 MB: more than the sockets' buffers hold, and than a queue may for once
-		for range count {
-			mustSend(t, w, "log/a", large)
-		}
-		stalled, lines := openOn(t, server, nil, withQuery("log/a", "rewind", "10000"))
-		reader := &numbered{lines: lines}
+		stalled, reader, waiting := beginReplay(t, w, server)
 		healthy := server.Subscribe(t, nil, "log/b")
 		n := engine(w)
-		waiting := func() int { return n.Stats().QueuedBytes + server.EdgeStats().QueuedBytes }
-		pbtest.WaitFor(t, "the queue is filled as far as it may", func() bool { return waiting() > 200<<10 })
 		for i := range 100 {
 			mustSend(t, w, "log/b", i)
 			healthy.Expect(t, "log/b", fmt.Sprint(i))
@@ -278,28 +269,39 @@ func TestReplayToStalled(t *testing.T) {
 			t.Fatal("the stalled client was disconnected")
 		}
 		// it reads at last
-		reader.upTo(t, count)
+		reader.upTo(t, muchToReplay)
 	})
+}
+
+// muchToReplay is how many messages of 50 KB are more than the sockets' buffers hold, and than a queue may for once.
+const muchToReplay = 400
+
+// beginReplay opens a connection with so many messages to replay, of which nobody reads any yet. waiting are the bytes in its
+// queue, which is filled as far as it may be.
+func beginReplay(t *testing.T, w *world, server *pbtest.Server) (clientID string, reader *numbered, waiting func() int) {
+	t.Helper()
+	addLog(t, w, 10_000)
+	large := strings.Repeat("x", 50_000)
+	for range muchToReplay {
+		mustSend(t, w, "log/a", large)
+	}
+	clientID, lines := openOn(t, server, nil, withQuery("log/a", "rewind", "10000"))
+	n := engine(w)
+	waiting = func() int { return n.Stats().QueuedBytes + server.EdgeStats().QueuedBytes }
+	pbtest.WaitFor(t, "the queue is filled as far as it may", func() bool { return waiting() > 200<<10 })
+	return clientID, &numbered{lines: lines}, waiting
 }
 
 // TestSlowReader: who reads 100 KB a second, of much that waits, is not one who takes nothing for 10 seconds.
 func TestSlowReader(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
-		addLog(t, w, 10_000)
 		server := serve(t, w)
-		large := strings.Repeat("x", 50_000)
-		for range 400 { // more than any buffer holds
-			mustSend(t, w, "log/a", large)
-		}
-		id, lines := openOn(t, server, nil, withQuery("log/a", "rewind", "10000"))
-		reader := &numbered{lines: lines}
-		n := engine(w)
-		pbtest.WaitFor(t, "much waits", func() bool { return n.Stats().QueuedBytes+server.EdgeStats().QueuedBytes > 200<<10 })
+		id, reader, _ := beginReplay(t, w, server)
 		for start := time.Now(); time.Since(start) < 15*time.Second; time.Sleep(100 * time.Millisecond) {
 			reader.upTo(t, int(2*time.Since(start).Seconds()))
 			if _, err := w.SubscriptionsBroker().ClientById(id); err != nil {
-				t.Fatalf("disconnected: %v", n.Stats().Disconnects)
+				t.Fatalf("disconnected: %v", engine(w).Stats().Disconnects)
 			}
 		}
 	})

@@ -149,7 +149,7 @@ func EndAll(committed bool, changes ...*Change) {
 // [Notifier.ChangeOfRecord] must be called for their changes.
 func (n *Notifier) DependsOn(collection *core.Collection) bool {
 	set := n.channels.Load()
-	return collection.IsAuth() || set.collections[collection.Id] != nil
+	return len(set.authFieldsOf(collection)) > 0 || set.collections[collection.Id] != nil
 }
 
 // ChangeOfRecord begins the change of a record, from before (nil for a new one) to after (nil for a
@@ -162,13 +162,14 @@ func (n *Notifier) ChangeOfRecord(before, after *core.Record) *Change {
 		record = before
 	}
 	collection := record.Collection()
-	ofUser := collection.IsAuth() && before != nil
+	authFields := set.authFieldsOf(collection)
+	ofUser := len(authFields) > 0 && before != nil
 	if !ofUser && set.collections[collection.Id] == nil {
 		return nil
 	}
 
 	changed := rules.ChangedFields(before, after)
-	ofUser = ofUser && (after == nil || rules.Meets(set.authFields, changed))
+	ofUser = ofUser && (after == nil || rules.Meets(authFields, changed))
 	ofOthers := rules.Meets(set.collections[collection.Id], changed)
 	if !ofUser && !ofOthers {
 		return nil

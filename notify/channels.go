@@ -144,7 +144,7 @@ type channels struct {
 	hasHistory  bool // at least one channel has history
 	hasPresence bool // at least one channel has presence
 
-	// what all rights to listen and to watch together look at
+	// what all rules about listening and watching together look at
 	authFields  sets.Of[string]
 	collections map[string]sets.Of[string] // fields by collection id
 }
@@ -152,8 +152,7 @@ type channels struct {
 // SetChannels replaces the channels with those of records. If two have the same place, the first
 // one wins. It does not recheck any client: see [Notifier.ChangeOfChannel].
 func (n *Notifier) SetChannels(records []*core.Record) {
-	// whatever the rules are, a new token key ends what a superuser may, and everybody's tokens
-	next := &channels{authFields: sets.Of[string]{core.FieldNameTokenKey: {}}, collections: map[string]sets.Of[string]{}}
+	next := &channels{authFields: sets.Of[string]{}, collections: map[string]sets.Of[string]{}}
 	for _, record := range records {
 		c, errs := newChannel(n.app, record)
 		for _, err := range errs {
@@ -182,12 +181,26 @@ func (n *Notifier) SetChannels(records []*core.Record) {
 // look notes what a rule looks at.
 func (set *channels) look(rule *rules.Rule) {
 	maps.Copy(set.authFields, rule.AuthFields)
+	if rule.LooksAtAuth() {
+		set.authFields[core.FieldNameTokenKey] = struct{}{} // a change revokes all tokens
+	}
 	for id, d := range rule.Collections {
 		if set.collections[id] == nil {
 			set.collections[id] = sets.Of[string]{}
 		}
 		maps.Copy(set.collections[id], d.Fields)
 	}
+}
+
+// authFieldsOf returns the fields of collection's records that the rights of these records, as users, depend on.
+func (set *channels) authFieldsOf(collection *core.Collection) sets.Of[string] {
+	switch {
+	case !collection.IsAuth():
+		return nil
+	case len(set.authFields) == 0 && collection.Name == core.CollectionNameSuperusers:
+		return sets.Of[string]{core.FieldNameTokenKey: {}} // they may what no rule allows
+	}
+	return set.authFields
 }
 
 // listeningRule is a rule about who gets what is sent on the topics that begin with prefix and

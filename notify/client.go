@@ -8,7 +8,6 @@ import (
 	"context"
 	"log/slog"
 	"net"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -244,31 +243,6 @@ func (c *Client) TakeConn(peer net.Conn, head []byte) {
 	m := c.ConnectMessage()
 	c.output().Take(peer, conn.NewEncodedFrame(m.Name, m.Data, append(head, EncodeSSE(c.Id(), m.Name, m.Data)...)))
 }
-
-// ResponseHead returns the status line and headers of a response, to the HTTP version 1.minor, whose body ends with the
-// connection. It completes header.
-func ResponseHead(minor int, header http.Header) []byte { return conn.ResponseHead(minor, header) }
-
-// Line carries what handlers write to the client of an edge.
-type Line = conn.Line
-
-// Cutter makes writes to the response of a request fail.
-type Cutter = conn.Cutter
-
-// ConnContext keeps a connection for [BoundSendBuffer]: set it as [http.Server]'s ConnContext.
-func ConnContext(ctx context.Context, peer net.Conn) context.Context {
-	return conn.ConnContext(ctx, peer)
-}
-
-// BoundSendBuffer makes the kernel hold little of the response to r, with header, which lasts as long as its
-// connection: see [conn.BoundSendBuffer].
-func BoundSendBuffer(r *http.Request, header http.Header) { conn.BoundSendBuffer(r, header) }
-
-// NewCutter returns the Cutter of w.
-func NewCutter(w http.ResponseWriter) *Cutter { return conn.NewCutter(w) }
-
-// Response is the response of a realtime request as [Client.ServeStream] uses it.
-type Response = conn.Response
 
 // ServeStream writes PocketBase's connect event and then what is queued to response. It returns
 // when the connection has ended because ctx ended, a write failed or the client was closed. The

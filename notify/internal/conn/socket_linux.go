@@ -2,14 +2,10 @@ package conn
 
 import (
 	"syscall"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
-
-// retryAfter is how long a write waits for the kernel to report room before it looks itself: see sendbuffer.go.
-const retryAfter = time.Second
 
 // tryWrite writes as much of out as the socket takes without waiting.
 //

@@ -2,13 +2,7 @@
 
 package conn
 
-import (
-	"syscall"
-	"time"
-)
-
-// retryAfter is how long a write waits for the kernel to report room before it looks itself: see sendbuffer.go.
-const retryAfter = time.Second
+import "syscall"
 
 // tryWrite writes as much of out as the socket takes without waiting. It avoids net's bookkeeping
 // for each write, which costs a tenth of the system call.

@@ -219,9 +219,10 @@ func hasTexts(field core.Field) bool {
 	switch field := field.(type) {
 	case *core.TextField:
 		return true
-	case core.MultiValuer:
-		_, isFile := field.(*core.FileField)
-		return !isFile && !field.IsMultiple()
+	case *core.RelationField:
+		return !field.IsMultiple()
+	case *core.SelectField:
+		return !field.IsMultiple()
 	}
 	return false
 }
@@ -328,12 +329,10 @@ func (d *Dependency) Concern(p *Pattern, before, after *core.Record, changed set
 	return concern
 }
 
-// differing returns the values of a field, before and after. If it is the only field that is looked
-// at and has changed, values that are in both versions are left out, because nothing has changed
-// for them.
+// differing returns the values of a field, before and after. It returns none if the value stays and nothing else that is
+// looked at has changed, because nothing has changed for it.
 func differing(field string, before, after *core.Record, lookedAt, changed sets.Of[string]) sets.Of[string] {
 	values := sets.Of[string]{}
-	both := 0
 	for _, record := range []*core.Record{before, after} {
 		if record == nil {
 			// without a row, a rule compares with the empty row of an outer join
@@ -341,17 +340,14 @@ func differing(field string, before, after *core.Record, lookedAt, changed sets.
 			continue
 		}
 		values[record.GetString(field)] = struct{}{}
-		both++
 	}
-	only := both == 2
-	for other := range lookedAt {
-		only = only && (other == field || !changed.Has(other) && other != AnyField)
-	}
-	if !only {
+	if before == nil || after == nil || len(values) > 1 {
 		return values
 	}
-	if before.GetString(field) == after.GetString(field) {
-		clear(values)
+	for other := range lookedAt {
+		if other == AnyField || other != field && changed.Has(other) {
+			return values
+		}
 	}
-	return values
+	return nil
 }
