@@ -44,6 +44,7 @@ type seat struct {
 type watcher struct {
 	frames, bytes, leaves atomic.Int64
 	total                 atomic.Int64 // of the room, as it was told last
+	lowest                atomic.Int64 // total since somebody has set it
 	latencies             []time.Duration
 	done                  chan struct{}
 }
@@ -145,6 +146,7 @@ func (r *watcher) read(body io.Reader) {
 			}
 			if total, ok := numberAfter(line, `"total":`); ok {
 				r.total.Store(total)
+				r.lowest.Store(min(total, r.lowest.Load()))
 			}
 		default:
 			if sent, ok := numberAfter(line, `{"t":`); ok {

@@ -1,7 +1,8 @@
 //go:build unix
 
 // A test of restarts: the server is killed again and again under thousands of clients, who all come back at
-// once. Each of them must get every message of a topic with history exactly once.
+// once. Each of them must get every message of a topic with history exactly once. Behind edges nobody may notice: no
+// client connects again, and those who watch who is present hear of nobody's absence.
 
 package main
 
@@ -24,6 +25,7 @@ import (
 type survivors struct {
 	world  *world
 	tokens []string
+	topics []string // beside the one with history
 	epoch  string
 	posts  chan struct{} // bounds the file descriptors
 
@@ -53,6 +55,13 @@ func runRestarts(clients, times int, onEdges bool) error {
 		w.get("/bench/miss?topic=members/1", &position),
 	); err != nil {
 		return err
+	}
+	watching := &crowd{world: w, kind: "presence"}
+	if onEdges {
+		if err := errors.Join(w.get("/bench/room", new(bool)), watching.watch(8)); err != nil {
+			return err
+		}
+		s.topics = []string{room}
 	}
 	epoch, number, _ := strings.Cut(position, ":")
 	first, err := strconv.ParseInt(number, 10, 64)
@@ -124,6 +133,9 @@ func runRestarts(clients, times int, onEdges bool) error {
 			}
 		})
 		time.Sleep(time.Second)
+		if err := watching.begin(clients); err != nil {
+			return err
+		}
 		if err := w.restart(); err != nil {
 			return err
 		}
@@ -138,6 +150,9 @@ func runRestarts(clients, times int, onEdges bool) error {
 		close(stop)
 		if sending.Wait(); sendErr != nil {
 			return sendErr
+		}
+		if err := watching.awaitNothing(clients); err != nil {
+			return err
 		}
 		log.Printf("restart %d: all %d are back and have everything after %.1f s, %d messages so far", i+1, clients, took.Seconds(), s.head.Load())
 	}
@@ -156,6 +171,41 @@ func runRestarts(clients, times int, onEdges bool) error {
 		return errors.New("a message was not received exactly once")
 	}
 	fmt.Println("PASS")
+	return nil
+}
+
+// begin waits until all watchers know that n are present, and forgets what they were told.
+func (c *crowd) begin(n int) error {
+	if err := c.awaitTotal(n); err != nil {
+		return err
+	}
+	for _, r := range c.watchers {
+		r.frames.Store(0)
+		r.leaves.Store(0)
+		r.lowest.Store(int64(n))
+	}
+	return nil
+}
+
+// awaitNothing waits until all watchers have heard who is present, and returns an error if they have been told of
+// less than n, or have lost their connection.
+func (c *crowd) awaitNothing(n int) error {
+	began := time.Now()
+	for i, r := range c.watchers {
+		for r.frames.Load() == 0 {
+			select {
+			case <-r.done:
+				return fmt.Errorf("watcher %d has lost its connection", i)
+			case <-time.After(10 * time.Millisecond):
+			}
+			if time.Since(began) > patience {
+				return fmt.Errorf("%w: watcher %d hears nothing of who is present", errTimeout, i)
+			}
+		}
+		if lowest, leaves := r.lowest.Load(), r.leaves.Load(); lowest < int64(n) || leaves > 0 {
+			return fmt.Errorf("watcher %d was told of %d leaves, and that %d of %d are present", i, leaves, lowest, n)
+		}
+	}
 	return nil
 }
 
@@ -185,7 +235,7 @@ func (s *survivors) connect(i int) (isServed bool) {
 	}
 	key := sinceKey("members/1", fmt.Sprintf("%s:%d", s.epoch, s.reached[i].Load()))
 	s.posts <- struct{}{}
-	err = s.world.postAs(s.tokens[i], "/api/realtime", map[string]any{"clientId": id, "subscriptions": []string{key}})
+	err = s.world.postAs(s.tokens[i], "/api/realtime", map[string]any{"clientId": id, "subscriptions": append([]string{key}, s.topics...)})
 	<-s.posts
 	if err != nil {
 		return false

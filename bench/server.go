@@ -99,7 +99,7 @@ func serve(args []string) error {
 			}
 		}
 		if kind == "crowd" || kind == "presence" || kind == "elsewhere" {
-			if err := addRoom(e.App, kind); err != nil {
+			if err := addRoom(e.App, kind == "presence", kind == "elsewhere", 0); err != nil {
 				return err
 			}
 		}
@@ -112,6 +112,12 @@ func serve(args []string) error {
 				return err
 			}
 			return e.JSON(http.StatusOK, token)
+		})
+		e.Router.GET("/bench/room", func(e *core.RequestEvent) error { // with presence for more than by default
+			if err := addRoom(e.App, true, false, 100_000); err != nil {
+				return err
+			}
+			return e.JSON(http.StatusOK, true)
 		})
 		e.Router.GET("/bench/miss", func(e *core.RequestEvent) error {
 			position, err := miss(e.App, e.Request.URL.Query().Get("topic"))
@@ -284,9 +290,9 @@ func addUsers(app core.App, n int) (tokens []string, err error) {
 	})
 }
 
-// addRoom adds the channel of the room, unless there is one from before a restart. Kind "presence"
-// gives it presence, and kind "elsewhere" another channel.
-func addRoom(app core.App, kind string) error {
+// addRoom adds the channel of the room and others, unless there are some from before a restart. The
+// room has presence or another channel has. limit is the presenceLimit, 0 the default.
+func addRoom(app core.App, here, elsewhere bool, limit int) error {
 	channels, err := app.FindCollectionByNameOrId(pb_migrations.ChannelsCollectionID)
 	if err != nil {
 		return err
@@ -294,10 +300,10 @@ func addRoom(app core.App, kind string) error {
 	if known, err := app.CountRecords(channels.Id); err != nil || known > 0 {
 		return err
 	}
-	for pattern, hasPresence := range map[string]bool{"room/{room}": kind == "presence", "bench": false, "elsewhere": kind == "elsewhere"} {
+	for pattern, hasPresence := range map[string]bool{"room/{room}": here, "bench": false, "elsewhere": elsewhere} {
 		channel := core.NewRecord(channels)
 		channel.Load(map[string]any{
-			"pattern": pattern, "subscribeRule": "*", "presence": hasPresence, "presenceRule": "*", "presenceFields": "name",
+			"pattern": pattern, "subscribeRule": "*", "presence": hasPresence, "presenceRule": "*", "presenceFields": "name", "presenceLimit": limit,
 		})
 		if err := app.Save(channel); err != nil {
 			return err
