@@ -16,7 +16,7 @@ function seeded(seed) {
 }
 
 /** An HTTP proxy that answers in the server's place, as those do that are being deployed,
- * filter, or belong to a hotel: fate says what becomes of a request. */
+ * filter, or belong to a hotel: fate says what becomes of a request, at once or later. */
 export class RudeProxy {
   #server;
   #streams = new Set(); // of /api/realtime
@@ -43,6 +43,12 @@ export class RudeProxy {
     clearInterval(this.#timer);
     this.#server.closeAllConnections();
     await new Promise((resolve) => this.#server.close(resolve));
+  }
+
+  /** What has come last on the stream with a client id. */
+  describe(clientId) {
+    const response = [...this.#streams].find((response) => response.clientId === clientId);
+    return response ? JSON.stringify({ isHung: response.isHung, last: response.last }) : "no stream";
   }
 
   /** Ends all streams, as a restart of the server does. */
@@ -80,11 +86,12 @@ export class RudeProxy {
     clearInterval(this.#timer);
   }
 
-  #handle(port, request, response) {
+  async #handle(port, request, response) {
     if (!request.url.startsWith(`${this.path}/`)) return response.writeHead(404).end();
     request.url = request.url.slice(this.path.length);
     const isStream = request.method === "GET" && request.url.startsWith("/api/realtime");
-    const fate = this.fate(request);
+    const fate = await this.fate(request);
+    if (response.destroyed) return;
     if (fate !== "pass") this.count++;
     if (fate === "hang" && !isStream) return;
     if (fate === "html" || typeof fate === "number") {
@@ -100,7 +107,12 @@ export class RudeProxy {
         response.on("close", () => this.#streams.delete(response));
         response.writeHead(answer.statusCode, answer.headers);
         response.flushHeaders();
-        answer.on("data", (data) => response.isHung || response.write(data));
+        response.last = [];
+        answer.on("data", (data) => {
+          response.clientId ??= /"clientId":"(\w+)"/.exec(data)?.[1];
+          response.last = [...response.last.slice(-9), data.toString().slice(0, 60)];
+          return response.isHung || response.write(data);
+        });
         answer.on("end", () => response.isHung || response.end());
         answer.on("error", () => response.isHung || response.destroy());
         return;

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	validation "github.com/pocketbase/ozzo-validation/v4"
@@ -58,6 +59,8 @@ type wanted struct {
 	Since  string `json:"since"`
 	Rewind string `json:"rewind"`
 	Limit  *int   `json:"limit"`
+	// Subscription is a subscription key of the topic. The answer says whether the last of the reader's connections has it.
+	Subscription string `json:"subscription"`
 }
 
 // page handles GET /api/notify/history.
@@ -68,7 +71,7 @@ func (h history) page(e *core.RequestEvent) error {
 	limit := api.IntParam(e, "limit", defaultHistoryPage, errs)
 	reader := publisherOf(e)
 	reader.ClientIDs = notify.ParseClientIDs(query.Get("clientId"))
-	page, apiErr := h.read(e, reader, wanted{query.Get("topic"), query.Get("since"), query.Get("rewind"), &limit}, notify.MaxPageBytes, errs)
+	page, apiErr := h.read(e, reader, wanted{query.Get("topic"), query.Get("since"), query.Get("rewind"), &limit, query.Get("subscription")}, notify.MaxPageBytes, errs)
 	if apiErr != nil {
 		if apiErr.Status == http.StatusForbidden {
 			delayDenial(e, began)
@@ -129,8 +132,19 @@ func (h history) read(e *core.RequestEvent, reader notify.Publisher, w wanted, m
 		}
 		errs[field] = validation.NewError("validation_invalid_position", err.Error())
 	}
+	if topic, _, _ := strings.Cut(w.Subscription, "?"); w.Subscription != "" && topic != w.Topic {
+		errs["subscription"] = validation.NewError("validation_invalid_subscription", "Must be a subscription to the topic.")
+	}
 	if len(errs) > 0 {
 		return nil, e.BadRequestError(historyFailed, errs)
+	}
+	var subscribed *bool
+	if w.Subscription != "" { // before the page is read
+		last := ""
+		if ids := reader.ClientIDs; len(ids) > 0 {
+			last = ids[len(ids)-1]
+		}
+		subscribed = new(h.notifier.IsSubscribed(last, w.Subscription))
 	}
 	limit := defaultHistoryPage
 	if w.Limit != nil {
@@ -139,6 +153,7 @@ func (h history) read(e *core.RequestEvent, reader notify.Publisher, w wanted, m
 	page, err := h.notifier.History(e.Request.Context(), reader, w.Topic, from, min(limit, notify.MaxHistoryPage), maxBytes)
 	switch {
 	case err == nil:
+		page.Subscribed = subscribed
 		return page, nil
 	case isForbidden(err):
 		// the code distinguishes this refusal from one by a proxy

@@ -76,3 +76,59 @@ func TestHistoryOfConnections(t *testing.T) {
 		})
 	}
 }
+
+// TestSubscribed: a page says whether what comes after it reaches the reader's connection.
+func TestSubscribed(t *testing.T) {
+	t.Parallel()
+	for _, way := range append(slices.Clone(ways), replaced) {
+		t.Run(way.name, func(t *testing.T) {
+			t.Parallel()
+			w := way.newWorld(t)
+			addLog(t, w, 100)
+			server := way.serve(t, w)
+			key := withQuery("log/a", "key", "1")
+			client := server.Subscribe(t, nil, key)
+			ask := func(clientID, key string) (subscribed any) {
+				t.Helper()
+				_, one := server.Do(t, "GET", historyPath("log/a", "", 1)+"&clientId="+clientID+"&subscription="+url.QueryEscape(key), "", nil)
+				subscribed, _ = at(one, "subscribed")
+				_, several := server.Do(t, "POST", "/api/notify/history", "", map[string]any{
+					"topics": []any{map[string]any{"topic": "log/a", "subscription": key}}, "clientId": clientID,
+				})
+				if got, _ := at(several, "0.body.subscribed"); got != subscribed {
+					t.Errorf("%v by one request, %v by the other", subscribed, got)
+				}
+				return subscribed
+			}
+			for _, test := range []struct {
+				name, clientID, key string
+				want                any
+			}{
+				{"its subscription", client.ID, key, true},
+				{"after others", "x,y," + client.ID, key, true},
+				{"before others", client.ID + ",x", key, false},
+				{"nobody's", "", key, false},
+				{"another subscription to the topic", client.ID, withQuery("log/a", "key", "2"), false},
+				{"the topic", client.ID, "log/a", false},
+				{"no question", client.ID, "", nil},
+				{"another topic", client.ID, "log/ab", nil},
+			} {
+				if got := ask(test.clientID, test.key); got != test.want {
+					t.Errorf("%s: got %v", test.name, got)
+				}
+			}
+			client.Set(t, nil, "log/a")
+			if got := ask(client.ID, key); got != false {
+				t.Errorf("when it has ended: got %v", got)
+			}
+			if got := ask(client.ID, "log/a"); got != true {
+				t.Errorf("after another request: got %v", got)
+			}
+			client.Close(t)
+			waitGone(t, w, client.ID)
+			if got := ask(client.ID, "log/a"); got != false {
+				t.Errorf("without a connection: got %v", got)
+			}
+		})
+	}
+}

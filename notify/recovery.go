@@ -40,6 +40,9 @@ type HistoryPage struct {
 	// Beat is how often the server sends an event on [BeatTopic] to its subscribers, in seconds; 0
 	// means never.
 	Beat float64 `json:"beat"`
+	// Subscribed says whether the reader's connection had the subscription that it asked about before the page was
+	// read: what comes after Head reaches it. Nil if it did not ask.
+	Subscribed *bool `json:"subscribed,omitzero"`
 }
 
 // History returns messages of topic that p may have, beginning at from: up to limit (1 to

@@ -27,6 +27,7 @@ const kickAfter = 3000; // ms
 const watchEvery = 5000; // ms
 const submitWithin = 15_000; // ms
 const firstBeatWithin = 5000; // ms
+const maxDoubts = 4; // within about as long
 const openTries = 5;
 const firstStateWithin = 10_000; // ms
 const reloadWithin = 3; // s
@@ -228,14 +229,14 @@ class Subscription {
   }
 
   async #recover() {
-    for (let failures = 0; !this.#closed; ) {
+    for (let failures = 0, doubts = 0; !this.#closed; ) {
       this.#setState("recovering");
       this.#again = this.#dropped = false;
       const connection = this.#connection;
       const { user } = this.#hub;
       let page;
       try {
-        page = await this.#fetch({ since: this.position }, failures);
+        page = await this.#fetch({ since: this.position, subscription: connection && this.#key.sentName }, failures);
         failures = 0;
       } catch (error) {
         if (this.#isOver) return;
@@ -257,6 +258,12 @@ class Subscription {
       if (!connection || connection !== this.#hub.pb.realtime.clientId) {
         this.#setState("connecting"); // PB_CONNECT comes, and with it recover
         return;
+      }
+      if (page.subscribed === false) {
+        // The SDK says so where another request has replaced its own, which is under way, and where a proxy has answered.
+        if (doubts === maxDoubts) this.#hub.kick(connection);
+        await this.#pause(backoff(doubts++));
+        continue;
       }
       this.#setState("live");
       this.#doubts = 0;
@@ -954,8 +961,8 @@ const cancelStale = (pb) => {
   }
 };
 
-// What the subscriptions of one SDK client share: they are told of its connection,
-// of who is signed in, and of denied topics.
+// What the subscriptions of one SDK client share: they learn from it about the connection,
+// who is signed in, and which topics are denied.
 class Hub {
   #subscriptions = new Set();
   #opening = null;
@@ -1270,6 +1277,11 @@ class Key {
     return `${this.topic}?options=${encodeURIComponent(JSON.stringify({ query: this.#query }))}`;
   }
 
+  /** As the server has it. */
+  get sentName() {
+    return sharings.get(this.#pb)?.nameOf(this.#name) ?? this.#name;
+  }
+
   /** Somebody else has taken it away from the SDK. */
   get isForgotten() {
     const { subscriptions } = this.#pb.realtime;
@@ -1535,7 +1547,7 @@ class Sharing {
   }
 
   #submit(keys) {
-    this.#names = new Map(keys.map((key) => [this.#nameOf(key), key]));
+    this.#names = new Map(keys.map((key) => [this.nameOf(key), key]));
     return new Promise((resolve, reject) => {
       const id = ++this.#lastRequest;
       this.#requests.set(id, { resolve, reject });
@@ -1545,7 +1557,7 @@ class Sharing {
 
   /** Each tab has names of its own: the server answers each subscription of its own, and what begins with the past or with
    * who is present begins for each tab. */
-  #nameOf(key) {
+  nameOf(key) {
     const [topic, text] = key.split("?options=");
     if (topic === "PB_CONNECT") return key;
     let options = {};
