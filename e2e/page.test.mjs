@@ -446,11 +446,12 @@ test("the page catches up on what was missed", async (t) => {
 
   // the last two, as replayed
   await subscribe(tab, "log", "");
+  assert.match(await tab.locator("#code-receive").textContent(), /^import \{ subscribe \} from "\/herald\.js";\n\nsubscribe\(pb, "log", [^]*, \{ rewind: "2" \}\);$/);
   await tab.locator('#topics li[data-state="live"]').waitFor();
-  assert.deepEqual(await text(messages(tab)), ['log (catching up)#3replayed {"n":3}', 'log (catching up)#2replayed {"n":2}']);
+  assert.deepEqual(await text(messages(tab)), ['log (with history)#3replayed {"n":3}', 'log (with history)#2replayed {"n":2}']);
   await send(root, { topic: "log", data: { n: 4 } });
   await messages(tab).nth(2).waitFor();
-  assert.equal((await text(messages(tab)))[0], 'log (catching up)#4 {"n":4}');
+  assert.equal((await text(messages(tab)))[0], 'log (with history)#4 {"n":4}');
 
   // the plug is pulled: nothing is missing afterwards
   await tab.getByRole("button", { name: "Cut the connection" }).click();
@@ -459,11 +460,11 @@ test("the page catches up on what was missed", async (t) => {
   for (const n of [5, 6]) await send(root, { topic: "log", data: { n } });
   await tab.locator('#topics li[data-state="live"]').waitFor();
   assert.deepEqual((await text(messages(tab))).slice(0, 3),
-    ['log (catching up)#6replayed {"n":6}', 'log (catching up)#5replayed {"n":5}', 'log (catching up)#4 {"n":4}']);
+    ['log (with history)#6replayed {"n":6}', 'log (with history)#5replayed {"n":5}', 'log (with history)#4 {"n":4}']);
   await tab.getByRole("button", { name: "Cut the connection for 5 s" }).waitFor();
   await send(root, { topic: "log", data: { n: 7 } });
   await messages(tab).nth(5).waitFor();
-  assert.equal((await text(messages(tab)))[0], 'log (catching up)#7 {"n":7}');
+  assert.equal((await text(messages(tab)))[0], 'log (with history)#7 {"n":7}');
 
   // more than is kept
   await root.collection("notify_channels").update(channel.id, { history: 1 });

@@ -107,7 +107,7 @@ export interface Presence<M = any> extends ReadonlyMap<string, Member<M>> {
 
 export interface PresenceOptions<M = any> {
   /** What to show beside this user from the beginning. Without it, what another tab or the page before a reload has set stays. */
-  meta?: M;
+  meta?: M | null;
   /** false: begin as after hide(). Nobody sees this user before show(). */
   visible?: boolean;
   /** false: only watch, do not subscribe to the topic. */

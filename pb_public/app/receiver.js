@@ -61,7 +61,7 @@ export function bindReceiver(connection, recoverer, here) {
   });
 
   const subscribe = async (topic, options, rewind) => {
-    const name = rewind !== undefined ? `${topic} (catching up)` : options ? `${topic} ${JSON.stringify(options)}` : topic;
+    const name = rewind !== undefined ? `${topic} (with history)` : options ? `${topic} ${JSON.stringify(options)}` : topic;
     const old = chips.get(name);
     if (old && !old.chip.classList.contains("denied")) return;
     const chip = element("li", {}, element("span", { title: name }, name));

@@ -93,9 +93,26 @@ function showErrors(places, failure, rest) {
   if (Object.keys(left).length || places.every((place) => place.hidden)) setText(rest, describe(failure));
 }
 
+/** What subscribes as the form would. */
+function receivingCode({ topic: { value: topic }, options, recover, rewind, who }) {
+  const name = JSON.stringify(topic);
+  const functions = [...(recover.checked ? ["subscribe"] : []), ...(who.checked ? ["presence"] : [])];
+  const parts = functions.length ? [`import { ${functions.join(", ")} } from "${new URL(`${server}/herald.js`, location).pathname}";`] : [];
+  if (recover.checked) {
+    const begin = rewind.value.trim();
+    parts.push(`subscribe(pb, ${name}, ({ data }) => {\n  console.log(data);\n}${begin && `, { rewind: ${JSON.stringify(begin)} }`});`);
+  } else {
+    const rest = options.value.trim();
+    parts.push(`pb.realtime.subscribe(${name}, (data) => {\n  console.log(data);\n}${rest && `, ${rest}`});`);
+  }
+  if (who.checked) {
+    parts.push(`const members = await presence(pb, ${name}, {\n  join: false, // only watch\n  onChange: () => console.log([...members.values()]),\n});`);
+  }
+  return parts.join("\n\n");
+}
+
 function showCode(form, subscribeForm, isSuperuser) {
-  const topic = JSON.stringify(subscribeForm.elements.topic.value);
-  byId("code-receive").textContent = `pb.realtime.subscribe(${topic}, (data) => {\n  console.log(data);\n});`;
+  byId("code-receive").textContent = receivingCode(subscribeForm.elements);
   let message;
   try {
     message = isSuperuser ? JSON.stringify(readMessage(form)) : JSON.stringify(readPublication(form), null, 2);
