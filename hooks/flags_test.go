@@ -16,6 +16,8 @@ func TestFlags(t *testing.T) {
 		{"notifyMaxSubscriptions", "many", "must be a number"},
 		{"notifyQueueSize", "0", "at least 1"},
 		{"notifyMaxSize", "-5", "at least 1"},
+		{"notifyMaxMeta", "9999", "at most 4096"},
+		{"notifyMaxMeta", "4096", ""},
 		{"notifyHeartbeat", "-1s", "must be a duration"},
 		{"notifyMaxConnectionsPerIP", "0", ""},
 		{"notifyQueueBytes", "1048576", ""},

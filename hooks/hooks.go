@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"strconv"
 	"time"
@@ -63,7 +64,7 @@ func (c *Config) BindFlags(flags *pflag.FlagSet) {
 	engine, limits := &c.Notify, &c.Limits
 	number := func(value *int, name string, byDefault, atLeast int, usage string) {
 		*value = byDefault
-		flags.Var(&numberFlag{value, atLeast}, name, usage)
+		flags.Var(&numberFlag{value, atLeast, math.MaxInt}, name, usage)
 	}
 	number(&engine.MaxSize, "notifyMaxSize", notify.DefaultMaxSize, 1,
 		"the maximum size of a realtime message's data, in bytes of JSON")
@@ -82,7 +83,8 @@ func (c *Config) BindFlags(flags *pflag.FlagSet) {
 		"the maximum number of realtime connections per user; 0 means no limit")
 	number(&limits.Subscriptions, "notifyMaxSubscriptions", 0, 0,
 		"the maximum number of subscriptions per realtime connection; 0 means PocketBase's limit, 1000")
-	number(&engine.MaxMeta, "notifyMaxMeta", notify.DefaultMaxMeta, 1,
+	engine.MaxMeta = notify.DefaultMaxMeta
+	flags.Var(&numberFlag{&engine.MaxMeta, 1, notify.MaxMeta}, "notifyMaxMeta",
 		"how many bytes of JSON a user may show about themselves on a topic with presence; at most 4096")
 	flags.BoolVar(&engine.Strict, "notifyStrict", false,
 		"let only superusers subscribe to realtime topics that no channel matches")
@@ -94,15 +96,18 @@ func (c *Config) BindFlags(flags *pflag.FlagSet) {
 		"a bearer token for scrapers of /api/notify/metrics (or set HERALD_METRICS_TOKEN); without one, only superusers have access")
 }
 
-// numberFlag is a flag for a number that must not be too small.
+// numberFlag is a flag for a number that must be in a range.
 type numberFlag struct {
-	value   *int
-	atLeast int
+	value           *int
+	atLeast, atMost int
 }
 
 func (f *numberFlag) Set(text string) error {
 	n, err := strconv.Atoi(text)
-	if err != nil || n < f.atLeast {
+	switch {
+	case err == nil && n > f.atMost:
+		return fmt.Errorf("must be at most %d", f.atMost)
+	case err != nil || n < f.atLeast:
 		return fmt.Errorf("must be a number, at least %d", f.atLeast)
 	}
 	*f.value = n

@@ -14,7 +14,10 @@ const password = "1234567890";
 
 const folder = await mkdtemp(join(tmpdir(), "herald-demo-"));
 let server;
+let isEnding = false;
 const end = async (code) => {
+  if (isEnding) return;
+  isEnding = true;
   if (server && server.exitCode === null) {
     const ended = new Promise((resolve) => server.once("exit", resolve));
     server.kill();
@@ -36,7 +39,7 @@ try {
   const code = await new Promise((resolve) => herald("superuser", "upsert", "root@example.com", password).once("exit", resolve));
   if (code !== 0) throw new Error("the superuser could not be created");
   server = herald("serve", `--http=${http}`);
-  server.once("exit", () => end(1)); // it has said why
+  server.once("exit", (code) => end(code ?? 1)); // it has said why
   while (!(await fetch(`${url}/api/health`).catch(() => null))?.ok) await new Promise((resolve) => setTimeout(resolve, 50));
 
   const pb = new PocketBase(url);

@@ -12,12 +12,26 @@ import (
 	"github.com/spf13/cobra"
 
 	"herald/hooks"
+	"herald/hooks/internal/api"
 	"herald/hooks/internal/cli"
 	"herald/internal/pbtest"
 	"herald/notify"
 )
 
 func TestMain(m *testing.M) { pbtest.Main(m) }
+
+func TestSubscriptionsOf(t *testing.T) {
+	for want, keys := range map[string][]string{
+		"":                         nil,
+		`a, b {"query":{"n":"1"}}`: {"a", "b?options=%7B%22query%22%3A%7B%22n%22%3A%221%22%7D%7D"},
+		"a?options=%zz":            {"a?options=%zz"},
+		"a \uFFFD[2J":              {"a?options=%1b[2J"},
+	} {
+		if got := cli.SubscriptionsOf(api.Client{Subscriptions: keys}); got != want {
+			t.Errorf("%q instead of %q", got, want)
+		}
+	}
+}
 
 // The token that "tail" makes for itself is good for two minutes: on a topic without
 // history nothing may be lost when it ends.

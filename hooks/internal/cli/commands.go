@@ -156,7 +156,7 @@ func (c *client) clientsCommand() *cobra.Command {
 				if hasEdges {
 					row = append(row, client.Edge)
 				}
-				return append(row, connected, client.Queued, printable(strings.Join(client.Subscriptions, " ")))
+				return append(row, connected, client.Queued, subscriptionsOf(client))
 			})
 		},
 	}
@@ -165,6 +165,18 @@ func (c *client) clientsCommand() *cobra.Command {
 	flags.StringVar(&topic, "topic", "", "only clients subscribed to this topic")
 	flags.StringVar(&user, "user", "", "only clients of this user, users:RECORD_ID")
 	return command
+}
+
+// subscriptionsOf lists the subscriptions of a client, their options as JSON.
+func subscriptionsOf(client api.Client) string {
+	names := slices.Clone(client.Subscriptions)
+	for i, key := range names {
+		topic, encoded, hasOptions := strings.Cut(key, "?options=")
+		if options, err := url.QueryUnescape(encoded); hasOptions && err == nil {
+			names[i] = topic + " " + options
+		}
+	}
+	return printable(strings.Join(names, ", "))
 }
 
 func (c *client) kickCommand() *cobra.Command {
