@@ -2,10 +2,11 @@
 // stops, for a while or for good.
 
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
 import { test } from "node:test";
 
 import { presence, subscribe } from "../clients/js/herald.js";
-import { addUser, Herald, Received, send, until } from "./kit.mjs";
+import { addUser, freePort, Herald, Received, send, until } from "./kit.mjs";
 
 /** An origin with two edges, a superuser's client that uses the first, and a channel with history. */
 async function install(t) {
@@ -203,6 +204,20 @@ test("an edge that no origin wants", async (t) => {
   assert.match((await wrong("--nats", "nats://127.0.0.1:1", "--origin", "10.0.0.1"))[1], /not an address/);
   assert.match((await wrong("--nats", "nats://127.0.0.1:1", "--name", "a b"))[1], /letters, digits/);
   assert.match((await wrong("--nats", `nats://${herald.nats}`, `--http=127.0.0.1:${edges[0].port}`))[1], /in use/);
+});
+
+test("a NATS server that is not there", async (t) => {
+  const herald = await Herald.install(t);
+  const address = "nats://ann:secret@127.0.0.1:1";
+  await herald.start(`--notifyNATS=${address}`);
+  const edge = spawn(herald.executable, ["edge", `--nats=${address}`, `--http=127.0.0.1:${await freePort()}`], { env: herald.env });
+  t.after(() => edge.kill("SIGKILL"));
+  let says = "";
+  edge.stderr.on("data", (text) => (says += text));
+  for (const text of [() => herald.output, () => says]) {
+    await until("it is said", () => /NATS cannot be reached yet, .*: nats:\/\/127\.0\.0\.1:1\b/.test(text()));
+    assert.doesNotMatch(text(), /secret/);
+  }
 });
 
 // too long for each run: see make chaos

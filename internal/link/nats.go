@@ -140,7 +140,15 @@ func Connect(o Options) (*nats.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to NATS: %w", err)
 	}
+	if !nc.IsConnected() {
+		o.Logger.Warn(Unreachable(nc))
+	}
 	return nc, nil
+}
+
+// Unreachable says that the servers of nc cannot be reached yet.
+func Unreachable(nc *nats.Conn) string {
+	return fmt.Sprintf("NATS cannot be reached yet, and is tried again until it can: %s", strings.Join(nc.Servers(), ", "))
 }
 
 // ConfigFor returns a configuration whose packets are no larger than what the NATS server accepts.

@@ -12,6 +12,7 @@ import (
 	"encoding/json/v2"
 	"errors"
 	"fmt"
+	"log"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -105,7 +106,7 @@ func (o *Origin) Serve(handler http.Handler) error {
 	}
 	o.stopped.Go(o.beat)
 	if !o.nc.IsConnected() {
-		o.app.Logger().Warn("The NATS server cannot be reached yet: there are no edges until it can", slog.String("app", o.subjects.App))
+		log.Print(link.Unreachable(o.nc)) // for who starts it; PocketBase's log is in its database
 	}
 	return nil
 }
