@@ -207,7 +207,7 @@ func TestAccessValues(t *testing.T) {
 	}
 }
 
-// TestChannelRecords: what the dashboard is told of a channel that is wrong.
+// TestChannelRecords: the errors that the dashboard shows for a channel that is wrong.
 func TestChannelRecords(t *testing.T) {
 	w := newWorld(t)
 	addMembers(t, w)

@@ -166,6 +166,48 @@ func TestRevoked(t *testing.T) {
 	}
 }
 
+// TestDeniedWhileWaiting lets messages wait for a connection that does not read when its user loses the right to them:
+// these must not be written any more. Others are, or the client connects again.
+func TestDeniedWhileWaiting(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
+		addMembers(t, w)
+		member := addMember(t, w, "42", w.ann)
+		addChannel(t, w, map[string]any{"pattern": "room/{room}", "subscribeRule": memberRule})
+		server := serve(t, w)
+		id, lines := openOn(t, server, w.ann, "room/42")
+		if status, answer := server.Do(t, "POST", "/api/realtime", pbtest.Token(t, w.ann), map[string]any{
+			"clientId": id, "subscriptions": []string{"room/42", "example"},
+		}); status != http.StatusNoContent {
+			t.Fatal(status, answer)
+		}
+		client, err := w.SubscriptionsBroker().ClientById(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		own, _ := engine(w).Own(client)
+		fill(t, server, own, notify.Message{Topic: "room/42", Data: strings.Repeat("x", 40<<10)}) // lines holds up to 64 KiB
+		for range 3 {
+			mustSend(t, w, "room/42", "secret")
+			mustSend(t, w, "example", "shared")
+		}
+		server.Settle(t, own)
+		if err := w.Delete(member); err != nil {
+			t.Fatal(err)
+		}
+		mustSend(t, w, "example", "last")
+		for lines.Scan() {
+			switch text := lines.Text(); {
+			case strings.Contains(text, "secret"):
+				t.Fatal("what waited was written")
+			case strings.Contains(text, "last"):
+				return
+			}
+		}
+		awaitReason(t, w, notify.DisconnectDenied)
+	})
+}
+
 // TestLateHandler binds a handler when connections have been taken already: it
 // must not be passed by.
 func TestLateHandler(t *testing.T) {

@@ -97,7 +97,7 @@ type Standing struct {
 	Heads
 }
 
-// Replacement is what an edge is told of a request that replaces the subscriptions of a client. Heads are those from before it.
+// Replacement is what an edge needs to know about a request that replaces the subscriptions of a client. Heads are those from before it.
 type Replacement struct {
 	Request *http.Request
 	Heads   Heads

@@ -223,9 +223,9 @@ func (c *Client) setGrants(version int, grants map[string]grant, denied []string
 	}
 
 	// no longer in the index, so nothing more arrives under these keys
-	c.conn.Remove(gone)
+	c.conn.Remove(gone, DisconnectDenied)
 	if both != nil {
-		both.below.Remove(gone)
+		both.below.Remove(gone, DisconnectDenied)
 	}
 	denials := make([]Denial, len(denied))
 	for i, key := range denied {

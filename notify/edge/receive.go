@@ -87,7 +87,7 @@ func (s *session) receive(item []byte) error {
 			switch {
 			case c == nil:
 			case len(retract.Names) > 0:
-				c.conn.Remove(sets.From(retract.Names))
+				c.conn.Remove(sets.From(retract.Names), conn.Disconnect{Code: retract.Code, Reason: retract.Reason})
 			default:
 				c.conn.EndIfPrivate(conn.Disconnect{Code: retract.Code, Reason: retract.Reason})
 			}

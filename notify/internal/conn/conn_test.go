@@ -196,7 +196,7 @@ func TestHold(t *testing.T) {
 	if c.Queued() != 2 {
 		t.Errorf("%d wait", c.Queued())
 	}
-	c.Remove(map[string]struct{}{"2": {}})
+	c.Remove(map[string]struct{}{"2": {}}, Failed)
 	c.Release()
 	reader.await(t, "1", "3")
 }

@@ -115,6 +115,9 @@ func (l *Line) awaitRoom() bool {
 	return true
 }
 
+// retract ends the connection at the other end for the reason, if anything waits there.
+func (l *Line) retract(why Disconnect) { l.trunk.put(Cargo{Number: l.number, Retracts: &why}) }
+
 // isFull reports whether there has been no room for a while.
 func (l *Line) isFull() bool {
 	l.mu.Lock()

@@ -116,8 +116,9 @@ func (c *Conn) writable() int {
 	return len(c.frames)
 }
 
-// Remove removes the messages with one of the names from the queue.
-func (c *Conn) Remove(names sets.Of[string]) {
+// Remove removes the messages with one of the names from the queue, also at the other end of a trunk. Where it is not
+// known what a message that waits there contains, because other code has written it, the connection ends for the reason.
+func (c *Conn) Remove(names sets.Of[string], why Disconnect) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.frames = slices.DeleteFunc(c.frames, func(f *Frame) bool {
@@ -127,8 +128,20 @@ func (c *Conn) Remove(names sets.Of[string]) {
 		c.bytes -= f.size
 		return true
 	})
-	if r, ok := c.writer.(*relay); ok && !c.ended {
-		r.retract(Disconnect{}, names)
+	if !c.ended {
+		switch w := c.writer.(type) {
+		case *relay:
+			w.retract(Disconnect{}, names)
+		case *stream:
+			if w.line == nil {
+				break
+			}
+			if w.isWriting() { // it may still come to the other end
+				c.endLocked(why)
+			} else {
+				w.line.retract(why)
+			}
+		}
 	}
 	c.tellRoomLocked()
 	c.endIfDoneLocked()

@@ -115,7 +115,7 @@ func TestRetract(t *testing.T) {
 	a.EndIfPrivate(Left)
 	a.Put(shared)
 	a.Flush()
-	a.Remove(map[string]struct{}{"shared": {}})
+	a.Remove(map[string]struct{}{"shared": {}}, Failed)
 	a.Finish(Lifetime)
 	<-a.Done()
 	got := map[uint64][]string{}

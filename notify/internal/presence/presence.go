@@ -222,7 +222,7 @@ func (s *shard[U]) refresh(room *room[U], m *member[U], about About, basis Basis
 	}
 }
 
-// RefreshAll brings what is told of all users up to date, after a change of what it depends on.
+// RefreshAll updates what watchers see of all users, after a change of what that depends on.
 // basisOf returns the present [Basis]; 0 means that nobody is present on the topic any
 // more, and who has lost their connection does not come back. Only of those for whom it is another
 // one, aboutOf returns the rest; the room is locked meanwhile. Watchers are told at once, also of
