@@ -146,7 +146,9 @@ func (r *watcher) read(body io.Reader) {
 			}
 			if total, ok := numberAfter(line, `"total":`); ok {
 				r.total.Store(total)
-				r.lowest.Store(min(total, r.lowest.Load()))
+				for lowest := r.lowest.Load(); total < lowest && !r.lowest.CompareAndSwap(lowest, total); {
+					lowest = r.lowest.Load()
+				}
 			}
 		default:
 			if sent, ok := numberAfter(line, `{"t":`); ok {

@@ -48,6 +48,13 @@ func runRestarts(clients, times int, onEdges bool) error {
 	}
 	defer w.stop()
 	s := &survivors{world: w, posts: make(chan struct{}, 2000), reached: make([]atomic.Int64, clients)}
+	watching := &crowd{world: w, kind: "presence"}
+	if onEdges {
+		if err := errors.Join(w.get("/bench/room", new(bool)), watching.watch(8)); err != nil {
+			return err
+		}
+		s.topics = []string{room}
+	}
 	var token, position string
 	if err := errors.Join(
 		w.get(fmt.Sprintf("/bench/tokens?n=%d", clients), &s.tokens),
@@ -55,13 +62,6 @@ func runRestarts(clients, times int, onEdges bool) error {
 		w.get("/bench/miss?topic=members/1", &position),
 	); err != nil {
 		return err
-	}
-	watching := &crowd{world: w, kind: "presence"}
-	if onEdges {
-		if err := errors.Join(w.get("/bench/room", new(bool)), watching.watch(8)); err != nil {
-			return err
-		}
-		s.topics = []string{room}
 	}
 	epoch, number, _ := strings.Cut(position, ":")
 	first, err := strconv.ParseInt(number, 10, 64)
@@ -112,6 +112,17 @@ func runRestarts(clients, times int, onEdges bool) error {
 	if err := awaitAll(); err != nil {
 		return err
 	}
+	awaitOne := func() error { // the last message
+		head := s.head.Load()
+		for began := time.Now(); time.Since(began) < patience; time.Sleep(time.Millisecond) {
+			for i := range s.reached {
+				if s.reached[i].Load() >= head {
+					return nil
+				}
+			}
+		}
+		return fmt.Errorf("%w: nobody gets anything", errTimeout)
+	}
 	pause := 200 * time.Millisecond
 	if onEdges { // they need no requests, which would take the time
 		pause = 10 * time.Millisecond
@@ -133,9 +144,10 @@ func runRestarts(clients, times int, onEdges bool) error {
 			}
 		})
 		time.Sleep(time.Second)
-		if err := watching.begin(clients); err != nil {
+		if err := watching.begin(clients, i == 0); err != nil {
 			return err
 		}
+		killed := time.Now()
 		if err := w.restart(); err != nil {
 			return err
 		}
@@ -143,6 +155,10 @@ func runRestarts(clients, times int, onEdges bool) error {
 		if err := publish(); err != nil {
 			return err
 		}
+		if err := awaitOne(); err != nil {
+			return err
+		}
+		flows := time.Since(killed)
 		if err := awaitAll(); err != nil {
 			return err
 		}
@@ -154,13 +170,25 @@ func runRestarts(clients, times int, onEdges bool) error {
 		if err := watching.awaitNothing(clients); err != nil {
 			return err
 		}
-		log.Printf("restart %d: all %d are back and have everything after %.1f s, %d messages so far", i+1, clients, took.Seconds(), s.head.Load())
+		heard := ""
+		if onEdges {
+			heard = fmt.Sprintf(", those who watch heard that all are there after %.1f s", time.Since(began).Seconds())
+		}
+		log.Printf("restart %d: messages flow again %.1f s after the kill, all %d are back and have everything after %.1f s%s, %d messages so far", i+1, flows.Seconds(), clients, took.Seconds(), heard, s.head.Load())
 	}
 	if err := awaitAll(); err != nil {
 		return err
 	}
+	if onEdges { // somebody who is lost leaves after 10 s
+		time.Sleep(12 * time.Second)
+		if err := watching.begin(clients, false); err != nil {
+			return err
+		}
+	}
 	s.isOver.Store(true)
-	w.process.Process.Kill()
+	for _, process := range append(w.edges, w.process) { // edges would keep their clients
+		process.Process.Kill()
+	}
 	group.Wait()
 	if connects := s.connects.Load(); onEdges && connects != int64(clients) {
 		return fmt.Errorf("%d clients connected %d times", clients, connects)
@@ -174,12 +202,15 @@ func runRestarts(clients, times int, onEdges bool) error {
 	return nil
 }
 
-// begin waits until all watchers know that n are present, and forgets what they were told.
-func (c *crowd) begin(n int) error {
+// begin waits until all watchers know that n are present, and forgets what they were told before for the first time.
+func (c *crowd) begin(n int, isFirst bool) error {
 	if err := c.awaitTotal(n); err != nil {
 		return err
 	}
-	for _, r := range c.watchers {
+	for i, r := range c.watchers {
+		if err := r.check(i, n); err != nil && !isFirst {
+			return err
+		}
 		r.frames.Store(0)
 		r.leaves.Store(0)
 		r.lowest.Store(int64(n))
@@ -202,9 +233,16 @@ func (c *crowd) awaitNothing(n int) error {
 				return fmt.Errorf("%w: watcher %d hears nothing of who is present", errTimeout, i)
 			}
 		}
-		if lowest, leaves := r.lowest.Load(), r.leaves.Load(); lowest < int64(n) || leaves > 0 {
-			return fmt.Errorf("watcher %d was told of %d leaves, and that %d of %d are present", i, leaves, lowest, n)
+		if err := r.check(i, n); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+func (r *watcher) check(i, n int) error {
+	if lowest, leaves := r.lowest.Load(), r.leaves.Load(); lowest < int64(n) || leaves > 0 {
+		return fmt.Errorf("watcher %d was told of %d leaves, and that %d of %d are present", i, leaves, lowest, n)
 	}
 	return nil
 }

@@ -3,6 +3,8 @@
 
 import assert from "node:assert/strict";
 import { setMaxListeners } from "node:events";
+import { mkdir, writeFile } from "node:fs/promises";
+import { join } from "node:path";
 import { afterEach, test } from "node:test";
 
 import { presence, subscribe } from "../clients/js/herald.js";
@@ -480,6 +482,29 @@ test("a stream that dies without an end", async (t) => {
       await log.stop();
     });
   }
+});
+
+test("topics that a hook of the application leaves out", async (t) => {
+  const herald = await Herald.install(t);
+  await mkdir(join(herald.folder, "pb_hooks"));
+  await writeFile(join(herald.folder, "pb_hooks", "a.pb.js"),
+    `onRealtimeSubscribeRequest((e) => { e.subscriptions = e.subscriptions.filter((key) => !key.startsWith("log/hidden")); e.next(); });`);
+  await herald.start();
+  const root = await herald.superuser();
+  await root.collection("notify_channels").create({ pattern: "log/{name}", subscribeRule: "*", history: 100 });
+  const proxy = await RudeProxy.to(herald.port);
+  t.after(() => proxy.close());
+  const pb = herald.client(proxy.url);
+  const shown = await Log.on(pb, "log/shown");
+  const hidden = await Promise.all(Array.from({ length: 5 }, (_, i) => Log.on(pb, `log/hidden${i}`)));
+  await shown.live();
+  for (const [i, log] of hidden.entries()) {
+    await send(root, { topic: `log/hidden${i}`, data: i });
+    assert.deepEqual((await log.count(1)).messages.map(({ data, replayed }) => [data, replayed]), [[i, true]]);
+    assert.equal(log.state, "recovering");
+  }
+  assert.equal(shown.state, "live");
+  assert.equal(proxy.streams, 1);
 });
 
 test("who is signed in is what the token says", async (t) => {

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	validation "github.com/pocketbase/ozzo-validation/v4"
@@ -132,9 +131,6 @@ func (h history) read(e *core.RequestEvent, reader notify.Publisher, w wanted, m
 		}
 		errs[field] = validation.NewError("validation_invalid_position", err.Error())
 	}
-	if topic, _, _ := strings.Cut(w.Subscription, "?"); w.Subscription != "" && topic != w.Topic {
-		errs["subscription"] = validation.NewError("validation_invalid_subscription", "Must be a subscription to the topic.")
-	}
 	if len(errs) > 0 {
 		return nil, e.BadRequestError(historyFailed, errs)
 	}
@@ -144,7 +140,7 @@ func (h history) read(e *core.RequestEvent, reader notify.Publisher, w wanted, m
 		if ids := reader.ClientIDs; len(ids) > 0 {
 			last = ids[len(ids)-1]
 		}
-		subscribed = new(h.notifier.IsSubscribed(last, w.Subscription))
+		subscribed = new(h.notifier.IsSubscribed(last, w.Topic, w.Subscription))
 	}
 	limit := defaultHistoryPage
 	if w.Limit != nil {

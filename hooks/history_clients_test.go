@@ -111,7 +111,7 @@ func TestSubscribed(t *testing.T) {
 				{"another subscription to the topic", client.ID, withQuery("log/a", "key", "2"), false},
 				{"the topic", client.ID, "log/a", false},
 				{"no question", client.ID, "", nil},
-				{"another topic", client.ID, "log/ab", nil},
+				{"another topic", client.ID, "log/ab", false},
 			} {
 				if got := ask(test.clientID, test.key); got != test.want {
 					t.Errorf("%s: got %v", test.name, got)

@@ -170,7 +170,7 @@ func TestRevoked(t *testing.T) {
 // these must not be written any more. Others are, or the client connects again.
 func TestDeniedWhileWaiting(t *testing.T) {
 	t.Parallel() // it waits most of the time
-	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
+	test := func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
 		addMembers(t, w)
 		member := addMember(t, w, "42", w.ann)
 		addChannel(t, w, map[string]any{"pattern": "room/{room}", "subscribeRule": memberRule})
@@ -205,6 +205,11 @@ func TestDeniedWhileWaiting(t *testing.T) {
 			}
 		}
 		awaitReason(t, w, notify.DisconnectDenied)
+	}
+	eachWay(t, test)
+	t.Run(edgeOwnChannel.name, func(t *testing.T) {
+		t.Parallel()
+		test(t, edgeOwnChannel.newWorld(t), edgeOwnChannel.serve)
 	})
 }
 

@@ -98,7 +98,6 @@ func TestOpenAPI(t *testing.T) {
 		{nil, "GET", "/api/notify/history?topic=log/a&since=" + since + "&limit=2", "", 200, false},
 		{nil, "GET", "/api/notify/history?topic=nothing", "", 200, false},
 		{nil, "GET", "/api/notify/history?topic=log/a&clientId=a&subscription=log/a", "", 200, false},
-		{nil, "GET", "/api/notify/history?topic=log/a&subscription=log/b", "", 400, false},
 		{nil, "GET", "/api/notify/history?topic=log/a&since=x", "", 400, false},
 		{nil, "POST", "/api/notify/history", `{"topics":[{"topic":"log/a","rewind":"2","subscription":"log/a"},{"topic":"@x"}],"clientId":"a"}`, 200, false},
 		{nil, "POST", "/api/notify/history", `{"topics":[]}`, 400, true},

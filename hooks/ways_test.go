@@ -3,6 +3,7 @@ package hooks_test
 import (
 	"bytes"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -69,6 +70,11 @@ var replaced = way{name: "replaced", serve: pbtest.Serve, isForeign: true, prepa
 	})
 }}
 
+// edgeOwnChannel is none of ways: there it takes a minute until a client that reads nothing is noticed.
+var edgeOwnChannel = way{name: "edge, own channel", serve: pbtest.ServeEdge, prepare: func(app core.App) {
+	wrapClients(app, func(client subscriptions.Client) subscriptions.Client { return &channelWrapper{Client: client} })
+}}
+
 // newWorld is a world whose messages go that way.
 func (w *way) newWorld(t testing.TB) *world {
 	t.Helper()
@@ -93,7 +99,7 @@ func eachWay(t *testing.T, test func(t *testing.T, w *world, serve func(testing.
 // eachEdgeWay runs a test over the ways through an edge, at the same time.
 func eachEdgeWay(t *testing.T, test func(t *testing.T, way way)) {
 	t.Helper()
-	for _, way := range ways {
+	for _, way := range append(slices.Clone(ways), edgeOwnChannel) {
 		if strings.HasPrefix(way.name, "edge") {
 			t.Run(way.name, func(t *testing.T) {
 				t.Parallel()

@@ -32,6 +32,8 @@ type Carrier interface {
 	Bound()
 	// Unsubscribed is called when the client has lost keys that it had.
 	Unsubscribed(keys []string)
+	// Line is what carries to the edge what other code writes to the connection.
+	Line() *Line
 	// AwaitOthers waits, if the client is admitted again after a restart, until the others are that were there with it.
 	AwaitOthers()
 	// Ended is called once, when the client has ended.
@@ -73,6 +75,7 @@ func (n *Notifier) NewTrunk(size, bytes int) *conn.Trunk { return n.conns.NewTru
 func (c *Client) EndAt(why Disconnect, undelivered int) {
 	c.notifier.stats.dropped.Add(int64(undelivered))
 	c.output().EndAt(why)
+	c.conn.End(why) // where that is another one: with this reason, before the request's end gives one
 }
 
 // HasRoomAt notes that the client has room for a page at its edge.

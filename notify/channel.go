@@ -33,7 +33,11 @@ func (c *Client) Channel() chan subscriptions.Message {
 
 // writeToChannel makes channel what output is written to. It is closed when that is over.
 func (c *Client) writeToChannel(output *conn.Conn, channel chan subscriptions.Message) {
-	run := output.BeginStream(toChannel{channel, make(chan struct{})})
+	to := toChannel{channel, make(chan struct{}), nil}
+	if c.carrier != nil {
+		to.line = c.carrier.Line()
+	}
+	run := output.BeginStream(to)
 	go func() {
 		defer close(channel)
 		defer c.guard("passing a realtime connection's messages on")
@@ -50,14 +54,19 @@ func (c *Client) writeToChannel(output *conn.Conn, channel chan subscriptions.Me
 type toChannel struct {
 	channel chan<- subscriptions.Message
 	cut     chan struct{}
+	line    *Line // to which the loop writes, if an edge holds the connection
 }
 
-var _ conn.Response = toChannel{}
+var (
+	_ conn.Response = toChannel{}
+	_ conn.Keeper   = toChannel{}
+)
 
 func (toChannel) Hooked() bool       { return true }
 func (toChannel) Write([]byte) error { return nil } // a heartbeat, for which there is no message
 func (toChannel) Flush() error       { return nil }
 func (t toChannel) Cut()             { close(t.cut) }
+func (t toChannel) Kept() *Line      { return t.line }
 
 func (t toChannel) Deliver(name string, data []byte) error {
 	select {

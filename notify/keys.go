@@ -36,11 +36,11 @@ func (n *Notifier) keysOf(client subscriptions.Client, topic string) []string {
 	return keys
 }
 
-// IsSubscribed reports whether the realtime connection has the subscription key. If so, all that is sent to the topic from now
-// on reaches it under that key, if it is meant for it.
-func (n *Notifier) IsSubscribed(clientID, key string) bool {
+// IsSubscribed reports whether the realtime connection has key, a subscription key of topic. If so, all that is sent to the
+// topic from now on reaches it under that key, if it is meant for it.
+func (n *Notifier) IsSubscribed(clientID, topic, key string) bool {
 	client, err := n.app.SubscriptionsBroker().ClientById(clientID)
-	return err == nil && slices.Contains(n.keysOf(client, topicOf(key)), key)
+	return err == nil && slices.Contains(n.keysOf(client, topic), key)
 }
 
 // topicOf returns the topic of a subscription key.

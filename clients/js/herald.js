@@ -27,7 +27,7 @@ const kickAfter = 3000; // ms
 const watchEvery = 5000; // ms
 const submitWithin = 15_000; // ms
 const firstBeatWithin = 5000; // ms
-const maxDoubts = 4; // within about as long
+const submitEvery = 1000; // ms
 const openTries = 5;
 const firstStateWithin = 10_000; // ms
 const reloadWithin = 3; // s
@@ -170,6 +170,7 @@ class Subscription {
     if (this.isDenied) this.#setState("connecting");
     this.#connection = id;
     this.#lastLive = 0;
+    this.#wake();
     this.recover();
   }
 
@@ -229,6 +230,7 @@ class Subscription {
   }
 
   async #recover() {
+    let doubted = ""; // the connection that the server does not know to be subscribed
     for (let failures = 0, doubts = 0; !this.#closed; ) {
       this.#setState("recovering");
       this.#again = this.#dropped = false;
@@ -261,8 +263,11 @@ class Subscription {
       }
       if (page.subscribed === false) {
         // The SDK says so where another request has replaced its own, which is under way, and where a proxy has answered.
-        if (doubts === maxDoubts) this.#hub.kick(connection);
+        if (doubted !== connection) doubts = 0;
+        doubted = connection;
+        if (doubts > 0) this.#hub.submitAgain();
         await this.#pause(backoff(doubts++));
+        if (this.#isOver) return;
         continue;
       }
       this.#setState("live");
@@ -971,6 +976,7 @@ class Hub {
   #turn = Promise.resolve(); // of subscribeAgain, one after another
   #queued = 0; // those that have not begun
   #running = false;
+  #submitting = false; // by submitAgain, or a moment ago
   #every = 0; // ms between two beats; 0: none are expected
   #silent = 0; // connections in a row that have never beaten
   #beaten = false; // this one has
@@ -1233,6 +1239,17 @@ class Hub {
       this.#running = true;
       await this.#subscribeAgain(failures);
     }).catch(console.error).finally(() => (this.#running = false));
+  }
+
+  /** Makes the SDK send its topics again, on the connection that there is. */
+  submitAgain() {
+    if (this.#submitting) return;
+    this.#submitting = true;
+    this.#turn = this.#turn.then(async () => {
+      const another = new Key(this.pb, "@denied", {});
+      await another.subscribe(() => {}).then(() => another.unsubscribe()).catch(() => {});
+      setTimeout(() => (this.#submitting = false), submitEvery);
+    });
   }
 
   /** The server has said no, and yes when it was asked: at once for the first time, and then less and less often. */

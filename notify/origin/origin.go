@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -55,6 +56,7 @@ type Origin struct {
 	resuming chan struct{} // held while a client is admitted again
 	stop     chan struct{}
 	stopped  sync.WaitGroup
+	lastBack atomic.Pointer[time.Time] // when a client was there again
 
 	mu       sync.Mutex // guards the fields below
 	handler  http.Handler
@@ -220,16 +222,15 @@ func (o *Origin) packet(m *nats.Msg) {
 }
 
 // How long clients that are back wait to hear who else is: othersJoin for edges that have not joined yet (they connect
-// to NATS again within 0.6 s, and then try twice per second), othersPatience in all.
+// to NATS again within 0.6 s, and then try twice per second), othersPatience without anybody coming back.
 const (
 	othersJoin     = 3 * time.Second
 	othersPatience = 10 * time.Second
 )
 
-// awaitSettled waits until the clients that the edges have kept are there, or ctx ends.
+// awaitSettled waits until the clients that the edges have kept are there, no more of them come, or ctx ends.
 func (o *Origin) awaitSettled(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, othersPatience)
-	defer cancel()
+	since := time.Now()
 	select {
 	case <-time.After(time.Until(o.begun.Add(othersJoin))):
 	case <-ctx.Done():
@@ -238,9 +239,21 @@ func (o *Origin) awaitSettled(ctx context.Context) {
 	sessions := slices.Collect(maps.Values(o.sessions))
 	o.mu.Unlock()
 	for _, s := range sessions {
-		select {
-		case <-s.settled:
-		case <-ctx.Done():
+		for !s.isSettled() {
+			last := since
+			if at := o.lastBack.Load(); at != nil && at.After(since) {
+				last = *at
+			}
+			patience := othersPatience - time.Since(last)
+			if patience <= 0 {
+				return
+			}
+			select {
+			case <-s.settled:
+			case <-time.After(patience):
+			case <-ctx.Done():
+				return
+			}
 		}
 	}
 }

@@ -109,6 +109,9 @@ func (x *Exchange) allowed(keys []string) []string {
 	return slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return slices.Contains(x.denied, key) })
 }
 
+// Line implements [notify.Carrier].
+func (x *Exchange) Line() *notify.Line { return x.line }
+
 // AwaitOthers implements [notify.Carrier].
 func (x *Exchange) AwaitOthers() {
 	if x.open.ID != "" {

@@ -216,8 +216,19 @@ func (s *session) open(open *link.Open) error {
 	return nil
 }
 
+// isSettled reports whether the clients that the edge has kept are admitted.
+func (s *session) isSettled() bool {
+	select {
+	case <-s.settled:
+		return true
+	default:
+		return false
+	}
+}
+
 // admitted notes that a client that was announced again is there, or will not come.
 func (s *session) admitted() {
+	s.origin.lastBack.Store(new(time.Now()))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.admitting--

@@ -77,7 +77,8 @@ type Line struct {
 
 	mu sync.Mutex // guards the fields below; taken after Conn.mu and before Trunk.mu
 	credit
-	room room
+	room    room
+	writing int // writes in progress
 }
 
 // NewLine returns a line to the connection with number. Its writes fail when cut is closed.
@@ -87,6 +88,8 @@ func (t *Trunk) NewLine(number uint64, cut <-chan struct{}) *Line {
 
 // Write carries events. It waits for room, at both ends.
 func (l *Line) Write(events []byte) error {
+	l.count(+1)
+	defer l.count(-1)
 	if !l.awaitRoom() {
 		return os.ErrDeadlineExceeded
 	}
@@ -115,8 +118,23 @@ func (l *Line) awaitRoom() bool {
 	return true
 }
 
+func (l *Line) count(by int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.writing += by
+}
+
 // retract ends the connection at the other end for the reason, if anything waits there.
 func (l *Line) retract(why Disconnect) { l.trunk.put(Cargo{Number: l.number, Retracts: &why}) }
+
+// end ends the connection at the other end, and writes nothing more there.
+func (l *Line) end(why Disconnect) { l.trunk.put(Cargo{Number: l.number, Ends: &why}) }
+
+func (l *Line) isWriting() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.writing > 0
+}
 
 // isFull reports whether there has been no room for a while.
 func (l *Line) isFull() bool {

@@ -133,12 +133,12 @@ func (c *Conn) Remove(names sets.Of[string], why Disconnect) {
 		case *relay:
 			w.retract(Disconnect{}, names)
 		case *stream:
-			if w.line == nil {
-				break
-			}
-			if w.isWriting() { // it may still come to the other end
+			switch {
+			case w.line == nil:
+			case w.isWriting() || w.line.isWriting(): // that may come to the other end later
+				w.line.end(why)
 				c.endLocked(why)
-			} else {
+			default:
 				w.line.retract(why)
 			}
 		}
