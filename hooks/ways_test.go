@@ -96,10 +96,10 @@ func eachWay(t *testing.T, test func(t *testing.T, w *world, serve func(testing.
 	}
 }
 
-// eachEdgeWay runs a test over the ways through an edge, at the same time.
-func eachEdgeWay(t *testing.T, test func(t *testing.T, way way)) {
+// eachEdgeWay runs a test over the ways through an edge and further ones, at the same time.
+func eachEdgeWay(t *testing.T, test func(t *testing.T, way way), further ...way) {
 	t.Helper()
-	for _, way := range append(slices.Clone(ways), edgeOwnChannel) {
+	for _, way := range append(slices.Clone(ways), further...) {
 		if strings.HasPrefix(way.name, "edge") {
 			t.Run(way.name, func(t *testing.T) {
 				t.Parallel()
