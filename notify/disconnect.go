@@ -24,8 +24,8 @@ var (
 
 	DisconnectTokenExpired = Disconnect{Code: 4001, Reason: "token expired"} // its SDK returns with its current token
 	DisconnectAuthEnded    = Disconnect{Code: 4002, Reason: "auth ended"}    // what was queued for the user must not be written any more
-	DisconnectDenied       = Disconnect{Code: 4005, Reason: "denied"}        // it is not known which of what waits to be written is denied
 	DisconnectRuleFailed   = Disconnect{Code: 4003, Reason: "rule failed"}   // a channel's rule could not be evaluated
+	DisconnectDenied       = Disconnect{Code: 4005, Reason: "denied"}        // it is not known which of what waits to be written is denied
 
 	DisconnectShutdown     = conn.Shutdown                                      // the server is stopping
 	DisconnectFailed       = conn.Failed                                        // a panic in its path

@@ -1247,7 +1247,7 @@ class Hub {
     this.#submitting = true;
     this.#turn = this.#turn.then(async () => {
       const another = new Key(this.pb, "@denied", {});
-      await another.subscribe(() => {}).then(() => another.unsubscribe()).catch(() => {});
+      if (this.#opening) await another.subscribe(() => {}).then(() => another.unsubscribe()).catch(() => {});
       setTimeout(() => (this.#submitting = false), submitEvery);
     });
   }
