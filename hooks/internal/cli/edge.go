@@ -105,7 +105,7 @@ func (o *edgeOptions) check() error {
 
 // run serves until the process is to end.
 func (o *edgeOptions) run(app core.App, command *cobra.Command) error {
-	o.Logger = slog.New(slog.NewTextHandler(command.ErrOrStderr(), nil))
+	o.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil)) // PocketBase discards what goes to the command's own
 	made, err := edge.New(o.Config)
 	if err != nil {
 		return &ExitError{exitUsage, err}
