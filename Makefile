@@ -85,10 +85,11 @@ bench: ## measure Herald against the snippet of PocketBase's documentation (10 m
 	bin/bench -out bin/bench.json $(ARGS)
 
 .PHONY: soak
-soak: ## 5,000 clients that come, stall, leave and return, for 10 minutes; 10,000 over three restarts (ARGS="-soak 1m")
+soak: ## 5,000 clients that come, stall, leave and return, for 10 minutes; 10,000 over three restarts, and 2,000 behind edges (ARGS="-soak 1m")
 	go build -o bin/bench ./bench
 	bin/bench $(or $(ARGS),-soak 10m)
 	bin/bench -restarts 3
+	bin/bench -restarts 3 -restart-edges -restart-clients 2000
 
 .PHONY: chaos
 chaos: node_modules/.complete build ## 50 kills, 2 minutes of a network that fails, processes stopped for up to 75 s (CHAOS_SEED=… for the same faults again)
