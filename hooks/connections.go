@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
 	"github.com/pocketbase/pocketbase/tools/router"
@@ -45,8 +46,8 @@ func bindConnections(app core.App, notifier *notify.Notifier, limits *limits) {
 		Priority: 99999,
 	})
 	app.OnRealtimeSubscribeRequest().Bind(&hook.Handler[*core.RealtimeSubscribeRequestEvent]{
-		Id:       "heraldCarry",
-		Func:     c.carry,
+		Id:       "heraldNote",
+		Func:     c.note,
 		Priority: -999, // around all others
 	})
 	app.OnRealtimeSubscribeRequest().Bind(&hook.Handler[*core.RealtimeSubscribeRequestEvent]{
@@ -59,6 +60,11 @@ func bindConnections(app core.App, notifier *notify.Notifier, limits *limits) {
 	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
 		Id: "heraldSignOut",
 		Func: func(e *core.ServeEvent) error {
+			e.Router.Bind(&hook.Handler[*core.RequestEvent]{
+				Id:       "heraldArrive",
+				Func:     c.arrive,
+				Priority: apis.DefaultCorsMiddlewarePriority - 1, // before any that waits
+			})
 			e.Router.Bind(&hook.Handler[*core.RequestEvent]{Id: "heraldSignOut", Func: c.signOut})
 			return e.Next()
 		},

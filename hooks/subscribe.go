@@ -3,6 +3,7 @@
 package hooks
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -32,7 +33,7 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 	if err := c.limits.subscriptions(e); err != nil {
 		return err
 	}
-	admission, err := c.notifier.Admit(e.Client, e.Auth, e.Subscriptions)
+	admission, err := c.notifier.Admit(e.Request.Context(), e.Client, e.Auth, e.Subscriptions)
 	if err != nil {
 		return e.InternalServerError("Failed to check the subscriptions.", err)
 	}
@@ -65,18 +66,36 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 		}
 		return next()
 	}
-	if !isOwn {
-		return c.notifier.ResubscribeForeign(e.Client, admission, expires, replace)
+	if isOwn {
+		err = client.Resubscribe(admission, by, replace)
+	} else {
+		err = c.notifier.ResubscribeForeign(e.Client, admission, expires, replace)
 	}
-	err = client.Resubscribe(admission, by, replace)
-	if err == nil {
+	switch {
+	case errors.Is(err, notify.ErrOvertaken):
+		return overtaken(e.RequestEvent)
+	case err == nil && isOwn:
 		client.AnnounceDenied(admission.Denied...)
 	}
 	return err
 }
 
-// carry lets the client and its edge know, if an edge holds it, that a request is handled.
-func (c connections) carry(e *core.RealtimeSubscribeRequestEvent) error {
+// arrive gives requests to subscribe their order.
+func (c connections) arrive(e *core.RequestEvent) error {
+	if e.Request.Method == http.MethodPost && e.Request.URL.Path == "/api/realtime" {
+		e.Request = e.Request.WithContext(c.notifier.Arrived(e.Request.Context()))
+	}
+	return e.Next()
+}
+
+// overtaken answers a request that a later one has overtaken: as if it had been handled first.
+func overtaken(e *core.RequestEvent) error { return e.NoContent(http.StatusNoContent) }
+
+// note lets the client, and its edge if it has one, know that a request is handled.
+func (c connections) note(e *core.RealtimeSubscribeRequestEvent) error {
+	if err := c.notifier.NoteRequest(e.Request.Context(), e.Client, e.Auth); err != nil {
+		return overtaken(e.RequestEvent)
+	}
 	client, isOwn := c.notifier.Own(e.Client)
 	if !isOwn || client.Carrier() == nil {
 		return e.Next()
@@ -192,6 +211,9 @@ func (c connections) signOut(e *core.RequestEvent) error {
 		return e.Next()
 	}
 	signOut := func() error {
+		if err := c.notifier.NoteRequest(e.Request.Context(), client, nil); err != nil {
+			return overtaken(e)
+		}
 		switch {
 		case client.Get(apis.RealtimeClientAuthKey) == nil:
 			return e.Next()

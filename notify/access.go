@@ -4,6 +4,7 @@
 package notify
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -53,15 +54,16 @@ type Admission struct {
 
 	who        *identity
 	grants     map[string]grant
+	place      uint64 // of the request, see order
 	generation uint64 // of changes, when the decision began
 	version    int    // of the client's subscriptions at that time
 }
 
 // Admit decides which of the subscription keys client may have as auth. Keys that it already has as
 // the same user are not decided again. Admit changes nothing; [Client.Resubscribe] puts the
-// admission into effect. An error comes from a query.
-func (n *Notifier) Admit(client subscriptions.Client, auth *core.Record, keys []string) (*Admission, error) {
-	a := &Admission{who: identityOf(auth, 0), grants: map[string]grant{}, generation: n.changes.current()}
+// admission into effect. ctx is the request's: see [Notifier.Arrived]. An error comes from a query.
+func (n *Notifier) Admit(ctx context.Context, client subscriptions.Client, auth *core.Record, keys []string) (*Admission, error) {
+	a := &Admission{who: identityOf(auth, 0), grants: map[string]grant{}, place: placeOf(ctx), generation: n.changes.current()}
 	own := n.own(client)
 	var standing map[string]grant
 	if own != nil {

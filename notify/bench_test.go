@@ -151,7 +151,7 @@ func BenchmarkSubscribe(b *testing.B) {
 	var ours, theirs time.Duration
 	for b.Loop() {
 		began := time.Now()
-		admission, err := n.Admit(client, nil, keys)
+		admission, err := n.Admit(b.Context(), client, nil, keys)
 		if err == nil {
 			err = client.Resubscribe(admission, nil, replace(client))
 		}

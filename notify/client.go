@@ -48,6 +48,7 @@ type Client struct {
 	coming  coming
 
 	resubscribing sync.Mutex // held by Resubscribe
+	order         order      // of requests; guarded by resubscribing
 
 	// subsMu guards the fields below and is taken before the lock of any stripe.
 	subsMu      sync.Mutex

@@ -30,6 +30,7 @@ type foreign struct {
 // foreignState is what is kept of a client of other code that has asked for subscriptions.
 type foreignState struct {
 	resubscribing sync.Mutex // held by ResubscribeForeign
+	order         order      // of requests; guarded by resubscribing
 	rights        *foreignRights
 }
 
@@ -146,11 +147,14 @@ func isGone(client subscriptions.Client) (gone bool) {
 }
 
 // ResubscribeForeign is [Client.Resubscribe] for a client of other code. expires is when the token
-// that signed it in expires. A message sent in the meantime may be lost.
+// that signed it in expires. A message sent in the meantime may be lost. The error is [ErrOvertaken] or replace's.
 func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission, expires time.Time, replace func() error) error {
 	state := n.foreign.stateOf(client)
 	state.resubscribing.Lock()
 	defer state.resubscribing.Unlock()
+	if state.order.overtook(a.place, a.who.user) {
+		return ErrOvertaken
+	}
 	n.outboxes.hold() // until it is known that a holds still
 	defer n.outboxes.release(1)
 
@@ -178,6 +182,7 @@ func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission,
 		})
 		return err
 	}
+	state.order.replaced = a.place
 	n.foreign.change(state, func(*foreignRights) *foreignRights { return &foreignRights{a.grants, expires} })
 	n.foreignClients() // so that it is known, and its rights are forgotten when it goes
 	if !n.changes.quietSince(a.generation) {

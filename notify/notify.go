@@ -70,6 +70,7 @@ type Notifier struct {
 	sending sync.RWMutex   // held for reading while a message that is not stored goes into the queues
 	stopped bool           // guarded by sending
 	storing sync.WaitGroup // sends of stored messages; each begins with sending held
+	places  atomic.Uint64  // of requests to subscribe: see order.go
 
 	presence attendances
 	basis    bases

@@ -58,10 +58,14 @@ func (c *Client) Unsubscribe(keys ...string) {
 // messages between the two calls. What it gets in the meantime is written only once it is known
 // that it may have it.
 //
-// by is what the edge that holds the client is told, if the subscriptions are replaced; nil if none does.
+// by is what the edge that holds the client is told, if the subscriptions are replaced; nil if none does. The error is [ErrOvertaken],
+// and replace has not been called, or that of replace.
 func (c *Client) Resubscribe(a *Admission, by *Replacement, replace func() error) error {
 	c.resubscribing.Lock()
 	defer c.resubscribing.Unlock()
+	if c.order.overtook(a.place, a.who.user) {
+		return ErrOvertaken
+	}
 	c.conn.Hold()
 	defer c.conn.Release()
 
@@ -107,6 +111,9 @@ func (c *Client) endResubscribe(a *Admission, by *Replacement) (unchecked bool) 
 	c.version++
 	c.reindex(a.grants)
 	c.admitted = nil
+	if c.carried.replaced {
+		c.order.replaced = a.place
+	}
 	if by != nil && c.carried.replaced { // also if something failed afterwards
 		c.tellCarrier(by)
 	}

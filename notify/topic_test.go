@@ -171,7 +171,7 @@ func TestResubscribe(t *testing.T) {
 	}
 
 	resubscribe := func(replace func() error, keys ...string) error {
-		admission, err := n.Admit(client, nil, keys)
+		admission, err := n.Admit(t.Context(), client, nil, keys)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 
 	"herald/internal/link"
@@ -38,6 +39,7 @@ type connection struct {
 	late      *link.End            // it has ended meanwhile
 
 	resuming chan struct{} // closed when it is admitted again; nil if it is not being
+	last     chan struct{} // closed when the last request about it is on its way; nil if there was none
 }
 
 // newConnection adds a connection whose client has sent r.
@@ -273,17 +275,23 @@ func (c *connection) resume(hasLost bool) (open link.Open, canResume bool) {
 	return open, true
 }
 
-// awaitResumed waits until a connection that is being admitted again is.
-func (c *connection) awaitResumed(done <-chan struct{}) {
+// awaitTurn waits until a request about the connection may go to the origin: it is admitted again, if it was being
+// admitted, and those that came before the request are on their way. Call sent when it is on its way, too, or will not be.
+func (c *connection) awaitTurn(done <-chan struct{}) (sent func()) {
+	last := make(chan struct{})
 	c.edge.mu.Lock()
-	resuming := c.resuming
+	resuming, before := c.resuming, c.last
+	c.last = last
 	c.edge.mu.Unlock()
-	if resuming != nil {
-		select {
-		case <-resuming:
-		case <-done:
+	for _, happens := range []<-chan struct{}{resuming, before} {
+		if happens != nil {
+			select {
+			case <-happens:
+			case <-done:
+			}
 		}
 	}
+	return sync.OnceFunc(func() { close(last) })
 }
 
 // response is the response of a request whose connection cannot be taken from net/http.

@@ -201,8 +201,8 @@ func (s *session) answered(answer *link.Answer) {
 }
 
 // request lets the origin handle a request, and returns its answer. The error says that there is none: it is not known whether
-// the origin has handled it.
-func (s *session) request(ctx context.Context, r link.Request) (*link.Answer, error) {
+// the origin has handled it. sent is called when it is on its way.
+func (s *session) request(ctx context.Context, r link.Request, sent func()) (*link.Answer, error) {
 	r.Number = s.edge.numbers.Add(1)
 	answer := make(chan *link.Answer, 1)
 	s.mu.Lock()
@@ -218,6 +218,7 @@ func (s *session) request(ctx context.Context, r link.Request) (*link.Answer, er
 		s.mu.Unlock()
 		return nil, err
 	}
+	sent()
 	select {
 	case got, ok := <-answer:
 		if !ok {

@@ -173,8 +173,10 @@ func (e *Edge) forward(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), answerPatience)
 	defer cancel()
 	c := e.named(r, body)
+	sent := func() {}
 	if c != nil {
-		c.awaitResumed(ctx.Done())
+		sent = c.awaitTurn(ctx.Done())
+		defer sent()
 	}
 	s := e.up()
 	if s == nil {
@@ -185,7 +187,7 @@ func (e *Edge) forward(w http.ResponseWriter, r *http.Request) {
 	if c != nil {
 		request.Connection = c.number
 	}
-	answer, err := s.request(ctx, request)
+	answer, err := s.request(ctx, request, sent)
 	if err != nil {
 		// It may have signed in or out, and the edge must not bring it back as somebody else.
 		if c != nil {

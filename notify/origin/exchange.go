@@ -62,7 +62,8 @@ func newExchange(s *session, open *link.Open) *Exchange {
 		x.admit = sync.OnceFunc(s.admitted)
 	}
 	x.line = s.trunk.NewLine(x.number, x.cut)
-	x.ctx, x.cancel = context.WithCancel(context.Background())
+	// what brings it back has come before any other request
+	x.ctx, x.cancel = context.WithCancel(s.origin.notifier.Arrived(context.Background()))
 	x.cutWrites = sync.OnceFunc(func() { close(x.cut) })
 	x.finish = sync.OnceFunc(func() {
 		x.cancel()
@@ -309,8 +310,8 @@ func (x *Exchange) carries() *notify.Client {
 
 func (x *Exchange) control(kind link.Kind, value any) { x.session.trunk.Control(control{kind, value}) }
 
-// answer lets the application handle a request about connections, and answers it.
-func (s *session) answer(request *link.Request) {
+// answer lets the application handle a request about connections, and answers it. ctx says when it has arrived.
+func (s *session) answer(ctx context.Context, request *link.Request) {
 	w := &response{header: http.Header{}}
 	if s.origin.notifier.Stopping() { // its client is gone, and will be back
 		w.header.Set("Content-Type", "application/json")
@@ -318,7 +319,7 @@ func (s *session) answer(request *link.Request) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		_, _ = w.Write([]byte(`{"status":503,"message":"The server is shutting down.","data":{}}`)) // into memory
 	} else {
-		s.origin.serve(w, newRequest(context.WithValue(s.ctx, wayKey{}, way{s, request.Connection}), &request.Request))
+		s.origin.serve(w, newRequest(context.WithValue(ctx, wayKey{}, way{s, request.Connection}), &request.Request))
 	}
 	s.trunk.Control(control{link.KindAnswer, w.answer(request.Number)})
 }

@@ -157,7 +157,8 @@ func (s *session) receive(item []byte) error {
 		if err := link.Decode(item, &request); err != nil {
 			return err
 		}
-		s.origin.stopped.Go(func() { s.answer(&request) })
+		arrived := s.origin.notifier.Arrived(s.ctx)
+		s.origin.stopped.Go(func() { s.answer(arrived, &request) })
 	case link.KindClosed:
 		var end link.End
 		if err := link.Decode(item, &end); err != nil {

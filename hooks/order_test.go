@@ -1,0 +1,136 @@
+package hooks_test
+
+import (
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/pocketbase/pocketbase/apis"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
+)
+
+// slowRequests holds requests to subscribe to the topic "slow".
+type slowRequests struct {
+	arrived chan struct{} // gets one for each
+	proceed chan struct{} // lets one go on
+}
+
+func (s *slowRequests) hold(isSlow bool) {
+	if isSlow {
+		s.arrived <- struct{}{}
+		<-s.proceed
+	}
+}
+
+// TestOvertaken: of the requests of a client the last one that arrived counts, in whichever order they are handled.
+func TestOvertaken(t *testing.T) {
+	t.Parallel()
+	type request struct {
+		as     string // ann, bob or guest
+		topics []string
+		status int
+	}
+	for name, c := range map[string]struct {
+		before, slow, later request
+		want                string // as whom, subscribed to what
+	}{
+		"more topics": {
+			request{"ann", []string{"a"}, 204}, request{"ann", []string{"a", "slow"}, 204}, request{"ann", []string{"a", "b"}, 204}, "ann a b",
+		},
+		"signed in": {
+			request{"guest", []string{"a"}, 204}, request{"guest", []string{"a", "slow"}, 204}, request{"ann", []string{"a", "b"}, 204}, "ann a b",
+		},
+		"signed out and in": {
+			request{"ann", []string{"a"}, 204}, request{"guest", []string{"a", "slow"}, 204}, request{"ann", []string{"a", "b"}, 204}, "ann a b",
+		},
+		"signed in and out": {
+			request{"guest", []string{"a"}, 204}, request{"ann", []string{"a", "slow"}, 204}, request{"guest", []string{"a", "b"}, 204}, "guest a b",
+		},
+		"signed in and out, refused": {
+			request{"guest", []string{"a"}, 204}, request{"ann", []string{"a", "slow"}, 204}, request{"guest", []string{"room/42"}, 403}, "guest a",
+		},
+		"another user, refused": {
+			request{"guest", []string{"a"}, 204}, request{"ann", []string{"a", "slow"}, 204}, request{"bob", []string{"room/42"}, 403}, "guest a",
+		},
+		"the later one refused": {
+			request{"ann", []string{"a"}, 204}, request{"ann", []string{"a", "slow"}, 204}, request{"ann", []string{"room/43"}, 403}, "ann a slow",
+		},
+	} {
+		for _, place := range []string{"handler", "middleware"} {
+			t.Run(name+", slow "+place, func(t *testing.T) {
+				t.Parallel()
+				for _, way := range append(slices.Clone(ways), replaced) {
+					if !slices.Contains([]string{"taken", "wrapped", "edge", "replaced"}, way.name) {
+						continue // the others differ in how messages are written
+					}
+					if way.isForeign && name == "signed out and in" {
+						continue // PocketBase signs nobody out
+					}
+					t.Run(way.name, func(t *testing.T) {
+						t.Parallel()
+						w := way.newWorld(t)
+						addMembers(t, w)
+						addMember(t, w, "42", w.ann)
+						addChannel(t, w, map[string]any{"pattern": "room/{room}", "subscribeRule": memberRule})
+						slow := slowRequests{make(chan struct{}), make(chan struct{})}
+						if place == "handler" {
+							w.OnRealtimeSubscribeRequest().BindFunc(func(e *core.RealtimeSubscribeRequestEvent) error {
+								slow.hold(slices.Contains(e.Subscriptions, "slow"))
+								return e.Next()
+							})
+						} else {
+							w.OnServe().BindFunc(func(e *core.ServeEvent) error {
+								e.Router.Bind(&hook.Handler[*core.RequestEvent]{Priority: -1, Func: func(e *core.RequestEvent) error {
+									body := map[string]any{}
+									_ = e.BindBody(&body) // of others it is not JSON
+									topics, _ := body["subscriptions"].([]any)
+									slow.hold(slices.Contains(topics, any("slow")))
+									return e.Next()
+								}})
+								return e.Next()
+							})
+						}
+						server := way.serve(t, w)
+						client := server.Connect(t)
+						ask := func(r request) {
+							as := map[string]*core.Record{"ann": w.ann, "bob": w.bob}[r.as]
+							if status, answer := client.Try(t, as, r.topics...); status != r.status {
+								t.Errorf("%v: %d %v", r, status, answer)
+							}
+						}
+						ask(c.before)
+						var asking sync.WaitGroup
+						first := c.slow
+						if way.isForeign && name == "signed in" && place == "middleware" {
+							first.status = 403 // PocketBase compares the users first
+						}
+						asking.Go(func() { ask(first) })
+						<-slow.arrived
+						ask(c.later)
+						close(slow.proceed)
+						asking.Wait()
+
+						registered, err := w.SubscriptionsBroker().ClientById(client.ID)
+						if err != nil {
+							t.Fatal(err)
+						}
+						got := "guest"
+						if auth, _ := registered.Get(apis.RealtimeClientAuthKey).(*core.Record); auth != nil {
+							got = strings.ToLower(auth.GetString("name"))
+						}
+						var keys []string
+						for key := range registered.Subscriptions() {
+							keys = append(keys, key)
+						}
+						slices.Sort(keys)
+						if got = got + " " + strings.Join(keys, " "); got != c.want {
+							t.Errorf("%s, not %s", got, c.want)
+						}
+					})
+				}
+			})
+		}
+	}
+}
