@@ -140,7 +140,7 @@ func TestEdgeFar(t *testing.T) {
 		for i := range messages {
 			client.Expect(t, "example", fmt.Sprint(i))
 		}
-	}, edgeOwnChannel)
+	})
 }
 
 // TestEdgeAddresses: an application sees its clients' addresses through an edge, on both ways that their requests

@@ -90,17 +90,23 @@ func TestTokenExpiry(t *testing.T) {
 // queue, for good: more than the kernel may still take when a write is tried again.
 func fill(t *testing.T, server *pbtest.Server, client *notify.Client, msg notify.Message) {
 	t.Helper()
+	queued := func() int { return server.Queued(client) * len(msg.Data.(string)) }
 	for range 1000 {
 		if report := send(t, server.App, msg); report.Queued != 1 {
 			t.Fatalf("report %+v", report)
 		}
 		server.Settle(t, client)
 		patience := time.Now().Add(300 * time.Millisecond)
-		for server.Queued(client) > 0 && time.Now().Before(patience) {
+		for queued() > 0 && time.Now().Before(patience) {
 			time.Sleep(time.Millisecond)
 		}
-		if server.Queued(client)*len(msg.Data.(string)) > 600<<10 {
-			return
+		// A socket of this machine takes more at the next tries, which come every second.
+		patience = time.Now().Add(2500 * time.Millisecond)
+		for queued() > 600<<10 {
+			if time.Now().After(patience) {
+				return
+			}
+			time.Sleep(time.Millisecond)
 		}
 	}
 	t.Fatal("the client takes everything")
@@ -207,10 +213,6 @@ func TestDeniedWhileWaiting(t *testing.T) {
 		awaitReason(t, w, notify.DisconnectDenied)
 	}
 	eachWay(t, test)
-	t.Run(edgeOwnChannel.name, func(t *testing.T) {
-		t.Parallel()
-		test(t, edgeOwnChannel.newWorld(t), edgeOwnChannel.serve)
-	})
 }
 
 // TestLateHandler binds a handler when connections have been taken already: it

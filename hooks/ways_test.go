@@ -52,6 +52,9 @@ var ways = []way{
 	{name: "own channel", serve: pbtest.Serve, prepare: func(app core.App) {
 		wrapClients(app, func(client subscriptions.Client) subscriptions.Client { return &channelWrapper{Client: client} })
 	}},
+	{name: "edge, own channel", serve: pbtest.ServeEdge, prepare: func(app core.App) {
+		wrapClients(app, func(client subscriptions.Client) subscriptions.Client { return &channelWrapper{Client: client} })
+	}},
 	{name: "own channel, taken early", serve: pbtest.Serve, prepare: func(app core.App) {
 		wrapClients(app, func(client subscriptions.Client) subscriptions.Client {
 			wrapper := &channelWrapper{Client: client}
@@ -68,11 +71,6 @@ var replaced = way{name: "replaced", serve: pbtest.Serve, isForeign: true, prepa
 		other.Set(apis.RealtimeClientIPKey, client.Get(apis.RealtimeClientIPKey))
 		return other
 	})
-}}
-
-// edgeOwnChannel is none of ways: there it takes a minute until a client that reads nothing is noticed.
-var edgeOwnChannel = way{name: "edge, own channel", serve: pbtest.ServeEdge, prepare: func(app core.App) {
-	wrapClients(app, func(client subscriptions.Client) subscriptions.Client { return &channelWrapper{Client: client} })
 }}
 
 // newWorld is a world whose messages go that way.
