@@ -22,7 +22,7 @@ func TestEdgeSmallQueue(t *testing.T) {
 		addLog(t, w, 10_000)
 		origin := pbtest.NewOrigin(t, w, pbtest.NATS(t, &server.Options{}))
 		small := origin.EdgeWith(t, edge.Config{NATS: origin.NATS, Name: "small", QueueSize: 8, QueueBytes: 32 << 10})
-		const count = 5000 // 20 MB: more than the sockets' buffers hold
+		const count = 1700 // 7 MB: more than the sockets' buffers hold
 		data := strings.Repeat("x", 4000)
 		for range count {
 			mustSend(t, w, "log/a", data)

@@ -120,7 +120,7 @@ func TestManyBytes(t *testing.T) {
 		}
 		expect(len(messages), large)
 
-		const many, size = 300, 30 << 10 // 9 MB
+		const many, size = 100, 30 << 10 // 3 MB
 		if err := w.RunInTransaction(func(tx core.App) error {
 			member.Set("room", " 42 ")
 			if err := tx.Save(member); err != nil {

@@ -274,7 +274,7 @@ func TestReplayToStalled(t *testing.T) {
 }
 
 // muchToReplay is how many messages of 50 KB are more than the sockets' buffers hold, and than a queue may for once.
-const muchToReplay = 400
+const muchToReplay = 170
 
 // beginReplay opens a connection with so many messages to replay, of which nobody reads any yet. waiting are the bytes in its
 // queue, which is filled as far as it may be.
@@ -298,7 +298,7 @@ func TestSlowReader(t *testing.T) {
 	eachWay(t, func(t *testing.T, w *world, serve func(testing.TB, core.App) *pbtest.Server) {
 		server := serve(t, w)
 		id, reader, _ := beginReplay(t, w, server)
-		for start := time.Now(); time.Since(start) < 15*time.Second; time.Sleep(100 * time.Millisecond) {
+		for start := time.Now(); time.Since(start) < 12*time.Second; time.Sleep(100 * time.Millisecond) {
 			reader.upTo(t, int(2*time.Since(start).Seconds()))
 			if _, err := w.SubscriptionsBroker().ClientById(id); err != nil {
 				t.Fatalf("disconnected: %v", engine(w).Stats().Disconnects)

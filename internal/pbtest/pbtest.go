@@ -182,6 +182,12 @@ func (s *Server) Settle(t testing.TB, client *notify.Client) {
 	})
 }
 
+// AwaitLink waits until all that the origin has sent has arrived at its edges, if the server is one of them.
+func (s *Server) AwaitLink(t testing.TB) {
+	t.Helper()
+	WaitFor(t, "nothing is on the way to an edge", func() bool { return s.origin == nil || !s.isOnTheWay() })
+}
+
 func (s *Server) isOnTheWay() bool {
 	for _, edge := range s.origin.Edges() {
 		if edge.OnTheWay > 0 {

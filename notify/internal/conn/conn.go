@@ -88,6 +88,7 @@ func (c *Conn) PassOn(next *Conn) (served bool) {
 	c.mu.Lock()
 	next.mu.Lock()
 	next.isNext = true
+	next.held += c.held
 	s, served := c.writer.(*stream)
 	if served {
 		next.writer, c.writer = s, unserved{}

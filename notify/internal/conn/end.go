@@ -45,8 +45,8 @@ func (c *Conn) EndIfPrivate(why Disconnect) {
 	}
 	if c.handed || c.writer.State().Private || slices.ContainsFunc(c.frames, isPrivate) {
 		c.endLocked(why)
-	} else if r, ok := c.writer.(*relay); ok {
-		r.retract(why, nil)
+	} else if !c.writer.Retract(nil, why) {
+		c.endLocked(why)
 	}
 }
 

@@ -94,6 +94,9 @@ func (c *Conn) Hold() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.held++
+	if next := c.onto.Load(); next != nil { // what c had may wait there
+		next.Hold()
+	}
 }
 
 // Release undoes one Hold.
@@ -102,9 +105,13 @@ func (c *Conn) Release() {
 	c.held--
 	c.excess = !c.isWithinLimits()
 	ready := c.writable() > 0 && c.writer.Wake()
+	next := c.onto.Load()
 	c.mu.Unlock()
 	if ready {
 		c.group.Write(c)
+	}
+	if next != nil {
+		next.Release()
 	}
 }
 
@@ -128,20 +135,8 @@ func (c *Conn) Remove(names sets.Of[string], why Disconnect) {
 		c.bytes -= f.size
 		return true
 	})
-	if !c.ended {
-		switch w := c.writer.(type) {
-		case *relay:
-			w.retract(Disconnect{}, names)
-		case *stream:
-			switch {
-			case w.line == nil:
-			case w.isWriting() || w.line.isWriting(): // that may come to the other end later
-				w.line.end(why)
-				c.endLocked(why)
-			default:
-				w.line.retract(why)
-			}
-		}
+	if !c.ended && !c.writer.Retract(names, why) {
+		c.endLocked(why)
 	}
 	c.tellRoomLocked()
 	c.endIfDoneLocked()

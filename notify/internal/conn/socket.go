@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"herald/notify/internal/sets"
 )
 
 // WriteTimeout is how long a connection may take none of what is written to it before it is closed.
@@ -115,6 +117,9 @@ func (s *socket) State() State {
 		Behind:  s.slow != nil && s.slow.isBehind(),
 	}
 }
+
+// Retract implements [Writer]: what was written is with the client.
+func (s *socket) Retract(sets.Of[string], Disconnect) bool { return true }
 
 // Close implements [Writer].
 func (s *socket) Close() {

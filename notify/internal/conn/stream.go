@@ -10,6 +10,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"herald/notify/internal/sets"
 )
 
 // Response is what a stream writes to. Its methods are called one at a time, except for Cut.
@@ -68,8 +70,27 @@ func (s *stream) State() State {
 	return State{Writing: s.isWriting(), Private: s.private, Behind: isBehind, Stuck: s.isStuck()}
 }
 
-// Close implements [Writer].
-func (s *stream) Close() { s.response.Cut() }
+// Retract implements [Writer]. If something private had been written to the line, the connection would end instead.
+func (s *stream) Retract(names sets.Of[string], why Disconnect) bool {
+	switch {
+	case s.line == nil || len(names) == 0:
+		return true
+	case s.isWriting() || s.line.isWriting():
+		return false
+	}
+	s.line.retract(why)
+	return true
+}
+
+// Close implements [Writer]. What waits at the end of a line is not written either, unless all was to be.
+func (s *stream) Close() {
+	if c := s.conn.Load(); c != nil && s.line != nil && !c.IsDrained() {
+		if why, _ := c.Why(); why != Shutdown {
+			s.line.end(why)
+		}
+	}
+	s.response.Cut()
+}
 
 // Serve writes first, unless it is nil, and then what is queued to response. It returns when the
 // connection has ended because ctx ended, a write failed or the connection was ended. The error

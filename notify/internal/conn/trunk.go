@@ -322,13 +322,14 @@ func (r *relay) Close() {
 	}
 }
 
-// retract takes back private messages, or those with names, at the other end. Conn.mu is held.
-func (r *relay) retract(why Disconnect, names sets.Of[string]) {
+// Retract implements [Writer].
+func (r *relay) Retract(names sets.Of[string], why Disconnect) bool {
 	t := r.trunk
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.append(Cargo{Number: r.number, Retracts: &why, Names: names})
 	r.after(len(t.cargo) - 1)
+	return true
 }
 
 // after makes what is carried next for the connection come after the cargo at that place. Trunk.mu is held.

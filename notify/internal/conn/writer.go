@@ -2,9 +2,11 @@
 
 package conn
 
+import "herald/notify/internal/sets"
+
 // Writer writes what waits in the queue of one connection: see socket.go and stream.go.
 //
-// Wake and State are called with the connection's lock held, and must not block.
+// Wake, State and Retract are called with the connection's lock held, and must not block.
 type Writer interface {
 	// Wake is called when something waits to be written, and when the connection has ended. It
 	// reports whether the caller must hand the connection to [Group.Write].
@@ -13,6 +15,10 @@ type Writer interface {
 	// buffer. Only writers whose State says Flushes are flushed.
 	Flush(buffer *Buffer) (more bool)
 	State() State
+	// Retract takes back, where what was written is in the queue of another process, messages with one of names, or private
+	// ones if there are no names. Where what waits there is not known, the other process ends the connection for why. It
+	// returns false if something may come there later: then the connection must end here.
+	Retract(names sets.Of[string], why Disconnect) bool
 	// Close makes a write in progress fail, and closes what is written to. It is called once, when
 	// the connection has ended.
 	Close()
@@ -34,3 +40,5 @@ func (unserved) Wake() bool                { return false }
 func (unserved) Flush(*Buffer) (more bool) { return false }
 func (unserved) State() State              { return State{} }
 func (unserved) Close()                    {}
+
+func (unserved) Retract(sets.Of[string], Disconnect) bool { return true }
