@@ -139,7 +139,7 @@ func TestWrappedQueueIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	own, _ := engine(w).Own(registered)
-	fill(t, server, own, notify.Message{Topic: "flood", Data: strings.Repeat("x", 200<<10)})
+	fill(t, server, notify.Message{Topic: "flood", Data: strings.Repeat("x", 200<<10)})
 	message := notify.Message{Topic: "flood", Data: "x"}
 	for range 100_000 {
 		if report := send(t, w, message); report.Queued == 0 {

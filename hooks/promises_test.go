@@ -278,7 +278,7 @@ func cutWhenStuck(t *testing.T, _ way, w *world, server *pbtest.Server) {
 		t.Fatal(err)
 	}
 	own, _ := engine(w).Own(client)
-	fill(t, server, own, notify.Message{Topic: "flood", Data: strings.Repeat("x", 100<<10)})
+	fill(t, server, notify.Message{Topic: "flood", Data: strings.Repeat("x", 100<<10)})
 	<-own.Done()
 	awaitReason(t, w, notify.DisconnectTooSlow)
 	waitGone(t, w, id)

@@ -71,13 +71,10 @@ func (c connections) subscribe(e *core.RealtimeSubscribeRequestEvent) error {
 	} else {
 		err = c.notifier.ResubscribeForeign(e.Client, admission, expires, replace)
 	}
-	switch {
-	case errors.Is(err, notify.ErrOvertaken):
-		return overtaken(e.RequestEvent)
-	case err == nil && isOwn:
+	if err == nil && isOwn {
 		client.AnnounceDenied(admission.Denied...)
 	}
-	return err
+	return err // ErrOvertaken is for note: to the handlers in between, the request has failed
 }
 
 // arrive gives requests to subscribe their order.
@@ -88,19 +85,26 @@ func (c connections) arrive(e *core.RequestEvent) error {
 	return e.Next()
 }
 
-// overtaken answers a request that a later one has overtaken: as if it had been handled first.
-func overtaken(e *core.RequestEvent) error { return e.NoContent(http.StatusNoContent) }
+// answerOvertaken returns err, or answers a request that a later one has overtaken: as if it had been handled first.
+func answerOvertaken(e *core.RequestEvent, err error) error {
+	if errors.Is(err, notify.ErrOvertaken) {
+		return e.NoContent(http.StatusNoContent)
+	}
+	return err
+}
 
 // note lets the client, and its edge if it has one, know that a request is handled.
 func (c connections) note(e *core.RealtimeSubscribeRequestEvent) error {
-	if err := c.notifier.NoteRequest(e.Request.Context(), e.Client, e.Auth); err != nil {
-		return overtaken(e.RequestEvent)
-	}
+	err := c.notifier.NoteRequest(e.Request.Context(), e.Client, e.Auth)
 	client, isOwn := c.notifier.Own(e.Client)
-	if !isOwn || client.Carrier() == nil {
-		return e.Next()
+	switch {
+	case err != nil:
+	case isOwn && client.Carrier() != nil:
+		err = expect(e.RequestEvent, client, func() error { return client.Carried(e.Next) })
+	default:
+		err = e.Next()
 	}
-	return expect(e.RequestEvent, client, func() error { return client.Carried(e.Next) })
+	return answerOvertaken(e.RequestEvent, err)
 }
 
 // expect calls next once the edge that holds the client knows of the request.
@@ -211,16 +215,8 @@ func (c connections) signOut(e *core.RequestEvent) error {
 		return e.Next()
 	}
 	signOut := func() error {
-		if err := c.notifier.NoteRequest(e.Request.Context(), client, nil); err != nil {
-			return overtaken(e)
-		}
-		switch {
-		case client.Get(apis.RealtimeClientAuthKey) == nil:
-			return e.Next()
-		case origin.Resumes(e.Request.Context()) != nil: // it is told when that has subscribed it again
-			return client.SignOut(nil, e.Next)
-		}
-		return client.SignOut(e.Request, e.Next)
+		tells := origin.Resumes(e.Request.Context()) == nil // otherwise, it is told when that has subscribed it again
+		return answerOvertaken(e, client.SignOut(e.Request, tells, e.Next))
 	}
 	if client.Carrier() == nil {
 		return signOut()

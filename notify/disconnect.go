@@ -30,7 +30,7 @@ var (
 	DisconnectShutdown     = conn.Shutdown                                      // the server is stopping
 	DisconnectFailed       = conn.Failed                                        // a panic in its path
 	DisconnectHandlers     = Disconnect{Code: 5003, Reason: "handlers changed"} // an OnRealtimeMessageSend handler was bound after it connected
-	DisconnectRejected     = Disconnect{Code: 5004, Reason: "handler returned"} // a handler of the connect request ended it
+	DisconnectRejected     = conn.Rejected                                      // a handler of the connect request ended it
 	DisconnectRequested    = Disconnect{Code: 5005, Reason: "disconnected"}     // see Notifier.Disconnect
 	DisconnectUnregistered = Disconnect{Code: 5006, Reason: "unregistered"}     // other code removed it from PocketBase's broker
 )

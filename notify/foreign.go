@@ -182,7 +182,7 @@ func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission,
 		})
 		return err
 	}
-	state.order.replaced = a.place
+	state.order.replaced = max(state.order.replaced, a.place)
 	n.foreign.change(state, func(*foreignRights) *foreignRights { return &foreignRights{a.grants, expires} })
 	n.foreignClients() // so that it is known, and its rights are forgotten when it goes
 	if !n.changes.quietSince(a.generation) {

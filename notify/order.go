@@ -20,13 +20,18 @@ type placeKey struct{}
 // Arrived returns ctx with the next place in the order of requests, or ctx itself if it has one. Call it for each request
 // to subscribe when it arrives. It may be called concurrently.
 func (n *Notifier) Arrived(ctx context.Context) context.Context {
-	if placeOf(ctx) != 0 {
+	if ctx.Value(placeKey{}) != nil {
 		return ctx
 	}
 	return context.WithValue(ctx, placeKey{}, n.places.Add(1))
 }
 
-// placeOf returns the place of a request in the order of requests, 0 if it has none.
+// ArrivedFirst is [Notifier.Arrived] for a request that counts as if it had come before all others, which wait for it.
+func ArrivedFirst(ctx context.Context) context.Context {
+	return context.WithValue(ctx, placeKey{}, uint64(0))
+}
+
+// placeOf returns the place of a request in the order of requests, 0 if it has none or is the first.
 func placeOf(ctx context.Context) uint64 {
 	place, _ := ctx.Value(placeKey{}).(uint64)
 	return place

@@ -112,7 +112,7 @@ func (c *Client) endResubscribe(a *Admission, by *Replacement) (unchecked bool) 
 	c.reindex(a.grants)
 	c.admitted = nil
 	if c.carried.replaced {
-		c.order.replaced = a.place
+		c.order.replaced = max(c.order.replaced, a.place)
 	}
 	if by != nil && c.carried.replaced { // also if something failed afterwards
 		c.tellCarrier(by)
@@ -122,25 +122,45 @@ func (c *Client) endResubscribe(a *Admission, by *Replacement) (unchecked bool) 
 	return unchecked
 }
 
-// SignOut makes the client a guest and calls next, which may subscribe as a guest. From then on the
-// client no longer gets what it had as a user. Subscriptions that a guest may not have end
-// afterwards. request is what the edge that holds the client is told; nil if it is not.
-func (c *Client) SignOut(request *http.Request, next func() error) error {
-	count := func(by int) {
-		c.subsMu.Lock()
-		defer c.subsMu.Unlock()
-		c.signingOut += by
+// SignOut makes the client a guest, if it is none, because of the request of one, and calls next, which may subscribe as a guest. From then
+// on the client no longer gets what it had as a user. Subscriptions that a guest may not have end afterwards. The edge that holds
+// the client is told of the request if tells is true. The error is [ErrOvertaken], and next has not been called, or that of next.
+func (c *Client) SignOut(request *http.Request, tells bool, next func() error) error {
+	wasUser, err := c.beginSignOut(request)
+	if err != nil {
+		return err
 	}
-	count(+1)
-	c.Unset(apis.RealtimeClientAuthKey)
+	if !wasUser {
+		return next()
+	}
 	defer func() {
-		count(-1)
+		c.countSignOut(-1)
 		c.authChanged()
 	}()
-	if c.carrier != nil && request != nil { // also if the rest of the request is refused
+	if c.carrier != nil && tells { // also if the rest of the request is refused
 		c.signedOut(request)
 	}
 	return next()
+}
+
+func (c *Client) beginSignOut(request *http.Request) (wasUser bool, err error) {
+	c.resubscribing.Lock()
+	defer c.resubscribing.Unlock()
+	if err := c.order.note(placeOf(request.Context()), userRef{}); err != nil {
+		return false, err
+	}
+	if c.Get(apis.RealtimeClientAuthKey) == nil {
+		return false, nil
+	}
+	c.countSignOut(+1)
+	c.Unset(apis.RealtimeClientAuthKey)
+	return true, nil
+}
+
+func (c *Client) countSignOut(by int) {
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+	c.signingOut += by
 }
 
 // reindex brings the index up to date with the client's subscriptions. A key gets its grant from

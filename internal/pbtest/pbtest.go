@@ -171,17 +171,6 @@ type Server struct {
 // IsEdge reports whether the clients connect to an edge, which keeps them when the application stops.
 func (s *Server) IsEdge() bool { return s.edge != nil }
 
-// Settle waits until what was sent to client, the only one, has left the application, or waits for room at its edge.
-func (s *Server) Settle(t testing.TB, client *notify.Client) {
-	if s.origin == nil {
-		return
-	}
-	t.Helper()
-	WaitFor(t, "the edge has all messages", func() bool {
-		return client.Queued() == 0 && !s.isOnTheWay() || s.EdgeStats().QueuedBytes > notify.DefaultQueueBytes/4
-	})
-}
-
 // AwaitLink waits until all that the origin has sent has arrived at its edges, if the server is one of them.
 func (s *Server) AwaitLink(t testing.TB) {
 	t.Helper()

@@ -169,7 +169,7 @@ func (e *Edge) forward(w http.ResponseWriter, r *http.Request) {
 		refuse(w, status, "Failed to read the submitted data.")
 		return
 	}
-	// Clients cancel a request when they subscribe to more. It goes on: only its answer says as whom the client is known.
+	// Clients cancel a request when they subscribe to more. One that was sent goes on: only its answer says as whom the client is known.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), answerPatience)
 	defer cancel()
 	c := e.named(r, body)
@@ -177,6 +177,9 @@ func (e *Edge) forward(w http.ResponseWriter, r *http.Request) {
 	if c != nil {
 		sent = c.awaitTurn(ctx.Done())
 		defer sent()
+		if r.Context().Err() != nil { // it has done nothing yet; a later one may have gone another way meanwhile
+			return
+		}
 	}
 	s := e.up()
 	if s == nil {

@@ -62,8 +62,7 @@ func newExchange(s *session, open *link.Open) *Exchange {
 		x.admit = sync.OnceFunc(s.admitted)
 	}
 	x.line = s.trunk.NewLine(x.number, x.cut)
-	// what brings it back has come before any other request
-	x.ctx, x.cancel = context.WithCancel(s.origin.notifier.Arrived(context.Background()))
+	x.ctx, x.cancel = context.WithCancel(notify.ArrivedFirst(context.Background())) // others wait for what brings it back
 	x.cutWrites = sync.OnceFunc(func() { close(x.cut) })
 	x.finish = sync.OnceFunc(func() {
 		x.cancel()

@@ -13,13 +13,14 @@ type Disconnect struct {
 
 // The reasons that a connection finds itself. Others come from its owner.
 var (
-	Left        = Disconnect{1001, "left"}            // the client closed it, or the network did
-	WriteFailed = Disconnect{1002, "write failed"}    // e.g. reset by the peer
-	Unexpected  = Disconnect{1003, "unexpected data"} // it sent something, though a client has nothing to send
-	QueueFull   = Disconnect{2001, "queue full"}      // it did not read what was sent to it
-	TooSlow     = Disconnect{2002, "too slow"}        // it took nothing for WriteTimeout
-	Lifetime    = Disconnect{3001, "lifetime over"}   // see Conn.SetTimeouts
-	Idle        = Disconnect{3002, "idle"}            // likewise
-	Shutdown    = Disconnect{5001, "shutdown"}        // the server is stopping
-	Failed      = Disconnect{5002, "internal error"}  // a panic in its path
+	Left        = Disconnect{1001, "left"}             // the client closed it, or the network did
+	WriteFailed = Disconnect{1002, "write failed"}     // e.g. reset by the peer
+	Unexpected  = Disconnect{1003, "unexpected data"}  // it sent something, though a client has nothing to send
+	QueueFull   = Disconnect{2001, "queue full"}       // it did not read what was sent to it
+	TooSlow     = Disconnect{2002, "too slow"}         // it took nothing for WriteTimeout
+	Lifetime    = Disconnect{3001, "lifetime over"}    // see Conn.SetTimeouts
+	Rejected    = Disconnect{5004, "handler returned"} // a handler of the request to connect ended it
+	Idle        = Disconnect{3002, "idle"}             // likewise
+	Shutdown    = Disconnect{5001, "shutdown"}         // the server is stopping
+	Failed      = Disconnect{5002, "internal error"}   // a panic in its path
 )

@@ -85,7 +85,9 @@ func (s *stream) Retract(names sets.Of[string], why Disconnect) bool {
 // Close implements [Writer]. What waits at the end of a line is not written either, unless all was to be.
 func (s *stream) Close() {
 	if c := s.conn.Load(); c != nil && s.line != nil && !c.IsDrained() {
-		if why, _ := c.Why(); why != Shutdown {
+		switch why, _ := c.Why(); why {
+		case Shutdown, Left, WriteFailed, Rejected: // the request has ended by itself
+		default:
 			s.line.end(why)
 		}
 	}
