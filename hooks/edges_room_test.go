@@ -3,10 +3,12 @@
 package hooks_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/pocketbase/pocketbase/core"
 
 	"herald/internal/pbtest"
 	"herald/notify"
@@ -38,6 +40,31 @@ func TestEdgeSmallQueue(t *testing.T) {
 			t.Errorf("disconnects: %v", ends)
 		}
 	})
+}
+
+// TestEdgeHandlerEnds: where a handler ends a connection, its client gets what handlers have written before.
+func TestEdgeHandlerEnds(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.OnRealtimeMessageSend().BindFunc(func(e *core.RealtimeMessageEvent) error {
+		err := e.Next()
+		if err == nil && e.Message.Name == "last" {
+			return errors.New("enough")
+		}
+		return err
+	})
+	server := pbtest.ServeEdge(t, w)
+	const count = 30
+	for range 20 {
+		client := server.Subscribe(t, nil, "example", "last")
+		for i := range count {
+			mustSend(t, w, "example", i)
+		}
+		mustSend(t, w, "last", count)
+		if events := client.ExpectEnd(t); len(events) != count+1 || events[count].Type != "last" {
+			t.Fatalf("%d of %d came", len(events), count+1)
+		}
+	}
 }
 
 // TestEdgeResumesFullQueue: a client that comes back with the origin, and has much to read yet, gets what it missed when there is
