@@ -178,6 +178,7 @@ func (e *Edge) forward(w http.ResponseWriter, r *http.Request) {
 		sent = c.awaitTurn(ctx.Done())
 		defer sent()
 		if r.Context().Err() != nil { // it has done nothing yet; a later one may have gone another way meanwhile
+			unavailable(w, "The request was cancelled.")
 			return
 		}
 	}
