@@ -130,9 +130,9 @@ func TestEdgeFar(t *testing.T) {
 		here, there := pbtest.NATS(t, &server.Options{}), pbtest.NATS(t, &server.Options{})
 		w := way.newWorld(t)
 		o := pbtest.NewOrigin(t, w, here)
-		bridge(t, here, there, func(_ string, _ []byte, publish func()) { time.AfterFunc(700*time.Millisecond, publish) })
+		bridge(t, here, there, func(_ string, _ []byte, publish func()) { time.AfterFunc(1200*time.Millisecond, publish) })
 		client := o.EdgeWith(t, edge.Config{NATS: there, Name: "far"}).Subscribe(t, nil, "example")
-		const messages = 300 // more than the queue holds
+		const messages = 400 // more than the queue holds
 		for i := range messages {
 			mustSend(t, w, "example", i)
 			time.Sleep(10 * time.Millisecond) // longer than the way takes, in all
