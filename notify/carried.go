@@ -133,8 +133,8 @@ func (c *Client) Carried(next func() error) error {
 
 // signedOut tells the edge that request has made the client a guest, unless it is a user again.
 func (c *Client) signedOut(request *http.Request) {
-	c.resubscribing.Lock()
-	defer c.resubscribing.Unlock()
+	c.requests.Lock()
+	defer c.requests.Unlock()
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
 	if c.User() == "" {
@@ -142,7 +142,7 @@ func (c *Client) signedOut(request *http.Request) {
 	}
 }
 
-// tellCarrier tells the edge what it needs to bring the client back, by another request like this one. resubscribing and
+// tellCarrier tells the edge what it needs to bring the client back, by another request like this one. requests and
 // subsMu are held.
 func (c *Client) tellCarrier(by *Replacement) {
 	standing := Standing{Heads: by.Heads}

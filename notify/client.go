@@ -47,8 +47,7 @@ type Client struct {
 	expires int64 // of the auth record, and of one that is set next; guarded by authMu
 	coming  coming
 
-	resubscribing sync.Mutex // held by Resubscribe
-	order         order      // of requests; guarded by resubscribing
+	requests order // locked by Resubscribe
 
 	// subsMu guards the fields below and is taken before the lock of any stripe.
 	subsMu      sync.Mutex

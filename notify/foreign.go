@@ -29,9 +29,8 @@ type foreign struct {
 
 // foreignState is what is kept of a client of other code that has asked for subscriptions.
 type foreignState struct {
-	resubscribing sync.Mutex // held by ResubscribeForeign
-	order         order      // of requests; guarded by resubscribing
-	rights        *foreignRights
+	requests order // locked by ResubscribeForeign
+	rights   *foreignRights
 }
 
 // foreignRights are what such a client may have. They are not changed after they were made.
@@ -150,9 +149,9 @@ func isGone(client subscriptions.Client) (gone bool) {
 // that signed it in expires. A message sent in the meantime may be lost. The error is [ErrOvertaken] or replace's.
 func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission, expires time.Time, replace func() error) error {
 	state := n.foreign.stateOf(client)
-	state.resubscribing.Lock()
-	defer state.resubscribing.Unlock()
-	if state.order.overtook(a.place, a.who.user) {
+	state.requests.Lock()
+	defer state.requests.Unlock()
+	if state.requests.overtook(a.place, a.who.user) {
 		return ErrOvertaken
 	}
 	n.outboxes.hold() // until it is known that a holds still
@@ -182,7 +181,7 @@ func (n *Notifier) ResubscribeForeign(client subscriptions.Client, a *Admission,
 		})
 		return err
 	}
-	state.order.replaced = max(state.order.replaced, a.place)
+	state.requests.tookEffect(a.place)
 	n.foreign.change(state, func(*foreignRights) *foreignRights { return &foreignRights{a.grants, expires} })
 	n.foreignClients() // so that it is known, and its rights are forgotten when it goes
 	if !n.changes.quietSince(a.generation) {

@@ -24,7 +24,7 @@
 // Locks are taken in this order. Never hold two locks of the same line at once.
 //
 //	Notifier.sending
-//	Client.resubscribing
+//	Client.requests
 //	Client.authMu
 //	Client.subsMu
 //	attendances.telling, attendances.renewMu

@@ -7,6 +7,7 @@ package notify
 import (
 	"context"
 	"errors"
+	"sync"
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
@@ -37,11 +38,12 @@ func placeOf(ctx context.Context) uint64 {
 	return place
 }
 
-// order is what a client's earlier requests are compared with. The client's resubscribing guards it.
+// order is what a client's earlier requests are compared with.
 type order struct {
-	replaced uint64 // place of the request that the subscriptions are from
-	last     uint64 // place of the last request, which may have been refused
-	as       userRef
+	sync.Mutex        // held while a request takes effect; guards the fields
+	replaced   uint64 // place of the request that the subscriptions are from
+	last       uint64 // place of the last request, which may have been refused
+	as         userRef
 }
 
 // overtook reports whether a request does not count any more. Earlier ones than a refused one still do, but not as somebody
@@ -49,6 +51,9 @@ type order struct {
 func (o *order) overtook(place uint64, as userRef) bool {
 	return place != 0 && (place < o.replaced || place < o.last && as != o.as)
 }
+
+// tookEffect notes that the subscriptions are from the request at place.
+func (o *order) tookEffect(place uint64) { o.replaced = max(o.replaced, place) }
 
 // note notes that a request has come, unless it does not count any more.
 func (o *order) note(place uint64, as userRef) error {
@@ -64,14 +69,13 @@ func (o *order) note(place uint64, as userRef) error {
 // NoteRequest notes that a request to subscribe client has come, with the auth record auth; nil for a guest's. ctx is the request's.
 // It waits for one that is taking effect, and returns ErrOvertaken if that or another one came later. It may be called again.
 func (n *Notifier) NoteRequest(ctx context.Context, client subscriptions.Client, auth *core.Record) error {
-	place, as := placeOf(ctx), identityOf(auth, 0).user
-	if own, isOwn := n.Own(client); isOwn {
-		own.resubscribing.Lock()
-		defer own.resubscribing.Unlock()
-		return own.order.note(place, as)
+	var requests *order
+	if own := n.own(client); own != nil {
+		requests = &own.requests
+	} else {
+		requests = &n.foreign.stateOf(client).requests
 	}
-	state := n.foreign.stateOf(client)
-	state.resubscribing.Lock()
-	defer state.resubscribing.Unlock()
-	return state.order.note(place, as)
+	requests.Lock()
+	defer requests.Unlock()
+	return requests.note(placeOf(ctx), identityOf(auth, 0).user)
 }

@@ -61,9 +61,9 @@ func (c *Client) Unsubscribe(keys ...string) {
 // by is what the edge that holds the client is told, if the subscriptions are replaced; nil if none does. The error is [ErrOvertaken],
 // and replace has not been called, or that of replace.
 func (c *Client) Resubscribe(a *Admission, by *Replacement, replace func() error) error {
-	c.resubscribing.Lock()
-	defer c.resubscribing.Unlock()
-	if c.order.overtook(a.place, a.who.user) {
+	c.requests.Lock()
+	defer c.requests.Unlock()
+	if c.requests.overtook(a.place, a.who.user) {
 		return ErrOvertaken
 	}
 	c.conn.Hold()
@@ -112,7 +112,7 @@ func (c *Client) endResubscribe(a *Admission, by *Replacement) (unchecked bool) 
 	c.reindex(a.grants)
 	c.admitted = nil
 	if c.carried.replaced {
-		c.order.replaced = max(c.order.replaced, a.place)
+		c.requests.tookEffect(a.place)
 	}
 	if by != nil && c.carried.replaced { // also if something failed afterwards
 		c.tellCarrier(by)
@@ -144,9 +144,9 @@ func (c *Client) SignOut(request *http.Request, tells bool, next func() error) e
 }
 
 func (c *Client) beginSignOut(request *http.Request) (wasUser bool, err error) {
-	c.resubscribing.Lock()
-	defer c.resubscribing.Unlock()
-	if err := c.order.note(placeOf(request.Context()), userRef{}); err != nil {
+	c.requests.Lock()
+	defer c.requests.Unlock()
+	if err := c.requests.note(placeOf(request.Context()), userRef{}); err != nil {
 		return false, err
 	}
 	if c.Get(apis.RealtimeClientAuthKey) == nil {

@@ -19,8 +19,8 @@ var (
 	QueueFull   = Disconnect{2001, "queue full"}       // it did not read what was sent to it
 	TooSlow     = Disconnect{2002, "too slow"}         // it took nothing for WriteTimeout
 	Lifetime    = Disconnect{3001, "lifetime over"}    // see Conn.SetTimeouts
-	Rejected    = Disconnect{5004, "handler returned"} // a handler of the request to connect ended it
 	Idle        = Disconnect{3002, "idle"}             // likewise
 	Shutdown    = Disconnect{5001, "shutdown"}         // the server is stopping
 	Failed      = Disconnect{5002, "internal error"}   // a panic in its path
+	Rejected    = Disconnect{5004, "handler returned"} // its owner's: the request has ended before the connection, see stream.Close
 )
