@@ -68,7 +68,7 @@ func (p *probe) stop() {
 
 // runProbe is the process.
 func runProbe(address, topic, n string) error {
-	w := &world{address: address, base: "http://" + address, client: &http.Client{}}
+	w := &world{address: address, base: "http://" + address, reach: []string{address}, client: &http.Client{}}
 	subscribers, err := strconv.Atoi(n)
 	if err != nil {
 		return err
