@@ -1246,8 +1246,7 @@ class Hub {
     if (this.#submitting) return;
     this.#submitting = true;
     this.#turn = this.#turn.then(async () => {
-      const another = new Key(this.pb, "@denied", {});
-      if (this.#opening) await another.subscribe(() => {}).then(() => another.unsubscribe()).catch(() => {});
+      if (this.#opening) await this.#sendTopics().catch(() => {});
       setTimeout(() => (this.#submitting = false), submitEvery);
     });
   }
@@ -1261,17 +1260,21 @@ class Hub {
   async #subscribeAgain(failures) {
     if (!this.#opening) return;
     const id = this.connection;
-    // it sends its topics when they change, and then all of them
-    const another = new Key(this.pb, "@denied", {});
     try {
-      await another.subscribe(() => {});
+      await this.#sendTopics();
     } catch {
       if (this.#opening) setTimeout(() => this.#opening && this.subscribeAgain(failures + 1), backoff(failures));
       return;
     }
+    if (id && id === this.connection && id === this.pb.realtime.clientId) this.#each((subscription) => subscription.connected(id));
+  }
+
+  /** The SDK sends its topics when they change, and then all of them. */
+  async #sendTopics() {
+    const another = new Key(this.pb, "@denied", {});
+    await another.subscribe(() => {});
     // refused where all that is left to ask for is denied; the server then goes on as before
     await another.unsubscribe().catch(() => {});
-    if (id && id === this.connection && id === this.pb.realtime.clientId) this.#each((subscription) => subscription.connected(id));
   }
 }
 
