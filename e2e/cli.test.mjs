@@ -60,7 +60,8 @@ test("herald notify", async (t) => {
     assert.equal(JSON.parse(await ok("send", "example", "@data.json", "--id", "m1")).id, "m1");
     assert.equal((await run(herald, ["send", "example"], { input: '{"from": "stdin"}' }).done).code, 0);
     assert.equal((await run(herald, ["send", "example", "-"], { input: "42" }).done).code, 0);
-    const want = [{ from: "a file" }, { from: "stdin" }, 42];
+    assert.equal((await run(herald, ["send", "example", '{"a": 1, "a": "hi \\ud83d"}']).done).code, 0); // as the API takes it
+    const want = [{ from: "a file" }, { from: "stdin" }, 42, { a: "hi \ufffd" }];
     for (const data of ["not for Ann", ...want]) assert.deepEqual(await guest.next(), data);
     for (const data of ["for Ann", "for users", ...want]) assert.deepEqual(await toAnn.next(), data);
 

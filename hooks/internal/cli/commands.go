@@ -93,8 +93,8 @@ func readData(in io.Reader, source string) (jsontext.Value, error) {
 	if err != nil {
 		return nil, &ExitError{exitUsage, err}
 	}
-	value := jsontext.Value(data)
-	if !value.IsValid() {
+	value, err := notify.NormalizeJSON(data)
+	if err != nil {
 		return nil, exitWith(exitUsage, `%s is not JSON; a text needs its own quotes, as in '"text"'`, name)
 	}
 	return value, nil
