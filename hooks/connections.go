@@ -98,6 +98,7 @@ func (c connections) connect(e *core.RealtimeConnectRequestEvent) error {
 	// clients that connected together, after a restart, do not reconnect together forever. Handlers
 	// may set both.
 	e.MaxTimeout = spread(e.MaxTimeout)
+	e.Set(idleTimeoutKey, e.IdleTimeout)
 	if c.notifier.Config().Heartbeat > 0 {
 		e.IdleTimeout = e.MaxTimeout
 	}
@@ -118,6 +119,9 @@ func spread(d time.Duration) time.Duration {
 
 // clientKey is the key in the event's store for the client that connect created.
 const clientKey = "heraldClient"
+
+// idleTimeoutKey is that for the IdleTimeout that PocketBase has set.
+const idleTimeoutKey = "heraldIdleTimeout"
 
 // handedOverKey is set in the event's store if the connection outlives its handlers.
 const handedOverKey = "heraldHandedOver"
@@ -147,6 +151,9 @@ func (c connections) serveWrapped(e *core.RealtimeConnectRequestEvent) error {
 	switch {
 	case !wraps:
 		client.Unlist()
+		if idle, ok := e.Get(idleTimeoutKey).(time.Duration); ok && e.IdleTimeout == e.MaxTimeout { // nobody sends heartbeats
+			e.IdleTimeout = idle
+		}
 		return e.Next()
 	case readsChannel:
 		return c.loop(e, client)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/pocketbase/pocketbase/core"
 
@@ -295,4 +296,30 @@ func TestStockRealtime(t *testing.T) {
 			subscriber.Expect(t, "fence", "1")
 		})
 	})
+}
+
+// TestIdleTimeoutOfOthers: a client that the application puts in the place of ours gets no heartbeats, which would find
+// one that has left. So PocketBase's own limit holds, unless a handler has set one.
+func TestIdleTimeoutOfOthers(t *testing.T) {
+	for name, c := range map[string]struct{ set, want time.Duration }{
+		"PocketBase's":   {0, 5 * time.Minute},
+		"of the handler": {7 * time.Minute, 7 * time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := replaced.newWorld(t)
+			ended := make(chan time.Duration, 1)
+			w.OnRealtimeConnectRequest().BindFunc(func(e *core.RealtimeConnectRequestEvent) error {
+				if c.set > 0 {
+					e.IdleTimeout = c.set
+				}
+				err := e.Next()
+				ended <- e.IdleTimeout
+				return err
+			})
+			pbtest.Serve(t, w).Subscribe(t, nil, "example").Close(t)
+			if got := <-ended; got != c.want {
+				t.Errorf("the connection ends %v after the last message; want %v", got, c.want)
+			}
+		})
+	}
 }
