@@ -13,7 +13,9 @@ import OldestPocketBase from "pocketbase-oldest";
 import { addUser, Herald, launchBrowser, send, until, whereabouts } from "./kit.mjs";
 import { FaultyProxy, RudeProxy } from "./proxy.mjs";
 
-delete AbortSignal.timeout; // which older Safari and React Native lack
+// older Safari and React Native lack these
+delete AbortSignal.timeout;
+delete globalThis.atob;
 
 // as in a browser
 const window = new EventTarget();

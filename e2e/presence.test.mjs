@@ -364,6 +364,13 @@ test("two browsers", async (t) => {
   await bob.evaluate(() => window.members.set({ typing: true }));
   await ann.waitForFunction((user) => window.members.get(user)?.meta?.typing, ref("Bob"));
 
+  // a proxy that answers in the server's place: what is set is told again, until the server has it
+  let left = 2;
+  proxy.fate = ({ method }) => (method === "PUT" && left-- > 0 ? "html" : "pass");
+  await bob.evaluate(() => window.members.set({ typing: false }));
+  assert.ok(left < 0, `${left} answers of the proxy were left`);
+  await ann.waitForFunction((user) => window.members.get(user)?.meta?.typing === false, ref("Bob"));
+
   // a tab that is closed leaves at once, and not after the 10 seconds of a connection that is lost
   const another = await open(herald.url, "bob@example.com");
   await ann.waitForFunction((user) => window.members.get(user).connections === 2, ref("Bob"));

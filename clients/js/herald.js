@@ -693,7 +693,7 @@ class Watch {
       if (!isNamed) return;
       changes = {};
     }
-    return this.#request({ method: "PUT", body: { topic: this.#target, ...changes, ...(isNamed && { clientId }) } });
+    return this.#request({ method: "PUT", fetch: fetchNoContent, body: { topic: this.#target, ...changes, ...(isNamed && { clientId }) } });
   }
 
   /** The browser may send it on a connection that is dead. */
@@ -916,6 +916,13 @@ const isPage = (page, topic) =>
   typeof page.complete === "boolean" && Array.isArray(page.items) && page.items.every((item) => isMessage(item, topic)) &&
   (page.next === "" ? page.epoch === "" : page.next.startsWith(`${page.epoch}:`));
 
+/** As fetch, for a request that Herald answers with 204. The SDK takes a proxy's HTML with 200 for that. */
+const fetchNoContent = async (...args) => {
+  const response = await fetch(...args);
+  if (response.status === 200) throw new Error("the answer is none of Herald's");
+  return response;
+};
+
 const isMessage = (message, topic) =>
   isObject(message) && message.topic === topic && typeof message.id === "string" && typeof message.epoch === "string" &&
   Number.isInteger(message.seq) && typeof message.time === "string" && "data" in message;
@@ -938,13 +945,30 @@ const timeout = (ms) => {
   return { signal: controller.signal, done: () => clearTimeout(timer) };
 };
 
+/** As atob, which older React Native lacks. */
+const decodeBase64 = (text) => {
+  const digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  let decoded = "";
+  let bits = 0;
+  let count = 0;
+  for (const digit of text.replace(/=+$/, "")) {
+    if (!digits.includes(digit)) throw new Error("not Base64");
+    bits = ((bits << 6) | digits.indexOf(digit)) & 0xfff;
+    count += 6;
+    if (count >= 8) decoded += String.fromCharCode((bits >> (count -= 8)) & 0xff);
+  }
+  return decoded;
+};
+
+const lastOf = (list) => list[list.length - 1];
+
 /** Who the token says is signed in; empty: a guest. That it may have expired is for the
  * server to say: its clock counts. */
 const userOf = ({ token }) => {
   if (!token) return "";
   try {
     const payload = token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/");
-    const { collectionId, id } = JSON.parse(atob(payload));
+    const { collectionId, id } = JSON.parse(decodeBase64(payload));
     if (id) return `${collectionId}:${id}`;
   } catch {
     // a token of the application's own
@@ -996,7 +1020,7 @@ class Hub {
   /** The connections so far, for the history: what was sent to one of them was for this client, and what left one out was not. */
   get clientIds() {
     const { clientId } = this.pb.realtime;
-    if (clientId && this.#clientIds.at(-1) !== clientId) this.#clientIds = [...this.#clientIds.slice(1 - maxClientIds), clientId];
+    if (clientId && lastOf(this.#clientIds) !== clientId) this.#clientIds = [...this.#clientIds.slice(1 - maxClientIds), clientId];
     return this.#clientIds.join(",");
   }
 
@@ -1012,8 +1036,8 @@ class Hub {
     for (const all = this.#wanted.splice(0); all.length > 0; ) {
       const some = all.splice(0, this.#isOlder ? 1 : maxPages);
       this.#fetchPages(some).catch((error) => {
-        // a server without this route: one by one, then
-        if (some.length > 1 && (error.status === 404 || error.status === 405)) this.#isOlder = true;
+        // a server without this route, by PocketBase's own answer: one by one, then
+        if (some.length > 1 && error.status === 404 && error.response?.status === 404) this.#isOlder = true;
         for (const { reject } of some) reject(error);
       });
     }
@@ -1043,12 +1067,12 @@ class Hub {
 
   /** That of the connection, or of the one that there was. */
   get lastClientId() {
-    return this.pb.realtime.clientId || this.#clientIds.at(-1);
+    return this.pb.realtime.clientId || lastOf(this.#clientIds);
   }
 
   async add(subscription) {
     this.#subscriptions.add(subscription);
-    this.#opening ??= this.#open();
+    this.#opening = this.#opening || this.#open();
     try {
       await this.#opening;
     } catch (error) {
