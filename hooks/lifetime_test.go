@@ -158,8 +158,8 @@ func TestRevoked(t *testing.T) {
 		},
 		"deleted": func(w *world) func() error { return func() error { return w.Delete(w.ann) } },
 		"new secret": func(w *world) func() error {
-			users, err := w.FindCollectionByNameOrId("users")
 			return func() error {
+				users, err := w.FindCollectionByNameOrId("users")
 				if err != nil {
 					return err
 				}
@@ -359,8 +359,13 @@ func TestShutdownOfStalled(t *testing.T) {
 		server := serve(t, w)
 		stall(t, server, nil, "flood")
 		fill(t, server, notify.Message{Topic: "flood", Data: strings.Repeat("x", 200<<10)})
-		engine(w).Shutdown(10 * time.Millisecond)
-		// it has waited for a second at most, which may be too short for a busy machine
+		const timeout = 10 * time.Millisecond
+		began := time.Now()
+		engine(w).Shutdown(timeout)
+		if time.Since(began) < timeout+time.Second && w.SubscriptionsBroker().TotalClients() != 0 {
+			t.Error("the client is still there")
+		}
+		// after a second it gives up, on a busy machine
 		pbtest.WaitFor(t, "the client is gone", func() bool { return w.SubscriptionsBroker().TotalClients() == 0 })
 	})
 }
