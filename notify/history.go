@@ -34,6 +34,7 @@ func (n *Notifier) newHistory() *history.Log {
 	if path == "" {
 		path = filepath.Join(n.app.DataDir(), "notify_history.db")
 	}
+	start := time.Now()
 	return history.New(history.Config{
 		Path:       path,
 		Logger:     n.app.Logger,
@@ -42,6 +43,7 @@ func (n *Notifier) newHistory() *history.Log {
 		Keep:       n.historyOf,
 		Identify:   n.identify,
 		Now:        time.Now,
+		Elapsed:    func() time.Duration { return time.Since(start) },
 		Guard:      n.guard,
 	})
 }

@@ -87,7 +87,8 @@ type Config struct {
 	// Identify converts what the first versions stored by name to the current format.
 	Identify func(sent time.Time, audience []byte, sender string) ([]byte, string)
 	Now      func() time.Time
-	Guard    func(what string) // deferred by goroutines; it recovers from panics
+	Elapsed  func() time.Duration // since any moment, by a clock that is never set
+	Guard    func(what string)    // deferred by goroutines; it recovers from panics
 }
 
 // Log stores the messages of topics with history. Its methods may be called concurrently.
@@ -100,6 +101,7 @@ type Config struct {
 // delivered by their own senders, so that others do not wait for them.)
 type Log struct {
 	config Config
+	clock  clock
 
 	store atomic.Pointer[store] // nil until it is needed; written by the leader
 
@@ -141,7 +143,7 @@ type topicState struct {
 
 // New returns a log that opens its database when it is first needed.
 func New(config Config) *Log {
-	return &Log{config: config, topics: map[string]*topicState{}, undelivered: map[string]*turn{}, shared: newSharedPages(), closing: make(chan struct{})}
+	return &Log{config: config, clock: clock{now: config.Now, elapsed: config.Elapsed}, topics: map[string]*topicState{}, undelivered: map[string]*turn{}, shared: newSharedPages(), closing: make(chan struct{})}
 }
 
 // Counts are totals since the start.
@@ -224,7 +226,7 @@ func (h *Log) Epoch() string {
 
 // append stores the messages of group, each with the next number of its topic.
 func (h *Log) append(s *store, group []*turn) error {
-	now := h.config.Now()
+	now, since := h.clock.read()
 	lapses := h.lapses.pending()
 	lapsed := lapsedIn(group, lapses)
 	all := func() error {
@@ -245,7 +247,7 @@ func (h *Log) append(s *store, group []*turn) error {
 			}
 			state.used = now
 			state.head++
-			if err := state.stamp(s, now.UnixMilli()); err != nil {
+			if err := state.stamp(s, now.UnixMilli(), since); err != nil {
 				return err
 			}
 

@@ -20,8 +20,9 @@ const maxBytes = 256 << 10
 // testLog is a history without the rest of the engine, with a clock of its own.
 type testLog struct {
 	*Log
-	path  string
-	clock time.Time
+	path    string
+	clock   time.Time
+	elapsed time.Duration
 
 	mu        sync.Mutex
 	keeps     map[string]Retention
@@ -47,7 +48,7 @@ func (l *testLog) restart() {
 	}
 	l.Log = New(Config{
 		Path: l.path, Logger: slog.Default, IDWindow: 5 * time.Minute, Guard: func(string) {},
-		Now: func() time.Time { return l.clock },
+		Now: func() time.Time { return l.clock }, Elapsed: func() time.Duration { return l.elapsed },
 		Keep: func(topic string) Retention {
 			l.mu.Lock()
 			defer l.mu.Unlock()
@@ -60,6 +61,24 @@ func (l *testLog) setKeep(topic string, keep Retention) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.keeps[topic] = keep
+}
+
+// wait lets time pass, while l.clock alone is a clock that is set.
+func (l *testLog) wait(d time.Duration) {
+	l.clock, l.elapsed = l.clock.Add(d), l.elapsed+d
+}
+
+// numbers returns the numbers of the messages that topic has from there on.
+func (l *testLog) numbers(t *testing.T, topic string, from Start) (seqs []int64) {
+	t.Helper()
+	page, err := l.Read(topic, from, 100, maxBytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range page.Entries {
+		seqs = append(seqs, entry.Seq)
+	}
+	return seqs
 }
 
 // add sends a message with an id, unless that is empty.
@@ -294,6 +313,58 @@ func TestLogAgainstModel(t *testing.T) {
 
 // TestLogClock: a clock that was wrong for a while costs what was sent meanwhile, not what
 // was sent before and after.
+// TestLogClockPassed has a clock that is ahead by so little that the right time passes its time.
+func TestLogClockPassed(t *testing.T) {
+	nothing := func(*testing.T, *testLog) {}
+	restart := func(_ *testing.T, l *testLog) { l.restart() }
+	sweep := func(t *testing.T, l *testLog) {
+		if err := l.sweep(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, test := range map[string]struct{ before, after func(*testing.T, *testLog) }{
+		"one run":                    {nothing, nothing},
+		"swept":                      {sweep, sweep},
+		"restarted before":           {restart, nothing},
+		"restarted after it is seen": {nothing, func(t *testing.T, l *testLog) { sweep(t, l); restart(t, l) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newTestLog(t)
+			l.setKeep("topic", Retention{Count: 100, TTL: 8 * time.Minute})
+			add := func() {
+				t.Helper()
+				if _, err := l.add("topic", "", []byte("1")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			add()
+			l.clock = l.clock.Add(10 * time.Minute)
+			add()
+			l.clock = l.clock.Add(-10 * time.Minute)
+			l.wait(time.Minute)
+			add() // 3
+			l.wait(5 * time.Minute)
+			test.before(t, l)
+			add() // 4
+			l.wait(6 * time.Minute)
+			test.after(t, l)
+			if got := l.numbers(t, "topic", Start{Rewind: true, Lasted: 2 * time.Minute}); got != nil {
+				t.Errorf("the last two minutes have %v, want nothing", got)
+			}
+			add()
+			l.wait(30 * time.Second)
+			for lasted, want := range map[time.Duration][]int64{time.Minute: {5}, 7 * time.Minute: {4, 5}} {
+				if got := l.numbers(t, "topic", Start{Rewind: true, Lasted: lasted}); !slices.Equal(got, want) {
+					t.Errorf("the last %v have %v, want %v", lasted, got, want)
+				}
+			}
+			if got := l.numbers(t, "topic", Start{}); !slices.Equal(got, []int64{4, 5}) {
+				t.Errorf("kept are %v, want 4 and 5", got)
+			}
+		})
+	}
+}
+
 func TestLogClock(t *testing.T) {
 	day := 24 * time.Hour
 	for name, test := range map[string]struct {
@@ -326,41 +397,30 @@ func TestLogClock(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				numbers := func(from Start) (seqs []int64) {
-					t.Helper()
-					page, err := l.Read("topic", from, 100, maxBytes)
-					if err != nil {
-						t.Fatal(err)
-					}
-					for _, entry := range page.Entries {
-						seqs = append(seqs, entry.Seq)
-					}
-					return seqs
-				}
 				add() // 1, 2: over an hour old at the end
 				add()
-				l.clock = l.clock.Add(50 * time.Minute)
+				l.wait(50 * time.Minute)
 				add()
 				for _, wrong := range test.wrong {
 					l.clock = l.clock.Add(wrong)
 					add()
 					l.clock = l.clock.Add(-wrong)
 				}
-				l.clock = l.clock.Add(20 * time.Minute)
+				l.wait(20 * time.Minute)
 				add()
-				l.clock = l.clock.Add(30 * time.Second)
+				l.wait(30 * time.Second)
 				add()
-				if got := numbers(Start{Rewind: true, Lasted: time.Minute}); !slices.Equal(got, test.rewound) {
+				if got := l.numbers(t, "topic", Start{Rewind: true, Lasted: time.Minute}); !slices.Equal(got, test.rewound) {
 					t.Errorf("the last minute has %v, want %v", got, test.rewound)
 				}
 				if err := l.sweep(); err != nil {
 					t.Fatal(err)
 				}
-				if got := numbers(Start{}); !slices.Equal(got, test.kept) {
+				if got := l.numbers(t, "topic", Start{}); !slices.Equal(got, test.kept) {
 					t.Errorf("kept are %v, want %v", got, test.kept)
 				}
 				// nothing of it is kept any longer than an hour
-				l.clock = l.clock.Add(2 * time.Hour)
+				l.wait(2 * time.Hour)
 				if err := l.sweep(); err != nil {
 					t.Fatal(err)
 				}

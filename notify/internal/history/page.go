@@ -55,7 +55,7 @@ func (h *Log) readFrom(s *store, topic string, keep Retention, from Start, limit
 	if err != nil {
 		return nil, err
 	}
-	now := h.config.Now()
+	now, since := h.clock.read()
 	page := &Page{Epoch: s.epoch, Head: t.head, Complete: true}
 
 	// messages before begins are not kept, though they may not be deleted yet
@@ -63,7 +63,7 @@ func (h *Log) readFrom(s *store, topic string, keep Retention, from Start, limit
 	if oldest := keep.oldest(now); oldest > 0 {
 		t := t
 		t.first = begins
-		if begins, err = s.notBefore(t, oldest, now.UnixMilli()); err != nil {
+		if begins, err = s.notBefore(t, oldest, since); err != nil {
 			return nil, err
 		}
 	}
@@ -78,7 +78,7 @@ func (h *Log) readFrom(s *store, topic string, keep Retention, from Start, limit
 	case from.Rewind && from.Lasted > 0:
 		t := t
 		t.first = begins
-		first, err := s.notBefore(t, now.Add(-from.Lasted).UnixMilli(), now.UnixMilli())
+		first, err := s.notBefore(t, now.Add(-from.Lasted).UnixMilli(), since)
 		if err != nil {
 			return nil, err
 		}

@@ -49,7 +49,7 @@ type store struct {
 // be shown, and some messages may have been sent without being stored, because the topic had no
 // history for a while. Times fall if a clock was wrong: fell is the number of the last message with
 // an earlier time than the message before it (0 if there is none), dipped is the first such
-// message, and peak is the time before dipped. ids holds the keys of messages that came with an id.
+// message, and peak is the time before dipped (or noDip). ids holds the keys of messages that came with an id.
 //
 // messages has rowids: without them the data would be in the tree that is searched, and SQLite reads all of a row there
 // to compare its key (https://sqlite.org/withoutrowid.html, section 4). From 1,000 bytes on that takes two to three times as long.

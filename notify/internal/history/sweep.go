@@ -57,7 +57,7 @@ func (h *Log) sweep() error {
 	if s == nil {
 		return nil
 	}
-	now := h.config.Now()
+	now, since := h.clock.read()
 	topics, err := s.topicsAfter(h.swept, sweepTopics)
 	if err != nil {
 		return h.reading(s, err)
@@ -68,11 +68,11 @@ func (h *Log) sweep() error {
 	var trims []trimming
 	var empty []topicRow
 	for i, t := range topics {
-		trim, err := h.trimmingOf(s, t, now)
+		trim, err := h.trimmingOf(s, t, now, since)
 		if err != nil {
 			return err
 		}
-		if trim.lost || trim.upTo >= t.first || t.leftIDs {
+		if trim.lost || trim.upTo >= t.first || t.leftIDs || trim.passed {
 			trims = append(trims, trim)
 		} else if t.first > t.head {
 			empty = append(empty, t)
@@ -119,25 +119,26 @@ func (h *Log) sweep() error {
 
 // trimming is what a sweep must do with a topic.
 type trimming struct {
-	topic topicRow
-	upTo  int64 // messages up to this number are not kept
-	lost  bool  // it no longer has history
+	topic  topicRow
+	upTo   int64 // messages up to this number are not kept
+	lost   bool  // it no longer has history
+	passed bool  // its times fall, and this is known not to be a dip
 }
 
-func (h *Log) trimmingOf(s *store, t topicRow, now time.Time) (trimming, error) {
+func (h *Log) trimmingOf(s *store, t topicRow, now time.Time, since int64) (trimming, error) {
 	keep := h.config.Keep(t.name)
 	if keep.Count == 0 {
-		return trimming{t, t.head, t.lost < t.head}, nil
+		return trimming{topic: t, upTo: t.head, lost: t.lost < t.head}, nil
 	}
 	upTo := max(t.lost, t.head-keep.Count)
 	if oldest := keep.oldest(now); oldest > 0 {
-		first, err := s.notBefore(t, oldest, now.UnixMilli())
+		first, err := s.notBefore(t, oldest, since)
 		if err != nil {
 			return trimming{}, err
 		}
 		upTo = max(upTo, first-1)
 	}
-	return trimming{topic: t, upTo: upTo}, nil
+	return trimming{topic: t, upTo: upTo, passed: t.isPassed(now.UnixMilli(), since)}, nil
 }
 
 // applyTrimming applies trim, within a transaction.
@@ -151,6 +152,12 @@ func (h *Log) applyTrimming(s *store, trim trimming) error {
 			return err
 		}
 		t.lost = t.head
+	}
+	if trim.passed && t.fall == trim.topic.fall {
+		t.fall.peak = noDip
+		if err := s.saveFall(t.id, t.fall); err != nil {
+			return err
+		}
 	}
 	return h.trim(s, t, trim.upTo)
 }

@@ -3,17 +3,47 @@ package history
 import (
 	"database/sql"
 	"errors"
+	"math"
+	"sync"
+	"time"
 )
+
+// clock reads the wall clock, and notices when it is set.
+type clock struct {
+	now     func() time.Time
+	elapsed func() time.Duration // by a clock that is never set
+
+	mu     sync.Mutex
+	offset int64 // of the wall clock from the other, in milliseconds
+	since  int64
+}
+
+// read returns the time, and since when the clock has not been set as far as is known: the time at
+// which that was noticed, or that of the first reading (Unix milliseconds).
+func (c *clock) read() (now time.Time, since int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now = c.now()
+	offset := now.UnixMilli() - c.elapsed().Milliseconds()
+	if c.since == 0 || max(offset-c.offset, c.offset-offset) > evenedOut {
+		c.since = now.UnixMilli()
+	}
+	c.offset = offset
+	return now, c.since
+}
 
 // fall describes where the times of a topic fall: see schema.
 type fall struct{ fell, dipped, peak int64 }
+
+// noDip is the peak of a fall that is known not to be a dip.
+const noDip = math.MaxInt64
 
 // evenedOut is how many milliseconds a clock may go back without a fall: up to that, later messages
 // get the time of the last one before.
 const evenedOut = 5000
 
-// stamp sets lastTime for the message head.
-func (t *topicState) stamp(s *store, now int64) error {
+// stamp sets lastTime for the message head. The clock has not been set since the time since.
+func (t *topicState) stamp(s *store, now, since int64) error {
 	if t.fall != (fall{}) && !t.isUneven() { // the messages before the fall are gone
 		t.fall = fall{}
 		if err := s.saveFall(t.id, t.fall); err != nil {
@@ -27,7 +57,7 @@ func (t *topicState) stamp(s *store, now int64) error {
 		t.fall.fell, t.lastTime = t.head, now
 		return s.saveFall(t.id, t.fall)
 	}
-	if t.isDip(now) {
+	if t.isDip(since) {
 		if err := s.even(t.id, t.fall.dipped, t.fall.peak); err != nil {
 			return err
 		}
@@ -53,10 +83,10 @@ func (s *store) even(topicID, seq, time int64) error {
 
 // notBefore returns the number of the first message of t that was sent at the time or later (Unix
 // milliseconds), or t.head + 1 if there is none. Numbers have no gaps, and times do not fall unless
-// a clock was wrong, so it uses a binary search.
-func (s *store) notBefore(t topicRow, time, now int64) (int64, error) {
+// a clock was wrong, so it uses a binary search. The clock has not been set since the time since.
+func (s *store) notBefore(t topicRow, time, since int64) (int64, error) {
 	if t.isUneven() {
-		return s.notBeforeUneven(t, time, now)
+		return s.notBeforeUneven(t, time, since)
 	}
 	low, high := t.first, t.head+1
 	for low < high {
@@ -78,9 +108,9 @@ func (s *store) notBefore(t topicRow, time, now int64) (int64, error) {
 
 // notBeforeUneven is notBefore for a topic whose times fall somewhere. It returns what follows the
 // last message from before the time.
-func (s *store) notBeforeUneven(t topicRow, time, now int64) (int64, error) {
+func (s *store) notBeforeUneven(t topicRow, time, since int64) (int64, error) {
 	upTo := t.head + 1
-	switch isDip := t.isDip(now); {
+	switch isDip := t.isDip(since); {
 	case isDip && t.fall.peak < time:
 		return upTo, nil
 	case isDip:
@@ -99,11 +129,16 @@ func (t *topicRow) isUneven() bool { return t.fall.fell > t.first }
 
 // isDip interprets the place where the times first fall. Either the clock was ahead before it and
 // has been right since, or it has been behind for a while (a machine without a battery, until it
-// has queried the time). If the time before the fall, the peak, is reached again, the latter is
-// assumed: most wrong clocks are so far ahead that the peak is not reached again otherwise, and
-// after a clock that was only minutes ahead, the times are off by minutes only.
-func (t *topicRow) isDip(now int64) bool {
-	return t.isUneven() && now >= t.fall.peak && t.lastTime < t.fall.peak
+// has queried the time). In the former case it reaches the time before the fall, the peak, by running;
+// in the latter it is set to a time after it. If nobody has watched it, the latter is assumed: most
+// clocks that are ahead are so by more than a server's next start.
+func (t *topicRow) isDip(since int64) bool {
+	return t.isUneven() && since >= t.fall.peak && t.lastTime < t.fall.peak
+}
+
+// isPassed reports whether the clock has reached the peak by running, which only this process knows.
+func (t *topicRow) isPassed(now, since int64) bool {
+	return t.isUneven() && since < t.fall.peak && t.fall.peak <= now && t.lastTime < t.fall.peak
 }
 
 func (s *store) timeOf(topicID, seq int64) (at int64, err error) {
