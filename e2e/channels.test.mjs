@@ -188,6 +188,7 @@ test("pb_hooks and publishing", async (t) => {
       if (e.data.tags) {
         e.data.tags.push("x");
         e.data.tags[0].list.unshift({ n: 1 });
+        e.data.ids.unshift("first");
       }
       if (e.data.text === "not to Bob") e.exceptUsers.push("users:" + $app.findAuthRecordByEmail("users", "bob@example.com").id);
       e.next();
@@ -217,11 +218,11 @@ test("pb_hooks and publishing", async (t) => {
   // lists are changed in place; half an emoji, two of one name, and an integer that is none in JavaScript
   const channel = await root.collection("notify_channels").getFirstListItem('pattern = "chat/{room}"');
   await root.collection("notify_channels").update(channel.id, { history: 10 });
-  const body = '{"topic": "chat/42", "data": {"id": 9007199254740993, "text": "a", "text": "hi \\ud83d", "tags": [{"list": [2]}]}}';
+  const body = '{"topic": "chat/42", "data": {"id": 9007199254740993, "text": "a", "text": "hi \\ud83d", "tags": [{"list": [2]}], "ids": [9007199254740993, 9007199254740992, {"of": 9007199254740995}]}}';
   const raw = await fetch(`${herald.url}/api/notify/publish`, { method: "POST", headers: { authorization: anns.authStore.token, "content-type": "application/json" }, body });
   assert.equal(raw.status, 200);
   const stream = await toAnn.next();
   assert.deepEqual([stream.text, stream.tags], ["hi \ufffd", [{ list: [{ n: 1 }, 2] }, "x"]]);
   const page = await (await fetch(`${herald.url}/api/notify/history?topic=chat/42`, { headers: { authorization: anns.authStore.token } })).text();
-  assert.match(page, /"id":9007199254740993/);
+  assert.match(page, /"id":9007199254740993,"ids":\["first",9007199254740993,9007199254740992,{"of":9007199254740995}\]/);
 });

@@ -7,6 +7,8 @@ import (
 	"encoding/json/jsontext"
 	"encoding/json/v2"
 	"errors"
+	"maps"
+	"slices"
 	"strconv"
 
 	"github.com/pocketbase/pocketbase/tools/hook"
@@ -80,26 +82,84 @@ func keepNumbers(original, changed jsontext.Value) (jsontext.Value, error) {
 	if err := errors.Join(json.Unmarshal(original, &from, exact), json.Unmarshal(changed, &to, exact)); err != nil {
 		return nil, err
 	}
-	return json.Marshal(withNumbers(from, to), json.Deterministic(true))
+	n := longNumbers{all: map[float64]jsontext.Value{}, moved: map[float64][]jsontext.Value{}}
+	to = n.inPlace(from, to)
+	return json.Marshal(n.elsewhere(to, n.all), json.Deterministic(true))
 }
 
-// withNumbers is keepNumbers for decoded values; it changes to.
-func withNumbers(from, to any) any {
-	switch to := to.(type) {
+// roundTrips is how many characters a number may have that comes back from a float64 as it was: a
+// float64 holds 15 digits (DBL_DIG in C).
+const roundTrips = 15
+
+// longNumbers holds the numbers of the original that a float64 may round, by that float64.
+type longNumbers struct {
+	all   map[float64]jsontext.Value
+	moved map[float64][]jsontext.Value // those that are not found in their place, in order
+}
+
+// keptNumber is a number as the original has it.
+type keptNumber struct{ jsontext.Value }
+
+// inPlace returns to with the numbers of from that are still in their place. In a list of another
+// length they have an order, but no places.
+func (n longNumbers) inPlace(from, to any) any {
+	switch from := from.(type) {
 	case map[string]any:
-		from, _ := from.(map[string]any)
-		for name, value := range to {
-			to[name] = withNumbers(from[name], value)
+		to, _ := to.(map[string]any)
+		for _, name := range slices.Sorted(maps.Keys(from)) {
+			if value := n.inPlace(from[name], to[name]); to[name] != nil {
+				to[name] = value
+			}
 		}
 	case []any:
-		from, _ := from.([]any)
-		for i := range min(len(from), len(to)) {
-			to[i] = withNumbers(from[i], to[i])
+		if to, ok := to.([]any); ok && len(to) == len(from) {
+			for i, value := range from {
+				to[i] = n.inPlace(value, to[i])
+			}
+			break
+		}
+		list := longNumbers{all: n.all, moved: map[float64][]jsontext.Value{}}
+		for _, value := range from {
+			list.inPlace(value, nil)
+		}
+		to = list.elsewhere(to, nil)
+		for f, moved := range list.moved {
+			n.moved[f] = append(n.moved[f], moved...)
 		}
 	case jsontext.Value:
-		number, ok := from.(jsontext.Value)
-		if ok && float(number) == float(to) {
-			return number
+		f, isLong := float(from), len(from) > roundTrips
+		if isLong {
+			n.all[f] = from
+		}
+		if to, ok := to.(jsontext.Value); ok && float(to) == f {
+			return keptNumber{from}
+		}
+		if isLong {
+			n.moved[f] = append(n.moved[f], from)
+		}
+	}
+	return to
+}
+
+// elsewhere returns to with the numbers that were moved, or are copies of those in all.
+func (n longNumbers) elsewhere(to any, all map[float64]jsontext.Value) any {
+	switch to := to.(type) {
+	case map[string]any:
+		for _, name := range slices.Sorted(maps.Keys(to)) {
+			to[name] = n.elsewhere(to[name], all)
+		}
+	case []any:
+		for i, value := range to {
+			to[i] = n.elsewhere(value, all)
+		}
+	case jsontext.Value:
+		f := float(to)
+		if moved := n.moved[f]; len(moved) > 0 {
+			n.moved[f] = moved[1:]
+			return keptNumber{moved[0]}
+		}
+		if number, ok := all[f]; ok {
+			return keptNumber{number}
 		}
 	}
 	return to

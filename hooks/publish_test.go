@@ -271,7 +271,7 @@ func TestPublishRate(t *testing.T) {
 // TestOnPublish: an application sees, changes and refuses what clients publish.
 func TestOnPublish(t *testing.T) {
 	w := newWorld(t)
-	addChannel(t, w, map[string]any{"pattern": "chat/{room}", "subscribeRule": "*", "publishRule": `@request.auth.id != ""`, "maxSize": 50})
+	addChannel(t, w, map[string]any{"pattern": "chat/{room}", "subscribeRule": "*", "publishRule": `@request.auth.id != ""`, "maxSize": 150})
 	hooks.OnPublish(w).BindFunc(func(e *hooks.PublishEvent) error {
 		if e.Channel.GetString("pattern") != "chat/{room}" || e.Topic != "chat/1" {
 			t.Errorf("channel %v, topic %q", e.Channel, e.Topic)
@@ -295,6 +295,10 @@ func TestOnPublish(t *testing.T) {
 			}
 		case map[string]any:
 			data["name"] = e.Auth.GetString("name")
+			if ids, ok := data["ids"].([]any); ok {
+				data["ids"] = append([]any{"x"}, ids...)
+				data["copy"], data["count"] = data["of"], 1.0
+			}
 			e.ExceptUsers = append(e.ExceptUsers, pbtest.Ref(w.bob))
 		}
 		return e.Next()
@@ -313,6 +317,9 @@ func TestOnPublish(t *testing.T) {
 		{`{"text":"hi"}`, 200, `{"name":"Ann","text":"hi"}`, ``},
 		// an integer that no float64 holds, beside what is changed
 		{`{"id":9007199254740993,"l":[{"n":1.10},1.0]}`, 200, `{"id":9007199254740993,"l":[{"n":1.10},1.0],"name":"Ann"}`, ``},
+		// such integers in a list that has become longer, two of which are one float64
+		{`{"ids":[9007199254740993,9007199254740992,{"n":-9007199254740995,"short":1.0}],"of":9007199254740997}`, 200,
+			`{"copy":9007199254740997,"count":1,"ids":["x",9007199254740993,9007199254740992,{"n":-9007199254740995,"short":1}],"name":"Ann","of":9007199254740997}`, ``},
 		{`"half"`, 200, "\"hi \ufffd\ufffd\ufffd\"", "\"hi \ufffd\ufffd\ufffd\""},
 		{`"hi \ud83d"`, 200, "\"hi \ufffd\"", "\"hi \ufffd\""},
 		{`{"a":1,"b":2,"a":3}`, 200, `{"a":3,"b":2,"name":"Ann"}`, ``},
@@ -320,7 +327,7 @@ func TestOnPublish(t *testing.T) {
 		{`"quiet"`, 204, ``, ``},
 		{`"channel"`, 400, ``, ``},
 		{`[{"z":1,"a":[]}]`, 200, `[{"z":1,"a":[]}]`, `[{"z":1,"a":[]}]`},
-		{`"` + strings.Repeat("x", 60) + `"`, 413, ``, ``},
+		{`"` + strings.Repeat("x", 160) + `"`, 413, ``, ``},
 	} {
 		status, answer := server.DoText(t, "POST", publishPath, pbtest.Token(t, w.ann), `{"topic":"chat/1","data":`+test.data+`}`)
 		if status != test.status && !(test.status == 204 && status == 200 && answer == "") {
