@@ -9,6 +9,7 @@ import { dirname, join, relative } from "node:path";
 import { test } from "node:test";
 import { promisify } from "node:util";
 
+import { parse } from "acorn";
 import { get } from "svelte/store";
 import { build } from "vite";
 
@@ -22,6 +23,20 @@ const pages = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "c
 const text = Object.fromEntries(pages.map((page) => [page, readFileSync(join(root, page), "utf8")]));
 const snippets = pages.flatMap((page) => [...text[page].matchAll(/^```(\S*)\n(.*?)^```/gms)].map(([, language, code]) => ({ page, language, code })));
 const of = (language) => snippets.filter((snippet) => snippet.language === language);
+
+test("herald.js is written in no newer JavaScript than the SDK", () => {
+  const parses = (path, ecmaVersion) => {
+    try {
+      return Boolean(parse(readFileSync(join(root, path), "utf8"), { ecmaVersion, sourceType: "module" }));
+    } catch {
+      return false;
+    }
+  };
+  for (const sdk of ["pocketbase", "pocketbase-oldest"]) {
+    const age = [2015, 2016, 2017, 2018, 2019, 2020, 2021, 2022].find((version) => parses(`node_modules/${sdk}/dist/pocketbase.es.mjs`, version));
+    assert.ok(parses("clients/js/herald.js", age), `${sdk} is ES${age}`);
+  }
+});
 
 test("the README is short, and links lead somewhere", async () => {
   assert.ok(text["README.md"].split("\n").length <= 200);

@@ -25,13 +25,13 @@ const maxPages = 100; // that the server answers with at once
 const maxWaiting = 1000; // messages; more can be fetched
 const kickAfter = 3000; // ms
 const watchEvery = 5000; // ms
-const submitWithin = 15_000; // ms
+const submitWithin = 15000; // ms
 const firstBeatWithin = 5000; // ms
 const submitEvery = 1000; // ms
 const openTries = 5;
-const firstStateWithin = 10_000; // ms
+const firstStateWithin = 10000; // ms
 const reloadWithin = 3; // s
-const backWithin = 10_000; // ms; the server waits as long for a lost connection to come back
+const backWithin = 10000; // ms; the server waits as long for a lost connection to come back
 const maxClientIds = 20; // that the server looks at
 
 const check = (pb, topic, callback, options, known) => {
@@ -67,66 +67,61 @@ export async function presence(pb, topic, options = {}) {
 }
 
 class Subscription {
-  #hub;
-  #callback;
-  #options;
-  #epoch = ""; // with #seq the position; empty: not known
-  #seq = 0;
-  #state = "";
-  #connection = ""; // the client id of the connection on which it is subscribed
-  #asked = false; // the SDK knows of it
-  #waiting = []; // live messages that came before their turn
-  #dropped = false; // some of these were too many
-  #doubts = 0; // how often it was denied since it was live
-  #lastLive = 0; // highest number that came by the connection
-  #recovering = false;
-  #again = false; // something happened while it was
-  #wake = () => {};
-  #key;
-
   constructor(hub, topic, callback, options) {
-    this.#hub = hub;
+    this._epoch = ""; // with _seq the position; empty: not known
+    this._seq = 0;
+    this._state = "";
+    this._connection = ""; // the client id of the connection on which it is subscribed
+    this._asked = false; // the SDK knows of it
+    this._waiting = []; // live messages that came before their turn
+    this._dropped = false; // some of these were too many
+    this._doubts = 0; // how often it was denied since it was live
+    this._lastLive = 0; // highest number that came by the connection
+    this._recovering = false;
+    this._again = false; // something happened while it was
+    this._wake = () => {};
+    this._hub = hub;
     this.topic = topic;
-    this.#key = new Key(hub.pb, topic, { envelope: true });
-    this.#callback = callback;
-    this.#options = options;
+    this._key = new Key(hub.pb, topic, { envelope: true });
+    this._callback = callback;
+    this._options = options;
   }
 
-  get #closed() {
-    return this.#state === "closed";
+  get _closed() {
+    return this._state === "closed";
   }
 
   /** The server does not let it listen. */
   get isDenied() {
-    return this.#state === "denied";
+    return this._state === "denied";
   }
 
   get position() {
-    return this.#epoch && `${this.#epoch}:${this.#seq}`;
+    return this._epoch && `${this._epoch}:${this._seq}`;
   }
 
   async open() {
-    const { since, rewind } = this.#options;
-    this.#setState("connecting");
+    const { since, rewind } = this._options;
+    this._setState("connecting");
     try {
       // Where it begins is settled before it is subscribed: what is sent in between is
       // fetched.
       if (since) {
-        this.#moveTo(since);
+        this._moveTo(since);
       } else if (rewind !== undefined) {
-        this.#take(await this.#fetchForOne({ rewind }));
+        this._take(await this._fetchForOne({ rewind }));
       } else {
-        const { epoch, head } = await this.#persist(() => this.#fetch({ limit: 1 }));
-        this.#moveTo(`${epoch}:${head}`);
+        const { epoch, head } = await this._persist(() => this._fetch({ limit: 1 }));
+        this._moveTo(`${epoch}:${head}`);
       }
-      await this.#persist(() => this.#hub.add(this));
-      const before = this.#hub.connection;
-      await this.#persist(() => {
-        this.#asked = true;
-        return this.#key.subscribe((message) => this.#receive(message));
+      await this._persist(() => this._hub.add(this));
+      const before = this._hub.connection;
+      await this._persist(() => {
+        this._asked = true;
+        return this._key.subscribe((message) => this._receive(message));
       });
       // else the SDK is about to connect, and PB_CONNECT comes after it has subscribed
-      if (before && before === this.#hub.connection) this.#connection = before;
+      if (before && before === this._hub.connection) this._connection = before;
     } catch (error) {
       await this.close();
       throw error;
@@ -134,220 +129,220 @@ class Subscription {
     this.recover();
   }
 
-  #persist(f) {
-    return persist(f, () => this.#closed, (ms) => {
-      this.#asked = false;
-      return this.#pause(ms);
+  _persist(f) {
+    return persist(f, () => this._closed, (ms) => {
+      this._asked = false;
+      return this._pause(ms);
     });
   }
 
   /** Never rejects: the SDK has forgotten the subscription even where it could not tell
    * the server, which hears of it with the next one. */
   async close() {
-    if (this.#closed) return;
-    this.#setState("closed");
-    this.#waiting = [];
-    this.#wake();
-    if (this.#asked) await this.#key.unsubscribe().catch(() => {});
-    await this.#hub.remove(this);
+    if (this._closed) return;
+    this._setState("closed");
+    this._waiting = [];
+    this._wake();
+    if (this._asked) await this._key.unsubscribe().catch(() => {});
+    await this._hub.remove(this);
   }
 
   /** The application has unsubscribed it with the SDK's own calls. */
   get isForgotten() {
-    return !this.#closed && this.#key.isForgotten;
+    return !this._closed && this._key.isForgotten;
   }
 
   /** Somebody else signs in: what is under way is for the one before. */
   userChanged() {
-    this.#waiting = [];
+    this._waiting = [];
     this.disconnected();
-    this.#again = true;
+    this._again = true;
   }
 
   /** The SDK has subscribed to all topics, on a new connection or anew. */
   connected(id) {
-    if (!this.#asked) return;
-    if (this.isDenied) this.#setState("connecting");
-    this.#connection = id;
-    this.#lastLive = 0;
-    this.#wake();
+    if (!this._asked) return;
+    if (this.isDenied) this._setState("connecting");
+    this._connection = id;
+    this._lastLive = 0;
+    this._wake();
     this.recover();
   }
 
   disconnected() {
-    this.#connection = "";
-    if (!this.#closed && !this.isDenied) this.#setState("connecting");
+    this._connection = "";
+    if (!this._closed && !this.isDenied) this._setState("connecting");
   }
 
   /** The server says that it has ended or refused the subscription. By the time that
    * arrives it may be allowed again. */
   async askAgain() {
-    if (this.#closed || this.isDenied) return;
-    this.#connection = "";
-    const { user } = this.#hub;
+    if (this._closed || this.isDenied) return;
+    this._connection = "";
+    const { user } = this._hub;
     try {
-      await this.#fetch({ limit: 1 });
+      await this._fetch({ limit: 1 });
     } catch (error) {
-      if (isRefusal(error) && user === this.#hub.user) return this.#denied();
+      if (isRefusal(error) && user === this._hub.user) return this._denied();
     }
-    this.#hub.subscribeAfter(this.#doubts++);
+    this._hub.subscribeAfter(this._doubts++);
   }
 
-  #denied() {
-    this.#connection = "";
-    this.#waiting = [];
-    this.#setState("denied");
-    this.#wake();
+  _denied() {
+    this._connection = "";
+    this._waiting = [];
+    this._setState("denied");
+    this._wake();
   }
 
   /** The tab or the network is back: the connection may be dead without knowing. */
   async wake() {
-    if (this.#closed || this.isDenied) return;
+    if (this._closed || this.isDenied) return;
     const { position } = this;
-    const connection = this.#connection;
-    this.#wake();
+    const connection = this._connection;
+    this._wake();
     await this.recover();
-    const fetched = this.#seq;
+    const fetched = this._seq;
     if (!connection || this.position === position) return;
     setTimeout(() => {
       // what was fetched should have come by the connection, too
-      if (!this.#closed && this.#connection === connection && this.#lastLive < fetched) this.#hub.kick(connection);
+      if (!this._closed && this._connection === connection && this._lastLive < fetched) this._hub.kick(connection);
     }, kickAfter);
   }
 
   /** Fetches what was missed, and goes live where the connection is up. Never rejects. */
   async recover() {
-    this.#again = true;
-    if (this.#recovering || this.#closed) return;
-    this.#recovering = true;
+    this._again = true;
+    if (this._recovering || this._closed) return;
+    this._recovering = true;
     try {
-      await this.#recover();
+      await this._recover();
     } catch (error) {
       console.error(error);
     } finally {
-      this.#recovering = false;
+      this._recovering = false;
     }
   }
 
-  async #recover() {
+  async _recover() {
     let doubted = ""; // the connection that the server does not know to be subscribed
-    for (let failures = 0, doubts = 0; !this.#closed; ) {
-      this.#setState("recovering");
-      this.#again = this.#dropped = false;
-      const connection = this.#connection;
-      const { user } = this.#hub;
+    for (let failures = 0, doubts = 0; !this._closed; ) {
+      this._setState("recovering");
+      this._again = this._dropped = false;
+      const connection = this._connection;
+      const { user } = this._hub;
       let page;
       try {
-        page = await this.#fetch({ since: this.position, subscription: connection && this.#key.sentName }, failures);
+        page = await this._fetch({ since: this.position, subscription: connection && this._key.sentName }, failures);
         failures = 0;
       } catch (error) {
-        if (this.#isOver) return;
-        if (user !== this.#hub.user) continue; // that was the answer to somebody else
+        if (this._isOver) return;
+        if (user !== this._hub.user) continue; // that was the answer to somebody else
         if (isRefusal(error)) {
-          if (this.#again && connection !== this.#connection) continue; // signed in meanwhile
-          return this.#denied();
+          if (this._again && connection !== this._connection) continue; // signed in meanwhile
+          return this._denied();
         }
-        await this.#pause(backoff(failures++));
-        if (this.#isOver) return;
+        await this._pause(backoff(failures++));
+        if (this._isOver) return;
         continue;
       }
-      if (this.#isOver) return;
-      if (user !== this.#hub.user) continue;
-      this.#take(page);
-      if (this.#isOver) return;
+      if (this._isOver) return;
+      if (user !== this._hub.user) continue;
+      this._take(page);
+      if (this._isOver) return;
       if (page.epoch && page.next !== `${page.epoch}:${page.head}`) continue;
-      if (this.#again || this.#dropped) continue;
-      if (!connection || connection !== this.#hub.pb.realtime.clientId) {
-        this.#setState("connecting"); // PB_CONNECT comes, and with it recover
+      if (this._again || this._dropped) continue;
+      if (!connection || connection !== this._hub.pb.realtime.clientId) {
+        this._setState("connecting"); // PB_CONNECT comes, and with it recover
         return;
       }
       if (page.subscribed === false) {
         // The SDK says so where another request has replaced its own, which is under way, and where a proxy has answered.
         if (doubted !== connection) doubts = 0;
         doubted = connection;
-        if (doubts > 0) this.#hub.submitAgain();
-        await this.#pause(backoff(doubts++));
-        if (this.#isOver) return;
+        if (doubts > 0) this._hub.submitAgain();
+        await this._pause(backoff(doubts++));
+        if (this._isOver) return;
         continue;
       }
-      this.#setState("live");
-      this.#doubts = 0;
-      for (const message of this.#waiting.splice(0)) this.#receive(message);
-      if (!this.#again) return;
+      this._setState("live");
+      this._doubts = 0;
+      for (const message of this._waiting.splice(0)) this._receive(message);
+      if (!this._again) return;
     }
   }
 
   /** There is nothing to recover: it was closed, or denied and nothing came after. */
-  get #isOver() {
-    return this.#closed || (this.isDenied && !this.#again);
+  get _isOver() {
+    return this._closed || (this.isDenied && !this._again);
   }
 
   /** A page of one user: another may sign in before it comes. */
-  async #fetchForOne(query) {
-    for (const { authStore } = this.#hub.pb; ; ) {
+  async _fetchForOne(query) {
+    for (const { authStore } = this._hub.pb; ; ) {
       const user = userOf(authStore);
-      const page = await this.#persist(() => this.#fetch(query));
+      const page = await this._persist(() => this._fetch(query));
       if (user === userOf(authStore)) return page;
     }
   }
 
-  async #fetch(query, failures = 0) {
+  async _fetch(query, failures = 0) {
     const known = Object.fromEntries(Object.entries(query).filter(([, value]) => value !== "" && value !== undefined));
-    const page = await this.#hub.page({ topic: this.topic, limit: pageSize, ...known }, failures);
+    const page = await this._hub.page({ topic: this.topic, limit: pageSize, ...known }, failures);
     if (!isPage(page, this.topic)) throw new Error("the answer is none of Herald's");
-    this.#hub.expectBeats(page.beat);
+    this._hub.expectBeats(page.beat);
     return page;
   }
 
   /** Delivers the messages of a page. */
-  #take(page) {
+  _take(page) {
     const since = this.position;
     if (!page.complete || (since && !page.epoch)) {
-      this.#call(this.#options.onGap, { topic: this.topic, since, epoch: page.epoch, first: page.items[0]?.seq ?? null, head: page.head });
+      this._call(this._options.onGap, { topic: this.topic, since, epoch: page.epoch, first: page.items[0]?.seq ?? null, head: page.head });
     }
-    if (page.epoch !== this.#epoch || page.head < this.#seq) {
-      this.#epoch = page.epoch;
-      this.#seq = 0;
+    if (page.epoch !== this._epoch || page.head < this._seq) {
+      this._epoch = page.epoch;
+      this._seq = 0;
     }
-    for (const message of page.items) this.#deliver(message, true);
-    if (page.next) this.#seq = Math.max(this.#seq, numberOf(page.next));
+    for (const message of page.items) this._deliver(message, true);
+    if (page.next) this._seq = Math.max(this._seq, numberOf(page.next));
   }
 
   /** Takes a message that came by the connection. */
-  #receive(message) {
-    if (this.#closed || this.isDenied || !isMessage(message, this.topic)) return;
-    this.#lastLive = Math.max(this.#lastLive, message.seq);
-    const isLive = this.#state === "live" && this.#connection === this.#hub.pb.realtime.clientId;
-    if (isLive && message.epoch === this.#epoch) {
-      this.#deliver(message, false);
+  _receive(message) {
+    if (this._closed || this.isDenied || !isMessage(message, this.topic)) return;
+    this._lastLive = Math.max(this._lastLive, message.seq);
+    const isLive = this._state === "live" && this._connection === this._hub.pb.realtime.clientId;
+    if (isLive && message.epoch === this._epoch) {
+      this._deliver(message, false);
       return;
     }
-    if (this.#waiting.length === maxWaiting) {
-      this.#waiting = [];
-      this.#dropped = true;
+    if (this._waiting.length === maxWaiting) {
+      this._waiting = [];
+      this._dropped = true;
     }
-    this.#waiting.push(message);
+    this._waiting.push(message);
     if (isLive) this.recover(); // another history, or none any more
   }
 
-  #deliver(message, replayed) {
-    if (this.#closed || (message.epoch && message.seq <= this.#seq)) return;
-    if (message.epoch) this.#seq = message.seq;
-    this.#call(this.#callback, { ...message, replayed, position: this.position });
+  _deliver(message, replayed) {
+    if (this._closed || (message.epoch && message.seq <= this._seq)) return;
+    if (message.epoch) this._seq = message.seq;
+    this._call(this._callback, { ...message, replayed, position: this.position });
   }
 
-  #moveTo(position) {
-    this.#epoch = position.slice(0, position.lastIndexOf(":"));
-    this.#seq = numberOf(position);
+  _moveTo(position) {
+    this._epoch = position.slice(0, position.lastIndexOf(":"));
+    this._seq = numberOf(position);
   }
 
-  #setState(state) {
-    if (state === this.#state || this.#closed) return;
-    this.#state = state;
-    this.#call(this.#options.onState, state, this.position);
+  _setState(state) {
+    if (state === this._state || this._closed) return;
+    this._state = state;
+    this._call(this._options.onState, state, this.position);
   }
 
-  #call(f, ...args) {
+  _call(f, ...args) {
     try {
       f?.(...args);
     } catch (error) {
@@ -355,10 +350,10 @@ class Subscription {
     }
   }
 
-  #pause(ms) {
+  _pause(ms) {
     return new Promise((resolve) => {
       const timer = setTimeout(resolve, ms);
-      this.#wake = () => {
+      this._wake = () => {
         clearTimeout(timer);
         resolve();
       };
@@ -369,151 +364,146 @@ class Subscription {
 // Who is present on a topic, and what this client shows of its user. The members that
 // were known stay until a new state is whole, unless somebody else signs in.
 class Watch {
-  members = new Presence(this);
-  #hub;
-  #target; // the topic
-  #options;
-  #key; // of what the server tells
-  #joined = null; // the key by which the user is present; null: it only watches
-  #epoch = "";
-  #seq = 0;
-  #state = ""; // "connecting", "live", "denied", "closed"
-  #isOpen = false; // the application has its members, and its callbacks are called
-  #begun = () => {}; // resolves what open waits for
-  #doubts = 0; // how often it was denied since it was live
-  #stateOn = ""; // the client id of the connection that the last state or count came by
-  #loading = 0; // counts states; a page of an earlier one is dropped
-  #next; // while a state is being loaded: the members so far, and the number of the last diff about each
-  #counts = { total: 0, guests: 0 }; // as the server says
-  #awaited = new Set(); // members of before a restart of the server that may not have come back yet
-  #settling; // the timer
-  #asked = false;
-  #shown = {}; // what the server has accepted: meta, visible
-  #shownFor = ""; // the user that this is about
-  #wanted = {}; // changes that it has not
-  #waiters = []; // who waits for these
-  #renews = false; // it is to hear that the user is still here
-  #sending = false;
-  #nameless = ""; // a connection that the server does not take for this user's
-  #renewal; // the timer
-  #undo = [];
-
   constructor(hub, topic, options) {
-    this.#hub = hub;
-    this.#target = topic;
+    this.members = new Presence(this);
+    this._joined = null; // the key by which the user is present; null: it only watches
+    this._epoch = "";
+    this._seq = 0;
+    this._state = ""; // "connecting", "live", "denied", "closed"
+    this._isOpen = false; // the application has its members, and its callbacks are called
+    this._begun = () => {}; // resolves what open waits for
+    this._doubts = 0; // how often it was denied since it was live
+    this._stateOn = ""; // the client id of the connection that the last state or count came by
+    this._loading = 0; // counts states; a page of an earlier one is dropped
+    this._next = undefined; // while a state is being loaded: the members so far, and the number of the last diff about each
+    this._counts = { total: 0, guests: 0 }; // as the server says
+    this._awaited = new Set(); // members of before a restart of the server that may not have come back yet
+    this._settling = undefined; // the timer
+    this._asked = false;
+    this._shown = {}; // what the server has accepted: meta, visible
+    this._shownFor = ""; // the user that this is about
+    this._wanted = {}; // changes that it has not
+    this._waiters = []; // who waits for these
+    this._renews = false; // it is to hear that the user is still here
+    this._sending = false;
+    this._nameless = ""; // a connection that the server does not take for this user's
+    this._renewal = undefined; // the timer
+    this._undo = [];
+    this._hub = hub;
+    this._target = topic;
     this.topic = `@presence/${topic}`;
-    this.#options = options;
-    this.#key = new Key(hub.pb, this.topic, {});
-    if (options.join !== false) this.#joined = this.#newJoin(options.visible !== false);
-    this.#setState("connecting");
+    this._options = options;
+    this._key = new Key(hub.pb, this.topic, {}); // of what the server tells
+    if (options.join !== false) this._joined = this._newJoin(options.visible !== false);
+    this._setState("connecting");
   }
 
   /** The SDK asks for the key again on each new connection, so a hidden user is never seen. */
-  #newJoin(isVisible) {
-    return Object.assign(new Key(this.#hub.pb, this.#target, isVisible ? {} : { visible: false }), { isVisible });
+  _newJoin(isVisible) {
+    return Object.assign(new Key(this._hub.pb, this._target, isVisible ? {} : { visible: false }), { isVisible });
   }
 
   get isDenied() {
-    return this.#state === "denied";
+    return this._state === "denied";
   }
 
-  get #closed() {
-    return this.#state === "closed";
+  get _closed() {
+    return this._state === "closed";
   }
 
   get isForgotten() {
-    return !this.#closed && (this.#key.isForgotten || (this.#joined?.isForgotten ?? false));
+    return !this._closed && (this._key.isForgotten || (this._joined?.isForgotten ?? false));
   }
 
   /** Whether it makes its user present on a topic. */
   joins(topic) {
-    return !this.#closed && this.#joined !== null && this.#target === topic;
+    return !this._closed && this._joined !== null && this._target === topic;
   }
 
   async open() {
-    const { meta, visible } = this.#options;
+    const { meta, visible } = this._options;
     const first = { ...(meta !== undefined && { meta }), ...(visible === false && { visible }) };
     try {
       if (Object.keys(first).length > 0) { // before anybody sees the user without it
-        await this.#persist(() => this.#put(first));
-        this.#shown = first;
-        this.#shownFor = userOf(this.#hub.pb.authStore);
+        await this._persist(() => this._put(first));
+        this._shown = first;
+        this._shownFor = userOf(this._hub.pb.authStore);
       }
-      await this.#persist(() => this.#hub.add(this));
-      await this.#persist(async () => {
-        this.#asked = true;
-        await this.#key.subscribe((message) => this.#receive(message));
-        await this.#joined?.subscribe(() => {});
+      await this._persist(() => this._hub.add(this));
+      await this._persist(async () => {
+        this._asked = true;
+        await this._key.subscribe((message) => this._receive(message));
+        await this._joined?.subscribe(() => {});
       });
-      await this.#firstState();
+      await this._firstState();
     } catch (error) {
       await this.close();
       throw error;
     }
-    setTimeout(() => this.#tell(), 0); // when the application has the members
-    this.#listen("pagehide", () => this.#leave(true));
-    this.#listen("pageshow", (event) => event.persisted && this.renew());
-    this.#listen("visibilitychange", () => globalThis.document.visibilityState === "visible" && this.renew(), globalThis.document);
+    setTimeout(() => this._tell(), 0); // when the application has the members
+    this._listen("pagehide", () => this._leave(true));
+    this._listen("pageshow", (event) => event.persisted && this.renew());
+    this._listen("visibilitychange", () => globalThis.document.visibilityState === "visible" && this.renew(), globalThis.document);
   }
 
   /** Waits for the members, and not for ever: the connection may break now. */
-  #firstState() {
+  _firstState() {
     return new Promise((resolve, reject) => {
       const timer = setTimeout(resolve, firstStateWithin);
-      this.#begun = (error) => {
+      this._begun = (error) => {
         clearTimeout(timer);
         error ? reject(error) : resolve();
       };
-      if (this.#state === "live") this.#begun();
+      if (this._state === "live") this._begun();
     });
   }
 
   /** Tells what there is, and from now on what changes. */
-  #tell() {
-    this.#isOpen = true;
-    this.#call(this.#options.onState, this.#state);
-    if (this.#closed) return;
-    if (this.members.size > 0) this.#changed([...this.members.values()], [], []);
-    this.#call(this.#options.onCount, { total: this.members.total, guests: this.members.guests });
+  _tell() {
+    this._isOpen = true;
+    this._call(this._options.onState, this._state);
+    if (this._closed) return;
+    if (this.members.size > 0) this._changed([...this.members.values()], [], []);
+    this._call(this._options.onCount, { total: this.members.total, guests: this.members.guests });
   }
 
-  #setState(state) {
-    if (state === this.#state || this.#closed) return;
-    this.#state = state;
-    if (this.#isOpen) this.#call(this.#options.onState, state);
+  _setState(state) {
+    if (state === this._state || this._closed) return;
+    this._state = state;
+    if (this._isOpen) this._call(this._options.onState, state);
     if (state !== "live") return;
-    this.#begun();
-    this.#doubts = 0;
+    this._begun();
+    this._doubts = 0;
   }
 
-  #changed(join, update, leave) {
-    if (this.#isOpen && join.length + update.length + leave.length > 0) this.#call(this.#options.onChange, { join, update, leave });
+  _changed(join, update, leave) {
+    if (this._isOpen && join.length + update.length + leave.length > 0) this._call(this._options.onChange, { join, update, leave });
   }
 
-  #listen(event, listener, target = globalThis.window) {
+  _listen(event, listener, target = globalThis.window) {
     if (!target?.addEventListener) return;
     target.addEventListener(event, listener);
-    this.#undo.push(() => target.removeEventListener(event, listener));
+    this._undo.push(() => target.removeEventListener(event, listener));
   }
 
-  #persist(f) {
-    return persist(f, () => this.#closed, pause);
+  _persist(f) {
+    return persist(f, () => this._closed, pause);
   }
 
   /** Never rejects. */
   async close() {
-    if (this.#closed) return;
-    this.#forget();
-    this.#setState("closed");
-    clearTimeout(this.#renewal);
-    clearTimeout(this.#settling);
-    this.#begun();
-    this.#drop();
-    for (const undo of this.#undo.splice(0)) undo();
+    if (this._closed) return;
+    this._forget();
+    this._setState("closed");
+    clearTimeout(this._renewal);
+    clearTimeout(this._settling);
+    this._begun();
+    this._drop();
+    for (const undo of this._undo.splice(0)) undo();
     // the SDK may just close its connection, which could have been lost, for all the server knows
-    const left = this.#asked && !this.#hub.joins(this.#target, this) && this.#leave(false);
-    if (this.#asked) await Promise.all([this.#key, this.#joined].map((key) => key?.unsubscribe().catch(() => {})));
-    await this.#hub.remove(this);
+    const left = this._asked && !this._hub.joins(this._target, this) && this._leave(false);
+    if (this._asked) await Promise.all([this._key, this._joined].map((key) => key?.unsubscribe().catch(() => {})));
+    await this._hub.remove(this);
     await left;
   }
 
@@ -522,129 +512,129 @@ class Watch {
   }
 
   /** Nobody is known to be present any more. */
-  #forget() {
-    this.#loading++;
-    this.#next = undefined;
-    this.#epoch = "";
-    this.#awaited.clear();
-    this.#counts = { total: 0, guests: 0 };
-    this.#count();
-    this.#replace(new Map());
-    this.#tellCount();
+  _forget() {
+    this._loading++;
+    this._next = undefined;
+    this._epoch = "";
+    this._awaited.clear();
+    this._counts = { total: 0, guests: 0 };
+    this._count();
+    this._replace(new Map());
+    this._tellCount();
   }
 
   /** Leaves sooner than when the server has waited for the connection to come back: a page that
    * goes may be loaded again, and all else is meant. */
-  #leave(isUnloading, token = this.#hub.pb.authStore.token) {
-    const { pb, lastClientId: clientId } = this.#hub;
-    if (!clientId || !this.#joined) return;
+  _leave(isUnloading, token = this._hub.pb.authStore.token) {
+    const { pb, lastClientId: clientId } = this._hub;
+    if (!clientId || !this._joined) return;
     if (sharings.get(pb)?.isAlone === false) return; // other tabs may be present by the same connection
-    const query = new URLSearchParams({ topic: this.#target, clientId, ...(isUnloading && { grace: reloadWithin }) });
+    const query = new URLSearchParams({ topic: this._target, clientId, ...(isUnloading && { grace: reloadWithin }) });
     const headers = token ? { Authorization: token } : {};
     return fetch(urlOf(pb, `/api/notify/presence?${query}`), { method: "DELETE", headers, keepalive: isUnloading }).catch(() => {});
   }
 
   /** The SDK has subscribed on a new connection, or anew: then a state comes. */
   connected() {
-    if (this.isDenied) this.#setState("connecting");
-    if ("visible" in this.#shown) this.joinAs(this.#shown.visible);
-    if (this.#shownFor !== this.#hub.user) this.#restore(); // a guest has signed in
+    if (this.isDenied) this._setState("connecting");
+    if ("visible" in this._shown) this.joinAs(this._shown.visible);
+    if (this._shownFor !== this._hub.user) this._restore(); // a guest has signed in
   }
 
   disconnected() {
-    if (this.#state === "live") this.#setState("connecting");
+    if (this._state === "live") this._setState("connecting");
   }
 
   wake() {}
 
   /** Somebody else signs in: what was shown was about the one before, and what was told was for them. */
   userChanged(token) {
-    this.#leave(false, token);
+    this._leave(false, token);
     this.disconnected();
-    this.#shown = {};
-    this.#drop();
-    this.#forget();
-    this.joinAs(this.#options.visible !== false); // before the SDK connects anew
+    this._shown = {};
+    this._drop();
+    this._forget();
+    this.joinAs(this._options.visible !== false); // before the SDK connects anew
   }
 
   async askAgain() {
-    if (this.#closed || this.isDenied) return;
-    const { user } = this.#hub;
+    if (this._closed || this.isDenied) return;
+    const { user } = this._hub;
     try {
-      await this.#fetch("", 1);
+      await this._fetch("", 1);
     } catch (error) {
-      if (user !== this.#hub.user || this.#closed) return; // that was the answer to somebody else
+      if (user !== this._hub.user || this._closed) return; // that was the answer to somebody else
       if (isRefusal(error)) {
-        this.#setState("denied");
-        this.#begun(error);
-        this.#forget();
+        this._setState("denied");
+        this._begun(error);
+        this._forget();
         return;
       }
     }
-    this.#hub.subscribeAfter(this.#doubts++);
+    this._hub.subscribeAfter(this._doubts++);
   }
 
   /** Tells the server that the user is still here. */
   renew() {
-    if (this.#closed || this.isDenied || !this.#joined) return;
-    this.#renews = true;
-    this.#send();
+    if (this._closed || this.isDenied || !this._joined) return;
+    this._renews = true;
+    this._send();
   }
 
   /** Shows something of the user: the last of several calls counts. */
   show(changes) {
-    if (this.#closed) return Promise.resolve();
+    if (this._closed) return Promise.resolve();
     return new Promise((resolve, reject) => {
-      Object.assign(this.#wanted, changes);
-      this.#waiters.push({ changes, resolve, reject });
-      this.#send();
+      Object.assign(this._wanted, changes);
+      this._waiters.push({ changes, resolve, reject });
+      this._send();
     });
   }
 
   /** What was wanted is not any more. */
-  #drop() {
-    this.#wanted = {};
-    for (const { resolve } of this.#waiters.splice(0)) resolve();
+  _drop() {
+    this._wanted = {};
+    for (const { resolve } of this._waiters.splice(0)) resolve();
   }
 
-  async #send() {
-    if (this.#sending) return;
-    this.#sending = true;
-    for (let failures = 0; !this.#closed && (this.#waiters.length > 0 || this.#renews); ) {
-      const { user } = this.#hub;
-      const { clientId } = this.#hub.pb.realtime;
-      const wanted = this.#wanted;
-      const waiters = this.#waiters;
-      this.#wanted = {};
-      this.#waiters = [];
-      this.#renews = false;
+  async _send() {
+    if (this._sending) return;
+    this._sending = true;
+    for (let failures = 0; !this._closed && (this._waiters.length > 0 || this._renews); ) {
+      const { user } = this._hub;
+      const { clientId } = this._hub.pb.realtime;
+      const wanted = this._wanted;
+      const waiters = this._waiters;
+      this._wanted = {};
+      this._waiters = [];
+      this._renews = false;
       const finish = (isOver, how) => {
         for (const waiter of waiters.splice(0)) isOver(waiter) ? how(waiter) : waiters.push(waiter);
       };
       const again = () => {
-        this.#wanted = { ...wanted, ...this.#wanted };
-        this.#waiters = [...waiters, ...this.#waiters];
-        this.#renews = true;
+        this._wanted = { ...wanted, ...this._wanted };
+        this._waiters = [...waiters, ...this._waiters];
+        this._renews = true;
       };
       try {
-        await this.#put(wanted);
-        if (user === this.#hub.user) {
-          this.#shownFor = user;
-          Object.assign(this.#shown, wanted);
-          if ("visible" in wanted) this.#hub.joinAs(this.#target, wanted.visible);
+        await this._put(wanted);
+        if (user === this._hub.user) {
+          this._shownFor = user;
+          Object.assign(this._shown, wanted);
+          if ("visible" in wanted) this._hub.joinAs(this._target, wanted.visible);
         }
         finish(() => true, ({ resolve }) => resolve());
         failures = 0;
       } catch (error) {
         const { data } = error.response ?? {};
-        if (user !== this.#hub.user) {
+        if (user !== this._hub.user) {
           finish(() => true, ({ resolve }) => resolve());
-        } else if (isRefusal(error) && data.clientId && this.#nameless !== clientId) {
-          this.#nameless = clientId;
+        } else if (isRefusal(error) && data.clientId && this._nameless !== clientId) {
+          this._nameless = clientId;
           again();
         } else if (isRefusal(error) && data.meta) {
           finish(({ changes }) => "meta" in changes, ({ reject }) => reject(error));
-          if (wanted.meta === this.#shown.meta) delete this.#shown.meta;
+          if (wanted.meta === this._shown.meta) delete this._shown.meta;
           delete wanted.meta;
           if (Object.keys(wanted).length > 0) again();
         } else if (error.status !== 429 && (isRefusal(error) || failures === openTries)) {
@@ -656,195 +646,195 @@ class Watch {
         }
       }
     }
-    this.#sending = false;
-    if (this.#closed) this.#drop();
+    this._sending = false;
+    if (this._closed) this._drop();
   }
 
   /** Makes the user begin as visible, or not, on the next connection. The SDK has what it will ask
    * for then when this returns; whether it can tell the server now does not matter. */
   joinAs(isVisible) {
-    const before = this.#joined;
-    if (this.#closed || !before || before.isVisible === isVisible) return;
-    this.#joined = this.#newJoin(isVisible);
-    this.#joined.subscribe(() => {}, true).catch(() => {});
+    const before = this._joined;
+    if (this._closed || !before || before.isVisible === isVisible) return;
+    this._joined = this._newJoin(isVisible);
+    this._joined.subscribe(() => {}, true).catch(() => {});
     before.unsubscribe().catch(() => {});
   }
 
   /** The server may have forgotten what was shown: it has started anew, or the user was away for too long. */
-  #restore() {
-    const { meta, visible } = this.#shown;
-    const changes = { ...(meta !== undefined && { meta }), ...(visible === false && { visible }), ...this.#wanted };
-    if (!this.#hub.user || Object.keys(changes).length === 0) return;
-    const own = [...this.members].find(([user]) => this.#isOwn(user))?.[1];
+  _restore() {
+    const { meta, visible } = this._shown;
+    const changes = { ...(meta !== undefined && { meta }), ...(visible === false && { visible }), ...this._wanted };
+    if (!this._hub.user || Object.keys(changes).length === 0) return;
+    const own = [...this.members].find(([user]) => this._isOwn(user))?.[1];
     // what a member with other connections shows was set by one of these since
     if (!own || (own.meta === null && own.connections === 1)) this.show(changes).catch(() => {});
   }
 
-  #isOwn(user) {
-    const [, id] = this.#hub.user.split(":"); // of the record, which no other collection has
+  _isOwn(user) {
+    const [, id] = this._hub.user.split(":"); // of the record, which no other collection has
     return id !== undefined && user.endsWith(`:${id}`);
   }
 
-  #put(changes) {
-    const { pb } = this.#hub;
+  _put(changes) {
+    const { pb } = this._hub;
     const { clientId } = pb.realtime;
-    const isNamed = clientId && clientId !== this.#nameless && this.#asked && this.#joined;
+    const isNamed = clientId && clientId !== this._nameless && this._asked && this._joined;
     if (!pb.authStore.token) { // guests are only counted
       if (!isNamed) return;
       changes = {};
     }
-    return this.#request({ method: "PUT", fetch: fetchNoContent, body: { topic: this.#target, ...changes, ...(isNamed && { clientId }) } });
+    return this._request({ method: "PUT", fetch: fetchNoContent, body: { topic: this._target, ...changes, ...(isNamed && { clientId }) } });
   }
 
   /** The browser may send it on a connection that is dead. */
-  async #request(options) {
+  async _request(options) {
     const { signal, done } = timeout(submitWithin);
     try {
-      return await this.#hub.pb.send("/api/notify/presence", { requestKey: null, signal, ...options });
+      return await this._hub.pb.send("/api/notify/presence", { requestKey: null, signal, ...options });
     } finally {
       done();
     }
   }
 
-  #fetch(cursor, limit) {
-    return this.#request({ query: { topic: this.#target, cursor, limit } });
+  _fetch(cursor, limit) {
+    return this._request({ query: { topic: this._target, cursor, limit } });
   }
 
-  #receive(message) {
-    if (this.#closed || !isObject(message) || typeof message.epoch !== "string" || !Number.isInteger(message.seq)) return;
-    const { clientId } = this.#hub.pb.realtime;
-    const isFirst = this.#stateOn !== clientId; // on this connection
-    if (message.type === "diff" && (message.epoch !== this.#epoch || message.seq <= this.#seq)) return;
-    const isRestarted = this.#epoch !== "" && message.epoch !== this.#epoch;
-    this.#counts = { total: message.total, guests: message.guests };
-    this.#epoch = message.epoch;
-    this.#seq = message.seq;
-    this.#count();
+  _receive(message) {
+    if (this._closed || !isObject(message) || typeof message.epoch !== "string" || !Number.isInteger(message.seq)) return;
+    const { clientId } = this._hub.pb.realtime;
+    const isFirst = this._stateOn !== clientId; // on this connection
+    if (message.type === "diff" && (message.epoch !== this._epoch || message.seq <= this._seq)) return;
+    const isRestarted = this._epoch !== "" && message.epoch !== this._epoch;
+    this._counts = { total: message.total, guests: message.guests };
+    this._epoch = message.epoch;
+    this._seq = message.seq;
+    this._count();
     switch (message.type) {
       case "state":
         if (!Array.isArray(message.members)) return;
-        this.#stateOn = clientId;
-        this.#renewEvery(message.renew);
-        this.#begin(message, isFirst, isRestarted);
+        this._stateOn = clientId;
+        this._renewEvery(message.renew);
+        this._begin(message, isFirst, isRestarted);
         break;
       case "count":
-        this.#stateOn = clientId;
-        this.#renewEvery(message.renew);
-        this.#loading++;
-        this.#next = undefined;
-        this.#awaited.clear();
-        this.#replace(new Map());
-        this.#setState("live");
-        if (isFirst) this.#restore();
+        this._stateOn = clientId;
+        this._renewEvery(message.renew);
+        this._loading++;
+        this._next = undefined;
+        this._awaited.clear();
+        this._replace(new Map());
+        this._setState("live");
+        if (isFirst) this._restore();
         break;
       case "diff":
-        this.#apply(message);
-        if (message.join?.some(({ user }) => this.#isOwn(user))) this.#restore(); // it was away
+        this._apply(message);
+        if (message.join?.some(({ user }) => this._isOwn(user))) this._restore(); // it was away
         break;
     }
-    this.#tellCount();
+    this._tellCount();
   }
 
-  #count() {
-    const { total, guests } = this.#counts;
-    this.members.total = this.#awaited.size > 0 ? Math.max(total, this.members.size) : total;
+  _count() {
+    const { total, guests } = this._counts;
+    this.members.total = this._awaited.size > 0 ? Math.max(total, this.members.size) : total;
     this.members.guests = guests;
   }
 
-  #tellCount() {
+  _tellCount() {
     const { total, guests } = this.members;
-    if (this.#isOpen) this.#call(this.#options.onCount, { total, guests });
+    if (this._isOpen) this._call(this._options.onCount, { total, guests });
   }
 
   /** A state begins; its other pages are fetched. */
-  async #begin(state, isFirst, isRestarted) {
-    const loading = ++this.#loading;
+  async _begin(state, isFirst, isRestarted) {
+    const loading = ++this._loading;
     if (isRestarted) { // and the others are on their way back, too
-      for (const user of this.members.keys()) this.#awaited.add(user);
-      clearTimeout(this.#settling);
-      this.#settling = setTimeout(() => this.#settle(), backWithin);
+      for (const user of this.members.keys()) this._awaited.add(user);
+      clearTimeout(this._settling);
+      this._settling = setTimeout(() => this._settle(), backWithin);
     }
-    this.#next = { members: new Map(state.members.map((member) => [member.user, member])), touched: new Map() };
-    const isOver = () => loading !== this.#loading || this.#closed;
+    this._next = { members: new Map(state.members.map((member) => [member.user, member])), touched: new Map() };
+    const isOver = () => loading !== this._loading || this._closed;
     // one that comes without being asked for comes to all watchers at once
     if (state.next && !isFirst) await pause(Math.random() * 2000);
     for (let cursor = state.next, failures = 0; cursor && !isOver(); ) {
       let page;
       try {
-        page = await this.#fetch(cursor, 1000);
+        page = await this._fetch(cursor, 1000);
       } catch (error) {
         if (isRefusal(error) && !isOver()) return this.askAgain();
       }
       if (isOver()) return;
-      if (!isObject(page) || !Array.isArray(page.members) || typeof page.next !== "string" || page.epoch !== this.#epoch) {
+      if (!isObject(page) || !Array.isArray(page.members) || typeof page.next !== "string" || page.epoch !== this._epoch) {
         await pause(backoff(failures++));
         continue;
       }
       for (const member of page.members) {
-        if (!(this.#next.touched.get(member.user) > page.seq)) this.#next.members.set(member.user, member);
+        if (!(this._next.touched.get(member.user) > page.seq)) this._next.members.set(member.user, member);
       }
       cursor = page.next;
     }
     if (isOver()) return;
-    const { members } = this.#next;
-    this.#next = undefined;
-    for (const user of [...this.#awaited]) {
-      if (members.has(user)) this.#awaited.delete(user);
+    const { members } = this._next;
+    this._next = undefined;
+    for (const user of [...this._awaited]) {
+      if (members.has(user)) this._awaited.delete(user);
       else members.set(user, this.members.get(user));
     }
-    this.#replace(members);
-    this.#count();
-    this.#setState("live");
-    this.#restore();
+    this._replace(members);
+    this._count();
+    this._setState("live");
+    this._restore();
   }
 
   /** After a restart, members that have not come back have left. */
-  #settle() {
-    const leave = [...this.#awaited].filter((user) => this.members.has(user));
-    this.#awaited.clear();
+  _settle() {
+    const leave = [...this._awaited].filter((user) => this.members.has(user));
+    this._awaited.clear();
     this.members.change([], [], leave);
-    this.#count();
-    this.#changed([], [], leave);
-    if (leave.length > 0) this.#tellCount();
+    this._count();
+    this._changed([], [], leave);
+    if (leave.length > 0) this._tellCount();
   }
 
-  #apply({ seq, join = [], update = [], leave = [] }) {
-    if (this.#next) {
-      for (const member of [...join, ...update]) this.#next.members.set(member.user, member);
-      for (const user of leave) this.#next.members.delete(user);
-      for (const user of [...[...join, ...update].map(({ user }) => user), ...leave]) this.#next.touched.set(user, seq);
+  _apply({ seq, join = [], update = [], leave = [] }) {
+    if (this._next) {
+      for (const member of [...join, ...update]) this._next.members.set(member.user, member);
+      for (const user of leave) this._next.members.delete(user);
+      for (const user of [...[...join, ...update].map(({ user }) => user), ...leave]) this._next.touched.set(user, seq);
       return;
     }
-    const isBack = ({ user }) => this.#awaited.has(user);
+    const isBack = ({ user }) => this._awaited.has(user);
     const [back, others] = [join.filter(isBack), join.filter((member) => !isBack(member))];
-    for (const user of [...back.map(({ user }) => user), ...leave]) this.#awaited.delete(user);
+    for (const user of [...back.map(({ user }) => user), ...leave]) this._awaited.delete(user);
     this.members.change(join, update, leave);
-    this.#count();
-    this.#changed(others, [...back, ...update], leave);
+    this._count();
+    this._changed(others, [...back, ...update], leave);
   }
 
   /** Makes members the ones that are present, and tells what that changes. */
-  #replace(members) {
+  _replace(members) {
     const before = this.members;
     const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
     const join = [...members.values()].filter(({ user }) => !before.has(user));
     const update = [...members.values()].filter((member) => before.has(member.user) && !same(before.get(member.user), member));
     const leave = [...before.keys()].filter((user) => !members.has(user));
     before.change(join, update, leave);
-    this.#changed(join, update, leave);
+    this._changed(join, update, leave);
   }
 
   /** seconds is undefined where nobody has to renew. */
-  #renewEvery(seconds) {
-    clearTimeout(this.#renewal);
+  _renewEvery(seconds) {
+    clearTimeout(this._renewal);
     if (!(seconds > 0)) return;
-    this.#renewal = setTimeout(() => {
+    this._renewal = setTimeout(() => {
       if (globalThis.document?.visibilityState !== "hidden") this.renew();
-      this.#renewEvery(seconds);
+      this._renewEvery(seconds);
     }, seconds * 1000 * (0.7 + 0.3 * Math.random())); // not all at once
   }
 
-  #call(f, ...args) {
+  _call(f, ...args) {
     try {
       f?.(...args);
     } catch (error) {
@@ -855,30 +845,28 @@ class Watch {
 
 /** See herald.d.ts. */
 class Presence extends Map {
-  #watch;
-  total = 0;
-  guests = 0;
-
   constructor(watch) {
     super();
-    this.#watch = watch;
+    this.total = 0;
+    this.guests = 0;
+    this._watch = watch;
   }
 
   async set(meta) {
     if (meta !== undefined && JSON.stringify(meta) === undefined) throw new TypeError("herald.js: meta must be JSON"); // a circle throws, too
-    return this.#watch.show({ meta: meta ?? null });
+    return this._watch.show({ meta: meta ?? null });
   }
 
   hide() {
-    return this.#watch.show({ visible: false });
+    return this._watch.show({ visible: false });
   }
 
   show() {
-    return this.#watch.show({ visible: true });
+    return this._watch.show({ visible: true });
   }
 
   leave() {
-    return this.#watch.leave();
+    return this._watch.leave();
   }
 
   /** Not for applications. */
@@ -893,7 +881,7 @@ const urlOf = (pb, path) => (pb.buildURL ? pb.buildURL(path) : pb.buildUrl(path)
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-const backoff = (failures) => Math.min(10_000, 300 * 2 ** failures) * (0.5 + Math.random() / 2); // ms
+const backoff = (failures) => Math.min(10000, 300 * 2 ** failures) * (0.5 + Math.random() / 2); // ms
 
 /** Calls f until it succeeds, the server refuses, it has failed too often, or it is over. Pauses before it tries again. */
 async function persist(f, isOver, pause) {
@@ -993,57 +981,56 @@ const cancelStale = (pb) => {
 // What the subscriptions of one SDK client share: they learn from it about the connection,
 // who is signed in, and which topics are denied.
 class Hub {
-  #subscriptions = new Set();
-  #opening = null;
-  #keys = []; // of its own subscriptions
-  #undo = []; // what close has to undo
-  #turn = Promise.resolve(); // of subscribeAgain, one after another
-  #queued = 0; // those that have not begun
-  #running = false;
-  #submitting = false; // by submitAgain, or a moment ago
-  #every = 0; // ms between two beats; 0: none are expected
-  #silent = 0; // connections in a row that have never beaten
-  #beaten = false; // this one has
-  #overdue; // the timer
-  user = ""; // who is signed in
-  #token = ""; // of that user
-  connection = ""; // the client id under which the SDK has subscribed; empty: it has not
-
-  #wanted = []; // pages that are asked for
-  #isOlder = false; // the server answers for one topic at a time
-  #clientIds = []; // of the connections that the user has had, the last ones
-
   constructor(pb) {
+    this._subscriptions = new Set();
+    this._opening = null;
+    this._keys = []; // of its own subscriptions
+    this._undo = []; // what close has to undo
+    this._turn = Promise.resolve(); // of subscribeAgain, one after another
+    this._queued = 0; // those that have not begun
+    this._running = false;
+    this._submitting = false; // by submitAgain, or a moment ago
+    this._every = 0; // ms between two beats; 0: none are expected
+    this._silent = 0; // connections in a row that have never beaten
+    this._beaten = false; // this one has
+    this._overdue = undefined; // the timer
+    this.user = ""; // who is signed in
+    this._token = ""; // of that user
+    this.connection = ""; // the client id under which the SDK has subscribed; empty: it has not
+
+    this._wanted = []; // pages that are asked for
+    this._isOlder = false; // the server answers for one topic at a time
+    this._clientIds = []; // of the connections that the user has had, the last ones
     this.pb = pb;
   }
 
   /** The connections so far, for the history: what was sent to one of them was for this client, and what left one out was not. */
   get clientIds() {
     const { clientId } = this.pb.realtime;
-    if (clientId && lastOf(this.#clientIds) !== clientId) this.#clientIds = [...this.#clientIds.slice(1 - maxClientIds), clientId];
-    return this.#clientIds.join(",");
+    if (clientId && lastOf(this._clientIds) !== clientId) this._clientIds = [...this._clientIds.slice(1 - maxClientIds), clientId];
+    return this._clientIds.join(",");
   }
 
   /** A page of the history. Those that are asked for at once come by one request. */
   page(query, failures) {
     return new Promise((resolve, reject) => {
-      this.#wanted.push({ query, failures, resolve, reject });
-      if (this.#wanted.length === 1) Promise.resolve().then(() => this.#fetchWanted());
+      this._wanted.push({ query, failures, resolve, reject });
+      if (this._wanted.length === 1) Promise.resolve().then(() => this._fetchWanted());
     });
   }
 
-  #fetchWanted() {
-    for (const all = this.#wanted.splice(0); all.length > 0; ) {
-      const some = all.splice(0, this.#isOlder ? 1 : maxPages);
-      this.#fetchPages(some).catch((error) => {
+  _fetchWanted() {
+    for (const all = this._wanted.splice(0); all.length > 0; ) {
+      const some = all.splice(0, this._isOlder ? 1 : maxPages);
+      this._fetchPages(some).catch((error) => {
         // a server without this route, by PocketBase's own answer: one by one, then
-        if (some.length > 1 && error.status === 404 && error.response?.status === 404) this.#isOlder = true;
+        if (some.length > 1 && error.status === 404 && error.response?.status === 404) this._isOlder = true;
         for (const { reject } of some) reject(error);
       });
     }
   }
 
-  async #fetchPages(all) {
+  async _fetchPages(all) {
     const clientId = this.clientIds || undefined;
     // the browser may have sent it on a connection that is dead
     const { signal, done } = timeout(Math.min(30, 5 + 5 * Math.max(...all.map(({ failures }) => failures))) * 1000);
@@ -1067,144 +1054,144 @@ class Hub {
 
   /** That of the connection, or of the one that there was. */
   get lastClientId() {
-    return this.pb.realtime.clientId || lastOf(this.#clientIds);
+    return this.pb.realtime.clientId || lastOf(this._clientIds);
   }
 
   async add(subscription) {
-    this.#subscriptions.add(subscription);
-    this.#opening = this.#opening || this.#open();
+    this._subscriptions.add(subscription);
+    this._opening = this._opening || this._open();
     try {
-      await this.#opening;
+      await this._opening;
     } catch (error) {
-      await this.#close();
+      await this._close();
       throw error;
     }
   }
 
   async remove(subscription) {
-    this.#subscriptions.delete(subscription);
-    if (this.#subscriptions.size === 0 && this.#opening) await this.#close();
+    this._subscriptions.delete(subscription);
+    if (this._subscriptions.size === 0 && this._opening) await this._close();
   }
 
-  async #close() {
-    this.#opening = null;
+  async _close() {
+    this._opening = null;
     this.connection = "";
-    clearTimeout(this.#overdue);
-    for (const undo of this.#undo.splice(0)) undo();
-    await Promise.all(this.#keys.splice(0).map((key) => key.unsubscribe().catch(() => {})));
+    clearTimeout(this._overdue);
+    for (const undo of this._undo.splice(0)) undo();
+    await Promise.all(this._keys.splice(0).map((key) => key.unsubscribe().catch(() => {})));
   }
 
   /** All of a user's watches of a topic show the same. */
   joinAs(topic, isVisible) {
-    this.#each((subscription) => subscription.joins?.(topic) && subscription.joinAs(isVisible));
+    this._each((subscription) => subscription.joins?.(topic) && subscription.joinAs(isVisible));
   }
 
   /** Whether another subscription than one makes its user present on a topic. */
   joins(topic, one) {
-    return [...this.#subscriptions].some((subscription) => subscription !== one && subscription.joins?.(topic));
+    return [...this._subscriptions].some((subscription) => subscription !== one && subscription.joins?.(topic));
   }
 
-  #each(f) {
-    for (const subscription of [...this.#subscriptions]) f(subscription);
+  _each(f) {
+    for (const subscription of [...this._subscriptions]) f(subscription);
   }
 
-  async #open() {
+  async _open() {
     const { realtime, authStore } = this.pb;
     this.user = userOf(authStore);
-    this.#token = authStore.token;
+    this._token = authStore.token;
     const before = realtime.isConnected ? realtime.clientId : "";
     const disconnect = realtime.onDisconnect;
     const onDisconnect = (topics) => {
-      this.#disconnected();
+      this._disconnected();
       return disconnect?.(topics);
     };
     realtime.onDisconnect = onDisconnect; // the SDK has it since 0.23
-    this.#undo.push(() => {
+    this._undo.push(() => {
       if (realtime.onDisconnect === onDisconnect) realtime.onDisconnect = disconnect;
     });
-    for (const name of ["unsubscribe", "unsubscribeByPrefix"]) this.#watch(realtime, name);
-    this.#undo.push(authStore.onChange(() => this.#authChanged()));
-    this.#listen(globalThis, "online", () => true);
-    this.#listen(globalThis.document, "visibilitychange", () => document.visibilityState === "visible");
+    for (const name of ["unsubscribe", "unsubscribeByPrefix"]) this._watch(realtime, name);
+    this._undo.push(authStore.onChange(() => this._authChanged()));
+    this._listen(globalThis, "online", () => true);
+    this._listen(globalThis.document, "visibilitychange", () => document.visibilityState === "visible");
 
     // The SDK (0.28) stops trying where a connection breaks while it subscribes on it:
     // then it clears the timer of its next try. To subscribe makes it try again.
     const timer = setInterval(() => {
       cancelStale(this.pb);
-      if (this.connection && this.connection !== realtime.clientId) this.#disconnected();
-      if (!this.connection && !this.#running) this.subscribeAgain();
+      if (this.connection && this.connection !== realtime.clientId) this._disconnected();
+      if (!this.connection && !this._running) this.subscribeAgain();
     }, watchEvery);
-    this.#undo.push(() => clearInterval(timer));
+    this._undo.push(() => clearInterval(timer));
 
-    await this.#subscribe();
+    await this._subscribe();
     // there was a connection already, of which nobody tells
-    if (before && before === realtime.clientId) this.#connected(before);
+    if (before && before === realtime.clientId) this._connected(before);
   }
 
-  async #subscribe() {
+  async _subscribe() {
     const { realtime } = this.pb;
     const listeners = {
       PB_CONNECT: () => {
         if (!realtime.clientId) return this.subscribeAgain(); // see above
-        this.#connected(realtime.clientId);
-        this.#each((subscription) => subscription.connected(this.connection));
+        this._connected(realtime.clientId);
+        this._each((subscription) => subscription.connected(this.connection));
       },
-      "@denied": ({ topic }) => this.#each((subscription) => topic === subscription.topic && subscription.askAgain()),
+      "@denied": ({ topic }) => this._each((subscription) => topic === subscription.topic && subscription.askAgain()),
       "@beat": ({ every }) => {
-        this.#beaten = true;
-        this.#silent = 0;
+        this._beaten = true;
+        this._silent = 0;
         this.expectBeats(every);
-        this.#awaitBeat();
+        this._awaitBeat();
       },
     };
     const keys = Object.keys(listeners).map((topic) => new Key(this.pb, topic, {}));
-    this.#keys.push(...keys);
+    this._keys.push(...keys);
     await Promise.all(keys.map((key) => key.subscribe(listeners[key.topic])));
   }
 
-  #connected(id) {
+  _connected(id) {
     this.connection = id;
     this.clientIds; // keeps it
-    this.#beaten = false;
-    this.#awaitBeat();
+    this._beaten = false;
+    this._awaitBeat();
   }
 
-  #disconnected() {
+  _disconnected() {
     this.connection = "";
-    clearTimeout(this.#overdue);
-    this.#each((subscription) => subscription.disconnected());
+    clearTimeout(this._overdue);
+    this._each((subscription) => subscription.disconnected());
   }
 
   /** The server says how often it beats, in seconds; 0: never. */
   expectBeats(every) {
-    if (typeof every === "number" && every >= 0) this.#every = every * 1000;
+    if (typeof every === "number" && every >= 0) this._every = every * 1000;
   }
 
-  #awaitBeat() {
-    clearTimeout(this.#overdue);
+  _awaitBeat() {
+    clearTimeout(this._overdue);
     const id = this.connection;
     // one beat may be late, as timers are in a tab behind others
-    const ms = this.#beaten ? 2.5 * this.#every : Math.min(600_000, firstBeatWithin * 2 ** this.#silent);
-    if (!id || (this.#every === 0 && this.#beaten)) return;
-    this.#overdue = setTimeout(() => {
-      if (id !== this.connection || this.#every === 0) return;
+    const ms = this._beaten ? 2.5 * this._every : Math.min(600000, firstBeatWithin * 2 ** this._silent);
+    if (!id || (this._every === 0 && this._beaten)) return;
+    this._overdue = setTimeout(() => {
+      if (id !== this.connection || this._every === 0) return;
       // more and more seldom: one whose client a hook of the application has wrapped never beats
-      if (!this.#beaten) this.#silent++;
+      if (!this._beaten) this._silent++;
       kick(this.pb, id);
     }, ms);
   }
 
   /** Notices when the application ends subscriptions by a call of the SDK. */
-  #watch(realtime, name) {
+  _watch(realtime, name) {
     const isOwn = Object.prototype.hasOwnProperty.call(realtime, name);
     const original = realtime[name];
     const watching = (...args) => {
       const result = original.apply(realtime, args); // it forgets at once, and then tells the server
-      this.#forget();
+      this._forget();
       return result;
     };
     realtime[name] = watching;
-    this.#undo.push(() => {
+    this._undo.push(() => {
       if (realtime[name] !== watching) return;
       if (isOwn) realtime[name] = original;
       else delete realtime[name];
@@ -1212,66 +1199,66 @@ class Hub {
   }
 
   /** Closes the subscriptions that the SDK has forgotten. */
-  #forget() {
-    const forgotten = [...this.#subscriptions].filter((subscription) => subscription.isForgotten);
-    for (const subscription of forgotten) this.#subscriptions.delete(subscription);
-    if (this.#subscriptions.size === 0) this.#close(); // at once: the application may subscribe anew
+  _forget() {
+    const forgotten = [...this._subscriptions].filter((subscription) => subscription.isForgotten);
+    for (const subscription of forgotten) this._subscriptions.delete(subscription);
+    if (this._subscriptions.size === 0) this._close(); // at once: the application may subscribe anew
     for (const subscription of forgotten) subscription.close();
-    if (this.#subscriptions.size === 0 || !this.#keys.some((key) => key.isForgotten)) return;
+    if (this._subscriptions.size === 0 || !this._keys.some((key) => key.isForgotten)) return;
     // only those of the hub were meant, such as all of PB_CONNECT
-    for (const key of this.#keys.splice(0)) key.unsubscribe().catch(() => {});
-    this.#subscribe().catch(() => this.subscribeAgain());
+    for (const key of this._keys.splice(0)) key.unsubscribe().catch(() => {});
+    this._subscribe().catch(() => this.subscribeAgain());
   }
 
-  #listen(target, event, isBack) {
+  _listen(target, event, isBack) {
     if (!target?.addEventListener) return;
-    const listener = () => isBack() && this.#each((subscription) => subscription.wake());
+    const listener = () => isBack() && this._each((subscription) => subscription.wake());
     target.addEventListener(event, listener);
-    this.#undo.push(() => target.removeEventListener(event, listener));
+    this._undo.push(() => target.removeEventListener(event, listener));
   }
 
   kick(connection) {
     kick(this.pb, connection);
   }
 
-  #authChanged() {
-    const [before, token] = [this.user, this.#token];
+  _authChanged() {
+    const [before, token] = [this.user, this._token];
     this.user = userOf(this.pb.authStore);
-    this.#token = this.pb.authStore.token;
+    this._token = this.pb.authStore.token;
     const { clientId } = this.pb.realtime;
-    if (before && before !== this.user) this.#clientIds = [];
+    if (before && before !== this.user) this._clientIds = [];
     if (before === this.user) {
       // a renewed token, which may be let in
-      if ([...this.#subscriptions].some(({ isDenied }) => isDenied)) this.subscribeAgain();
+      if ([...this._subscriptions].some(({ isDenied }) => isDenied)) this.subscribeAgain();
     } else if (before && clientId) {
       // What is on its way on a user's connection is not for the next one, who gets
       // another connection.
-      this.#each((subscription) => subscription.userChanged(token));
+      this._each((subscription) => subscription.userChanged(token));
       kick(this.pb, clientId);
     } else {
-      this.#each((subscription) => before && subscription.userChanged(token));
+      this._each((subscription) => before && subscription.userChanged(token));
       this.subscribeAgain();
     }
   }
 
   /** Makes the SDK subscribe to all topics anew, as whoever is signed in now. */
   subscribeAgain(failures = 0) {
-    if (this.#queued > 0) return; // that one will do
-    this.#queued++;
-    this.#turn = this.#turn.then(async () => {
-      this.#queued--;
-      this.#running = true;
-      await this.#subscribeAgain(failures);
-    }).catch(console.error).finally(() => (this.#running = false));
+    if (this._queued > 0) return; // that one will do
+    this._queued++;
+    this._turn = this._turn.then(async () => {
+      this._queued--;
+      this._running = true;
+      await this._subscribeAgain(failures);
+    }).catch(console.error).finally(() => (this._running = false));
   }
 
   /** Makes the SDK send its topics again, on the connection that there is. */
   submitAgain() {
-    if (this.#submitting) return;
-    this.#submitting = true;
-    this.#turn = this.#turn.then(async () => {
-      if (this.#opening) await this.#sendTopics().catch(() => {});
-      setTimeout(() => (this.#submitting = false), submitEvery);
+    if (this._submitting) return;
+    this._submitting = true;
+    this._turn = this._turn.then(async () => {
+      if (this._opening) await this._sendTopics().catch(() => {});
+      setTimeout(() => (this._submitting = false), submitEvery);
     });
   }
 
@@ -1281,20 +1268,20 @@ class Hub {
     this.subscribeAgain();
   }
 
-  async #subscribeAgain(failures) {
-    if (!this.#opening) return;
+  async _subscribeAgain(failures) {
+    if (!this._opening) return;
     const id = this.connection;
     try {
-      await this.#sendTopics();
+      await this._sendTopics();
     } catch {
-      if (this.#opening) setTimeout(() => this.#opening && this.subscribeAgain(failures + 1), backoff(failures));
+      if (this._opening) setTimeout(() => this._opening && this.subscribeAgain(failures + 1), backoff(failures));
       return;
     }
-    if (id && id === this.connection && id === this.pb.realtime.clientId) this.#each((subscription) => subscription.connected(id));
+    if (id && id === this.connection && id === this.pb.realtime.clientId) this._each((subscription) => subscription.connected(id));
   }
 
   /** The SDK sends its topics when they change, and then all of them. */
-  async #sendTopics() {
+  async _sendTopics() {
     const another = new Key(this.pb, "@denied", {});
     await another.subscribe(() => {});
     // refused where all that is left to ask for is denied; the server then goes on as before
@@ -1307,37 +1294,34 @@ let keys = 0;
 // A subscription of the SDK that is nobody else's, by an option with a number. So it can
 // be taken away also where subscribing failed: the SDK keeps the listener then.
 class Key {
-  #pb;
-  #query;
-  #isAsked = false; // the SDK is to know of it
-
   constructor(pb, topic, query) {
-    this.#pb = pb;
+    this._isAsked = false; // the SDK is to know of it
+    this._pb = pb;
     this.topic = topic;
-    this.#query = { ...query, key: ++keys };
+    this._query = { ...query, key: ++keys };
   }
 
-  get #name() {
-    return `${this.topic}?options=${encodeURIComponent(JSON.stringify({ query: this.#query }))}`;
+  get _name() {
+    return `${this.topic}?options=${encodeURIComponent(JSON.stringify({ query: this._query }))}`;
   }
 
   /** As the server has it. */
   get sentName() {
-    return sharings.get(this.#pb)?.nameOf(this.#name) ?? this.#name;
+    return sharings.get(this._pb)?.nameOf(this._name) ?? this._name;
   }
 
   /** Somebody else has taken it away from the SDK. */
   get isForgotten() {
-    const { subscriptions } = this.#pb.realtime;
-    return this.#isAsked && isObject(subscriptions) && !(subscriptions[this.#name]?.length > 0);
+    const { subscriptions } = this._pb.realtime;
+    return this._isAsked && isObject(subscriptions) && !(subscriptions[this._name]?.length > 0);
   }
 
   /** Where it fails, the SDK forgets it again, unless it is to keep it for its next connection. */
   async subscribe(listener, keeps = false) {
     try {
-      const asked = this.#pb.realtime.subscribe(this.topic, listener, { query: this.#query });
-      this.#isAsked = true;
-      await this.#bounded(asked);
+      const asked = this._pb.realtime.subscribe(this.topic, listener, { query: this._query });
+      this._isAsked = true;
+      await this._bounded(asked);
     } catch (error) {
       if (!keeps) await this.unsubscribe().catch(() => {});
       throw error;
@@ -1345,16 +1329,16 @@ class Key {
   }
 
   unsubscribe() {
-    this.#isAsked = false;
-    return this.#bounded(this.#pb.realtime.unsubscribe(this.#name));
+    this._isAsked = false;
+    return this._bounded(this._pb.realtime.unsubscribe(this._name));
   }
 
   /** The SDK waits for an answer for ever, and sends no other request before it. */
-  async #bounded(promise) {
-    const { clientId } = this.#pb.realtime;
+  async _bounded(promise) {
+    const { clientId } = this._pb.realtime;
     const timer = setTimeout(() => {
-      kick(this.#pb, clientId);
-      cancelStale(this.#pb);
+      kick(this._pb, clientId);
+      cancelStale(this._pb);
     }, submitWithin);
     try {
       return await promise;
@@ -1384,7 +1368,7 @@ export function shareConnection(pb) {
 const sharings = new WeakMap();
 
 const answerWithin = 3000; // ms; a tab that leads answers at once, unless it is frozen
-const askEvery = 15_000; // ms
+const askEvery = 15000; // ms
 const quietFor = 5000; // ms in which a stream that is said to be dead has brought nothing
 
 // One stream for all tabs of a user. A tab leads, by a Web Lock: it has the stream, and passes
@@ -1393,43 +1377,38 @@ const quietFor = 5000; // ms in which a stream that is said to be dead has broug
 // SDK, and what builds on it, knows nothing of this. When the tab that leads goes, the locks make
 // another one lead; the SDKs of all connect anew, as after any lost connection.
 class Sharing {
-  tab = Math.random().toString(36).slice(2) + Date.now().toString(36);
-  #pb;
-  #send;
-  #name = ""; // of the user's channel and lock; empty: none
-  #channel;
-  #leader = null; // this tab leads
-  #endLead = () => {};
-  #waiting; // aborts the wait for the lock
-  #source = null; // that the SDK has now
-  #clientId = ""; // of the stream on which the source is; empty: it waits for one
-  #dead = ""; // the one before
-  #names = new Map(); // the keys of the SDK, by the names under which their events come
-  #requests = new Map(); // that the leader has not answered
-  #lastRequest = 0;
-  #silence; // the timer of an answer that is due
-  #isHere; // resolves when the others can tell that this tab is there
-  #undo;
-  #wasAlone = false; // when it left
-  #hasAsked = false; // the leader knows of the source
-
   constructor(pb) {
-    this.#pb = pb;
+    this.tab = Math.random().toString(36).slice(2) + Date.now().toString(36);
+    this._name = ""; // of the user's channel and lock; empty: none
+    this._channel = undefined;
+    this._leader = null; // this tab leads
+    this._endLead = () => {};
+    this._waiting = undefined; // aborts the wait for the lock
+    this._source = null; // that the SDK has now
+    this._clientId = ""; // of the stream on which the source is; empty: it waits for one
+    this._dead = ""; // the one before
+    this._names = new Map(); // the keys of the SDK, by the names under which their events come
+    this._requests = new Map(); // that the leader has not answered
+    this._lastRequest = 0;
+    this._silence = undefined; // the timer of an answer that is due
+    this._wasAlone = false; // when it left
+    this._hasAsked = false; // the leader knows of the source
+    this._pb = pb;
     const { realtime, authStore } = pb;
-    this.#send = pb.send;
+    this._send = pb.send;
     pb.send = (path, options) => {
       const { clientId, subscriptions } = (path === "/api/realtime" && options?.method === "POST" && options.body) || {};
-      return clientId && clientId === this.#clientId ? this.#submit(subscriptions) : this.#send.call(pb, path, options);
+      return clientId && clientId === this._clientId ? this._submit(subscriptions) : this._send.call(pb, path, options);
     };
     const { initConnect } = realtime;
-    this.#undo = () => {
+    this._undo = () => {
       sharings.delete(pb);
       delete realtime.initConnect; // the instance's own
-      pb.send = this.#send;
+      pb.send = this._send;
     };
     realtime.initConnect = () => {
       const own = Object.getOwnPropertyDescriptor(globalThis, "EventSource");
-      const source = new TabSource((closed) => this.#closed(closed));
+      const source = new TabSource((closed) => this._closed(closed));
       globalThis.EventSource = function EventSource() {
         return source;
       };
@@ -1439,163 +1418,164 @@ class Sharing {
         if (own) Object.defineProperty(globalThis, "EventSource", own);
         else delete globalThis.EventSource;
       }
-      this.#open(source);
+      this._open(source);
     };
     authStore.onChange(() => {
-      if (this.#nameNow() === this.#name) return;
-      if (this.#source) this.#again();
-      else this.#leave(); // the others go on without this tab, which would lead them with another user's token
+      if (this._nameNow() === this._name) return;
+      if (this._source) this._again();
+      else this._leave(); // the others go on without this tab, which would lead them with another user's token
     });
     // as long as it is held, this tab is there
-    this.#isHere = new Promise((resolve) => {
+    // resolves when the others can tell that this tab is there
+    this._isHere = new Promise((resolve) => {
       navigator.locks.request(`herald tab ${this.tab}`, () => {
         resolve();
         return new Promise(() => {});
       }).catch(() => { // not allowed here, as in a frame of no origin
-        this.#undo();
-        this.#again();
+        this._undo();
+        this._again();
       });
     });
-    globalThis.addEventListener?.("pagehide", () => this.#leave(true));
-    globalThis.addEventListener?.("pageshow", ({ persisted }) => persisted && this.#again());
-    globalThis.document?.addEventListener("resume", () => this.#again()); // it was frozen, and may have missed something
-    setInterval(() => this.#clientId && !this.#leader && this.#ask({ type: "ask" }), askEvery);
+    globalThis.addEventListener?.("pagehide", () => this._leave(true));
+    globalThis.addEventListener?.("pageshow", ({ persisted }) => persisted && this._again());
+    globalThis.document?.addEventListener("resume", () => this._again()); // it was frozen, and may have missed something
+    setInterval(() => this._clientId && !this._leader && this._ask({ type: "ask" }), askEvery);
     if (realtime.eventSource) kick(pb, realtime.clientId); // the connection that there is becomes the shared one
   }
 
   /** No other tab needs the stream. */
   get isAlone() {
-    return this.#leader ? this.#leader.tabs <= 1 : this.#wasAlone;
+    return this._leader ? this._leader.tabs <= 1 : this._wasAlone;
   }
 
   /** Only tabs that share the SDK's store have the same token at any time, and so the same rights. */
-  #nameNow() {
-    const { authStore, baseURL = this.#pb.baseUrl } = this.#pb;
+  _nameNow() {
+    const { authStore, baseURL = this._pb.baseUrl } = this._pb;
     return `herald ${new URL(baseURL, globalThis.location?.href)} ${storageOf(authStore) ?? this.tab} ${userOf(authStore)}`;
   }
 
   /** Makes the SDK connect anew. While it connects for the first time, a failure would be final. */
-  #again() {
-    if (this.#clientId) this.#source?.fail();
-    else if (this.#source) this.#pb.realtime.initConnect();
+  _again() {
+    if (this._clientId) this._source?.fail();
+    else if (this._source) this._pb.realtime.initConnect();
   }
 
   /** The SDK connects. */
-  #open(source) {
-    this.#source = source;
-    this.#clientId = "";
-    this.#hasAsked = false;
-    this.#names.clear();
-    const name = this.#nameNow();
-    if (name !== this.#name) {
-      this.#leave();
-      this.#enter(name);
+  _open(source) {
+    this._source = source;
+    this._clientId = "";
+    this._hasAsked = false;
+    this._names.clear();
+    const name = this._nameNow();
+    if (name !== this._name) {
+      this._leave();
+      this._enter(name);
     }
-    this.#hello();
+    this._hello();
   }
 
-  async #hello() {
-    const source = this.#source;
-    await this.#isHere;
-    if (!source || source !== this.#source || this.#clientId) return;
-    this.#hasAsked = true;
-    this.#ask({ type: "hello", dead: this.#dead });
+  async _hello() {
+    const source = this._source;
+    await this._isHere;
+    if (!source || source !== this._source || this._clientId) return;
+    this._hasAsked = true;
+    this._ask({ type: "hello", dead: this._dead });
   }
 
-  #enter(name) {
-    this.#name = name;
-    this.#wasAlone = false;
-    this.#dead = "";
+  _enter(name) {
+    this._name = name;
+    this._wasAlone = false;
+    this._dead = "";
     const channel = new BroadcastChannel(name);
-    this.#channel = channel;
-    channel.onmessage = ({ data }) => channel === this.#channel && this.#receive(data);
-    this.#wait({});
+    this._channel = channel;
+    channel.onmessage = ({ data }) => channel === this._channel && this._receive(data);
+    this._wait({});
   }
 
   /** Waits for the lock, or steals it from a tab that does not answer. */
-  #wait(options) {
-    const name = this.#name;
+  _wait(options) {
+    const name = this._name;
     const waiting = options.steal ? undefined : new AbortController();
-    this.#waiting?.abort();
-    this.#waiting = waiting;
+    this._waiting?.abort();
+    this._waiting = waiting;
     navigator.locks.request(name, { ...options, ...(waiting && { signal: waiting.signal }) }, () => {
-      if (name !== this.#name || waiting?.signal.aborted) return;
+      if (name !== this._name || waiting?.signal.aborted) return;
       return new Promise((resolve) => {
-        this.#endLead = resolve;
-        this.#lead();
+        this._endLead = resolve;
+        this._lead();
       });
     }).catch(() => {
       // taken away while this tab was frozen, or not wanted any more
-      if (name !== this.#name || waiting?.signal.aborted || !this.#leader) return;
-      this.#resign();
-      this.#wait({});
-      this.#source?.fail();
+      if (name !== this._name || waiting?.signal.aborted || !this._leader) return;
+      this._resign();
+      this._wait({});
+      this._source?.fail();
     });
   }
 
-  #lead() {
-    clearTimeout(this.#silence);
-    this.#waiting = undefined;
-    this.#leader = new Leader(this.#pb, this.#send, (message) => this.#post(message));
-    const isLate = this.#clientId !== "";
-    this.#post({ type: "leads" });
-    if (isLate) this.#source?.fail(); // its stream has gone with the tab that led
-    else this.#hello();
+  _lead() {
+    clearTimeout(this._silence);
+    this._waiting = undefined;
+    this._leader = new Leader(this._pb, this._send, (message) => this._post(message));
+    const isLate = this._clientId !== "";
+    this._post({ type: "leads" });
+    if (isLate) this._source?.fail(); // its stream has gone with the tab that led
+    else this._hello();
   }
 
-  #resign() {
-    this.#leader?.close();
-    this.#leader = null;
-    this.#endLead();
+  _resign() {
+    this._leader?.close();
+    this._leader = null;
+    this._endLead();
   }
 
   /** Leaves the tabs of a user. */
-  #leave(isUnloading = false) {
-    if (!this.#name) return;
-    this.#wasAlone = this.isAlone;
-    this.#post({ type: "bye", tab: this.tab, isUnloading });
-    clearTimeout(this.#silence);
-    this.#name = "";
-    this.#waiting?.abort();
-    this.#waiting = undefined;
-    this.#resign();
-    this.#channel.close();
-    this.#clientId = "";
-    this.#settle();
+  _leave(isUnloading = false) {
+    if (!this._name) return;
+    this._wasAlone = this.isAlone;
+    this._post({ type: "bye", tab: this.tab, isUnloading });
+    clearTimeout(this._silence);
+    this._name = "";
+    this._waiting?.abort();
+    this._waiting = undefined;
+    this._resign();
+    this._channel.close();
+    this._clientId = "";
+    this._settle();
   }
 
   /** The SDK has closed its connection. */
-  #closed(source) {
-    if (source !== this.#source) return;
-    this.#source = null;
-    this.#dead = source.isGivenUp ? this.#clientId : "";
-    this.#clientId = "";
-    this.#settle(!source.hasFailed); // then it has cancelled its requests
-    this.#post({ type: "bye", tab: this.tab });
+  _closed(source) {
+    if (source !== this._source) return;
+    this._source = null;
+    this._dead = source.isGivenUp ? this._clientId : "";
+    this._clientId = "";
+    this._settle(!source.hasFailed); // then it has cancelled its requests
+    this._post({ type: "bye", tab: this.tab });
   }
 
-  #post(message) {
-    if (!this.#name) return;
-    this.#channel.postMessage(message);
-    this.#receive(message); // a channel does not bring what a tab itself has sent
+  _post(message) {
+    if (!this._name) return;
+    this._channel.postMessage(message);
+    this._receive(message); // a channel does not bring what a tab itself has sent
   }
 
   /** Sends what the leader has to answer at once. */
-  #ask(message) {
-    clearTimeout(this.#silence);
-    const name = this.#name;
-    this.#silence = setTimeout(() => {
-      if (name === this.#name && !this.#leader) this.#wait({ steal: true });
+  _ask(message) {
+    clearTimeout(this._silence);
+    const name = this._name;
+    this._silence = setTimeout(() => {
+      if (name === this._name && !this._leader) this._wait({ steal: true });
     }, answerWithin * (1 + Math.random())); // not all tabs at once
-    this.#post({ ...message, tab: this.tab });
+    this._post({ ...message, tab: this.tab });
   }
 
-  #submit(keys) {
-    this.#names = new Map(keys.map((key) => [this.nameOf(key), key]));
+  _submit(keys) {
+    this._names = new Map(keys.map((key) => [this.nameOf(key), key]));
     return new Promise((resolve, reject) => {
-      const id = ++this.#lastRequest;
-      this.#requests.set(id, { resolve, reject });
-      this.#ask({ type: "keys", id, clientId: this.#clientId, names: [...this.#names.keys()], token: this.#pb.authStore.token });
+      const id = ++this._lastRequest;
+      this._requests.set(id, { resolve, reject });
+      this._ask({ type: "keys", id, clientId: this._clientId, names: [...this._names.keys()], token: this._pb.authStore.token });
     });
   }
 
@@ -1614,43 +1594,43 @@ class Sharing {
   }
 
   /** The requests that are under way get no answer any more. */
-  #settle(isAbort = false) {
-    for (const { reject } of this.#requests.values()) reject(Object.assign(new Error("the connection is lost"), { status: 0, isAbort }));
-    this.#requests.clear();
+  _settle(isAbort = false) {
+    for (const { reject } of this._requests.values()) reject(Object.assign(new Error("the connection is lost"), { status: 0, isAbort }));
+    this._requests.clear();
   }
 
-  #receive(message) {
+  _receive(message) {
     const { type, to } = message;
-    if (this.#leader?.receive(message)) return;
+    if (this._leader?.receive(message)) return;
     if (to !== undefined && to !== this.tab) return;
     switch (type) {
       case "leads": // another one than before
-        if (this.#leader) return;
-        clearTimeout(this.#silence);
-        if (this.#clientId) this.#source?.fail();
-        else this.#hello();
+        if (this._leader) return;
+        clearTimeout(this._silence);
+        if (this._clientId) this._source?.fail();
+        else this._hello();
         break;
       case "here":
-        clearTimeout(this.#silence);
+        clearTimeout(this._silence);
         break;
       case "up":
-        if (!this.#source || this.#clientId || !this.#hasAsked) return;
-        this.#clientId = message.clientId;
-        this.#source.dispatch("PB_CONNECT", message);
+        if (!this._source || this._clientId || !this._hasAsked) return;
+        this._clientId = message.clientId;
+        this._source.dispatch("PB_CONNECT", message);
         break;
       case "down":
-        if (this.#clientId === message.clientId) this.#source?.fail();
+        if (this._clientId === message.clientId) this._source?.fail();
         break;
       case "answer": {
-        clearTimeout(this.#silence);
-        const request = this.#requests.get(message.id);
-        this.#requests.delete(message.id);
+        clearTimeout(this._silence);
+        const request = this._requests.get(message.id);
+        this._requests.delete(message.id);
         if (message.error) request?.reject(Object.assign(new Error(message.error.message), message.error, { data: message.error.response }));
         else request?.resolve({});
         break;
       }
       case "event":
-        if (message.clientId === this.#clientId && this.#names.has(message.name)) this.#source?.dispatch(this.#names.get(message.name), message);
+        if (message.clientId === this._clientId && this._names.has(message.name)) this._source?.dispatch(this._names.get(message.name), message);
         break;
     }
   }
@@ -1667,15 +1647,13 @@ const storageOf = ({ storageKey }) => {
 
 // What the SDK takes for an EventSource.
 class TabSource {
-  hasFailed = false;
-  isGivenUp = false; // by the SDK's user, who has heard nothing for too long
-  #onerror = null;
-  #listeners = new Map();
-  #onClose;
-  #isOver = false;
-
   constructor(onClose) {
-    this.#onClose = onClose;
+    this.hasFailed = false;
+    this.isGivenUp = false; // by the SDK's user, who has heard nothing for too long
+    this._onerror = null;
+    this._listeners = new Map();
+    this._isOver = false;
+    this._onClose = onClose;
   }
 
   get onerror() {
@@ -1686,21 +1664,21 @@ class TabSource {
   }
 
   set onerror(listener) {
-    this.#onerror = listener;
+    this._onerror = listener;
   }
 
   addEventListener(name, listener) {
-    if (!this.#listeners.has(name)) this.#listeners.set(name, new Set());
-    this.#listeners.get(name).add(listener);
+    if (!this._listeners.has(name)) this._listeners.set(name, new Set());
+    this._listeners.get(name).add(listener);
   }
 
   removeEventListener(name, listener) {
-    this.#listeners.get(name)?.delete(listener);
+    this._listeners.get(name)?.delete(listener);
   }
 
   dispatch(type, { data, id }) {
-    for (const listener of [...(this.#listeners.get(type) ?? [])]) {
-      if (this.#isOver) return;
+    for (const listener of [...(this._listeners.get(type) ?? [])]) {
+      if (this._isOver) return;
       try {
         listener({ type, data, lastEventId: id });
       } catch (error) {
@@ -1711,176 +1689,172 @@ class TabSource {
 
   /** The connection is lost. */
   fail() {
-    if (this.#isOver) return;
+    if (this._isOver) return;
     this.hasFailed = true;
-    this.#onerror?.({ type: "error" });
+    this._onerror?.({ type: "error" });
   }
 
   close() {
-    this.#isOver = true;
-    this.#onClose(this);
+    this._isOver = true;
+    this._onClose(this);
   }
 }
 
 // The stream, and the topics of all tabs.
 class Leader {
-  #pb;
-  #send;
-  #post;
-  #source = null;
-  #clientId = "";
-  #tabs = new Map(); // the names that each tab wants
-  #parting = new Set(); // those of tabs that have just gone
-  #turn = Promise.resolve(); // of requests, one after another
-  #failures = 0;
-  #opening; // the timer
-  #heard = 0; // when something came
-  #known = new Set(); // the tabs whose end is awaited
-  #isClosed = false;
-  #listened = new Set(); // names
-  #token = ""; // that the server has accepted
-
   constructor(pb, send, post) {
-    this.#pb = pb;
-    this.#send = send;
-    this.#post = post;
+    this._source = null;
+    this._clientId = "";
+    this._tabs = new Map(); // the names that each tab wants
+    this._parting = new Set(); // those of tabs that have just gone
+    this._turn = Promise.resolve(); // of requests, one after another
+    this._failures = 0;
+    this._opening = undefined; // the timer
+    this._heard = 0; // when something came
+    this._known = new Set(); // the tabs whose end is awaited
+    this._isClosed = false;
+    this._listened = new Set(); // names
+    this._token = ""; // that the server has accepted
+    this._pb = pb;
+    this._send = send;
+    this._post = post;
   }
 
   get tabs() {
-    return this.#tabs.size;
+    return this._tabs.size;
   }
 
   /** Takes a message that is for the tab that leads. */
   receive({ type, tab, dead, id, clientId, names, token, isUnloading }) {
     switch (type) {
       case "hello":
-        this.#post({ type: "here", to: tab });
-        this.#hello(tab, dead);
+        this._post({ type: "here", to: tab });
+        this._hello(tab, dead);
         return true;
       case "ask":
-        this.#post(this.#tabs.has(tab) ? { type: "here", to: tab } : { type: "leads", to: tab });
+        this._post(this._tabs.has(tab) ? { type: "here", to: tab } : { type: "leads", to: tab });
         return true;
       case "keys":
-        this.#post({ type: "here", to: tab });
-        this.#turn = this.#turn.then(() => this.#submit(tab, clientId, names, token, id));
+        this._post({ type: "here", to: tab });
+        this._turn = this._turn.then(() => this._submit(tab, clientId, names, token, id));
         return true;
       case "bye":
-        this.#bye(tab, isUnloading);
+        this._bye(tab, isUnloading);
         return true;
     }
     return false;
   }
 
-  #hello(tab, dead) {
+  _hello(tab, dead) {
     // the tab noticed before this one, which may be in the background
-    if (dead && dead === this.#clientId && Date.now() - this.#heard > quietFor) this.#fail();
-    this.#tabs.set(tab, []);
-    this.#awaitEnd(tab);
-    if (this.#clientId) this.#announce(tab);
-    else if (!this.#source && !this.#opening) this.#openLater();
+    if (dead && dead === this._clientId && Date.now() - this._heard > quietFor) this._fail();
+    this._tabs.set(tab, []);
+    this._awaitEnd(tab);
+    if (this._clientId) this._announce(tab);
+    else if (!this._source && !this._opening) this._openLater();
   }
 
   /** A tab that ends without a word gives its lock back. */
-  #awaitEnd(tab) {
-    if (this.#known.has(tab)) return;
-    this.#known.add(tab);
+  _awaitEnd(tab) {
+    if (this._known.has(tab)) return;
+    this._known.add(tab);
     navigator.locks.request(`herald tab ${tab}`, { mode: "shared" }, () => {}).then(() => {
-      this.#known.delete(tab);
-      if (!this.#isClosed) this.#bye(tab, true);
+      this._known.delete(tab);
+      if (!this._isClosed) this._bye(tab, true);
     }, () => {});
   }
 
   /** A page that goes may be loaded again: until then its user stays where they are present. */
-  #bye(tab, isUnloading) {
-    const names = this.#tabs.get(tab);
-    if (!this.#tabs.delete(tab)) return;
-    if (this.#tabs.size === 0) return this.#disconnect();
+  _bye(tab, isUnloading) {
+    const names = this._tabs.get(tab);
+    if (!this._tabs.delete(tab)) return;
+    if (this._tabs.size === 0) return this._disconnect();
     if (names.length === 0) return;
     const forget = () => {
-      this.#parting.delete(names);
-      this.#turn = this.#turn.then(() => this.#request().catch(() => {}));
+      this._parting.delete(names);
+      this._turn = this._turn.then(() => this._request().catch(() => {}));
     };
     if (!isUnloading) return forget();
-    this.#parting.add(names);
+    this._parting.add(names);
     setTimeout(forget, reloadWithin * 1000);
   }
 
-  #openLater() {
-    this.#opening = setTimeout(() => {
-      this.#opening = undefined;
-      this.#open();
-    }, this.#failures && backoff(this.#failures - 1));
+  _openLater() {
+    this._opening = setTimeout(() => {
+      this._opening = undefined;
+      this._open();
+    }, this._failures && backoff(this._failures - 1));
   }
 
-  #open() {
-    const source = new EventSource(urlOf(this.#pb, "/api/realtime"));
-    this.#source = source;
-    this.#listened.clear();
-    source.onerror = () => source === this.#source && this.#fail();
+  _open() {
+    const source = new EventSource(urlOf(this._pb, "/api/realtime"));
+    this._source = source;
+    this._listened.clear();
+    source.onerror = () => source === this._source && this._fail();
     source.addEventListener("PB_CONNECT", ({ lastEventId: id }) => {
-      if (source !== this.#source) return;
-      this.#clientId = id;
-      this.#failures = 0;
-      this.#heard = Date.now();
-      this.#announce();
+      if (source !== this._source) return;
+      this._clientId = id;
+      this._failures = 0;
+      this._heard = Date.now();
+      this._announce();
     });
   }
 
   /** Tells a tab, or all, that the stream is there, as PB_CONNECT does. */
-  #announce(to) {
-    const id = this.#clientId;
-    this.#post({ type: "up", to, clientId: id, data: JSON.stringify({ clientId: id }), id });
+  _announce(to) {
+    const id = this._clientId;
+    this._post({ type: "up", to, clientId: id, data: JSON.stringify({ clientId: id }), id });
   }
 
-  #disconnect() {
-    clearTimeout(this.#opening);
-    this.#opening = undefined;
-    this.#parting.clear();
-    this.#source?.close();
-    this.#source = null;
-    this.#clientId = "";
+  _disconnect() {
+    clearTimeout(this._opening);
+    this._opening = undefined;
+    this._parting.clear();
+    this._source?.close();
+    this._source = null;
+    this._clientId = "";
   }
 
-  #fail() {
-    const clientId = this.#clientId;
-    this.#disconnect();
-    this.#failures++;
+  _fail() {
+    const clientId = this._clientId;
+    this._disconnect();
+    this._failures++;
     if (clientId) {
-      this.#tabs.clear();
-      this.#post({ type: "down", clientId });
-    } else if (this.#tabs.size > 0) {
-      this.#openLater();
+      this._tabs.clear();
+      this._post({ type: "down", clientId });
+    } else if (this._tabs.size > 0) {
+      this._openLater();
     }
   }
 
   /** Subscribes for a tab. It is answered as the SDK would have been. */
-  async #submit(tab, clientId, names, token, id) {
-    const before = this.#tabs.get(tab);
+  async _submit(tab, clientId, names, token, id) {
+    const before = this._tabs.get(tab);
     let error;
-    if (!before || clientId !== this.#clientId) {
+    if (!before || clientId !== this._clientId) {
       error = { message: "the connection is lost", status: 0 };
     } else {
-      this.#tabs.set(tab, names);
+      this._tabs.set(tab, names);
       try {
-        await this.#request(token);
-        this.#token = token;
+        await this._request(token);
+        this._token = token;
       } catch ({ message, status, response }) {
         error = { message, status, response };
-        if (this.#clientId === clientId && this.#tabs.get(tab) === names) this.#tabs.set(tab, before);
+        if (this._clientId === clientId && this._tabs.get(tab) === names) this._tabs.set(tab, before);
       }
     }
-    this.#post({ type: "answer", to: tab, id, error });
+    this._post({ type: "answer", to: tab, id, error });
   }
 
   /** Asks for the topics of all tabs. */
-  async #request(token = this.#token) {
-    const clientId = this.#clientId;
+  async _request(token = this._token) {
+    const clientId = this._clientId;
     if (!clientId) return;
-    const names = [...new Set([...this.#tabs.values(), ...this.#parting].flat())];
-    for (const name of names) this.#listen(name);
+    const names = [...new Set([...this._tabs.values(), ...this._parting].flat())];
+    for (const name of names) this._listen(name);
     const { signal, done } = timeout(submitWithin);
     try {
-      await this.#send.call(this.#pb, "/api/realtime", {
+      await this._send.call(this._pb, "/api/realtime", {
         method: "POST", body: { clientId, subscriptions: names }, headers: { Authorization: token }, requestKey: null, signal,
       });
     } finally {
@@ -1888,20 +1862,20 @@ class Leader {
     }
   }
 
-  #listen(name) {
-    if (this.#listened.has(name) || name.split("?")[0] === "PB_CONNECT") return;
-    this.#listened.add(name);
-    const source = this.#source;
+  _listen(name) {
+    if (this._listened.has(name) || name.split("?")[0] === "PB_CONNECT") return;
+    this._listened.add(name);
+    const source = this._source;
     source.addEventListener(name, ({ data, lastEventId: id }) => {
-      if (source !== this.#source) return;
-      this.#heard = Date.now();
-      this.#post({ type: "event", clientId: this.#clientId, name, data, id });
+      if (source !== this._source) return;
+      this._heard = Date.now();
+      this._post({ type: "event", clientId: this._clientId, name, data, id });
     });
   }
 
   close() {
-    this.#isClosed = true;
-    this.#tabs.clear();
-    this.#disconnect();
+    this._isClosed = true;
+    this._tabs.clear();
+    this._disconnect();
   }
 }
