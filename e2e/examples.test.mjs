@@ -11,7 +11,7 @@ import { promisify } from "node:util";
 
 import { build } from "vite";
 
-import { addUser, freePort, Herald, launchBrowser, password, root, send, until } from "./kit.mjs";
+import { addUser, freePort, Herald, launchBrowser, password, root, send, setClockAhead, until } from "./kit.mjs";
 
 const run = promisify(execFile);
 
@@ -96,6 +96,7 @@ test("the chat, by make demo", async (t) => {
       body: JSON.stringify({ topic: "chat/everyone", data: { text: "I am Ann", name: "Ann", id: record.id } }),
     });
   });
+  await setClockAhead(ann); // she is still signed in
   await ann.reload();
   await ann.waitForFunction(() => document.querySelectorAll("#messages li").length === 3);
   assert.equal((await texts(ann)).at(-1), "Bob: I am Ann");
@@ -129,6 +130,9 @@ test("a job's progress", async (t) => {
   await ann.waitForFunction(() => document.querySelector("#status").textContent === "Done: 1234 rows");
   await annAgain.waitForFunction(() => document.querySelector("#progress").value === 100);
   assert.equal(await bob.textContent("#status"), "");
+  await setClockAhead(ann); // she is still signed in
+  await ann.reload();
+  await ann.waitForSelector("#export:not([hidden])");
 });
 
 test("the npm package in a Vite build", async (t) => {

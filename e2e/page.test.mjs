@@ -5,7 +5,7 @@ import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 
-import { addUser, Herald, launchBrowser, password, root as repository, send, until } from "./kit.mjs";
+import { addUser, Herald, launchBrowser, password, root as repository, send, setClockAhead, until } from "./kit.mjs";
 import { RudeProxy } from "./proxy.mjs";
 
 const pictures = join(repository, "e2e/output");
@@ -387,6 +387,31 @@ test("two browsers see who is there, and who is typing", async (t) => {
   await tabs.Bob.getByRole("button", { name: "Unsubscribe from room/1" }).click();
   await tabs.Bob.locator("#here").waitFor({ state: "hidden" });
   forgive(problems, /403/); // Ann is a guest now
+  assert.deepEqual(problems, []);
+});
+
+test("the server says who is signed in, not the device's clock", async (t) => {
+  const herald = await (await Herald.install(t)).start();
+  const root = await herald.superuser();
+  const ann = await addUser(root, "ann@example.com", { name: "Ann" });
+  const browser = await launchBrowser(t);
+  const problems = [];
+  const tab = await openTab(await browser.newContext(), herald.url, problems);
+  const who = tab.locator("#who");
+  await signIn(tab, "users", "ann@example.com");
+  await setClockAhead(tab);
+  await tab.reload();
+  await connected(tab);
+  assert.equal(await who.textContent(), "Ann");
+  await until("she is connected", async () => (await root.send("/api/notify/clients", { query: { user: `users:${ann.id}` } })).items.length > 0);
+
+  // nobody but the server knows that her token has ended
+  await tab.goto("about:blank");
+  await root.collection("users").update(ann.id, { password: "another password", passwordConfirm: "another password" });
+  await tab.goto(herald.url);
+  await until("she is a guest", async () => (await who.textContent()) === "guest");
+  await connected(tab);
+  forgive(problems, /status of 40[13]/);
   assert.deepEqual(problems, []);
 });
 

@@ -49,7 +49,7 @@ export class Here {
 
   #type(topic) {
     const members = this.#topics.get(topic);
-    if (!members || !this.#pb.authStore.isValid) return;
+    if (!members || !this.#pb.authStore.record) return;
     if (!this.#typing.has(topic)) members.set({ typing: true }).catch(() => {}); // without a right to be shown it is not
     clearTimeout(this.#typing.get(topic));
     this.#typing.set(topic, setTimeout(() => this.#stop(topic), typingFor));

@@ -34,7 +34,7 @@ export function bindSession(pb, onChange) {
   });
 
   const show = () => {
-    const record = pb.authStore.isValid ? pb.authStore.record : null;
+    const { record } = pb.authStore; // not isValid, which asks this device's clock
     byId("who").textContent = record ? record.name || record.email : "guest";
     byId("who").title = record ? `${record.collectionName}:${record.id}` : "";
     byId("sign-in").hidden = Boolean(record);
@@ -50,4 +50,11 @@ export function bindSession(pb, onChange) {
     onChange();
   });
   show();
+
+  // the server says whether what is left from last time still counts
+  const { record } = pb.authStore;
+  if (!record) return;
+  pb.collection(record.collectionName).authRefresh().catch(({ status, response }) => {
+    if ([401, 403, 404].includes(status) && response.status === status) pb.authStore.clear();
+  });
 }

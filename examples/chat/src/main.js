@@ -10,7 +10,9 @@ const topic = `chat/${room}`;
 
 $("#room").textContent = room;
 addEventListener("hashchange", () => location.reload());
-pb.authStore.isValid ? enter() : ($("#sign-in").hidden = false);
+// the server says whether a token from last time still counts; this device's clock may be wrong
+if (pb.authStore.token) pb.collection("users").authRefresh().then(enter).catch(showSignIn);
+else showSignIn();
 
 $("#sign-in").onsubmit = async (event) => {
   event.preventDefault();
@@ -22,6 +24,10 @@ $("#sign-in").onsubmit = async (event) => {
     $("#sign-in [role=alert]").textContent = error.message;
   }
 };
+
+function showSignIn() {
+  $("#sign-in").hidden = false;
+}
 
 async function enter() {
   $("#sign-in").hidden = true;
