@@ -360,29 +360,46 @@ test("herald.js behind a proxy that answers in the server's place", async (t) =>
   t.after(() => proxy.close());
   const say = (data, topic = "log/rude") => send(root, { topic, data });
 
+  const ways = { // a page of one topic, those of two topics in one request, subscribing
+    history: { count: 1, isHit: ({ url }) => url.startsWith("/api/notify/history") },
+    "history of two topics": { count: 2, isHit: ({ url }) => url.startsWith("/api/notify/history") },
+    realtime: { count: 1, isHit: ({ url, method }) => url === "/api/realtime" && method === "POST" },
+  };
   for (const fate of ["cut", "html", 400, 401, 403, 404, 502]) {
-    for (const path of ["/api/notify/history", "/api/realtime"]) {
-      if (fate === "cut" && path === "/api/realtime") continue; // its answer has no body
-      await t.test(`${fate} for ${path}`, async () => {
-        const topic = `log/${fate}${path.length}`;
+    for (const [way, { count, isHit }] of Object.entries(ways)) {
+      if (fate === "cut" && way === "realtime") continue; // its answer has no body
+      await t.test(`${fate} for ${way}`, async () => {
+        const topics = Array.from({ length: count }, (_, i) => `log/${fate}-${way.length}-${i}`);
+        const sayAll = (data) => Promise.all(topics.map((topic) => say(data, topic)));
         const pb = herald.client(proxy.url);
-        const log = await Log.on(pb, topic);
-        await log.live();
-        await say(1, topic);
-        await log.count(1);
-        let left = fate === "html" && path === "/api/realtime" ? 1 : 3; // the SDK takes it for a success: it takes a missing beat
-        proxy.fate = ({ url, method }) => url.startsWith(path) && (method === "POST" || path.includes("history")) && left-- > 0 ? fate : "pass";
+        const logs = await Promise.all(topics.map((topic) => Log.on(pb, topic)));
+        const all = async (data) => {
+          for (const log of logs) assert.deepEqual((await log.count(data.length)).data, data);
+        };
+        for (const log of logs) await log.live();
+        await sayAll(1);
+        await all([1]);
+        let left = fate === "html" && way === "realtime" ? 1 : 3; // the SDK takes it for a success: it takes a missing beat
+        const methods = new Set();
+        proxy.fate = (request) => {
+          if (!isHit(request) || left-- <= 0) return "pass";
+          methods.add(request.method);
+          return fate;
+        };
         proxy.endStreams();
-        await say(2, topic);
+        await sayAll(2);
         await until("the proxy has answered for the server", () => left <= 0);
-        await say(3, topic);
-        assert.deepEqual((await log.count(3)).data, [1, 2, 3]);
-        await log.live();
-        await say(4, topic);
-        assert.deepEqual((await log.count(4)).data, [1, 2, 3, 4]);
-        assert.deepEqual(log.gaps, []);
-        assert.ok(log.states.every(({ state }) => state !== "denied" && state !== "closed"));
-        await log.stop();
+        await sayAll(3);
+        await all([1, 2, 3]);
+        for (const log of logs) await log.live();
+        await sayAll(4);
+        await all([1, 2, 3, 4]);
+        assert.equal(methods.has("POST"), way !== "history", [...methods].join()); // several topics are asked for at once
+        for (const log of logs) {
+          assert.deepEqual(log.gaps, []);
+          assert.ok(log.states.every(({ state }) => state !== "denied" && state !== "closed"));
+          await log.stop();
+        }
       });
     }
   }
@@ -639,7 +656,11 @@ for (const start of ["start", "startBehindEdge"]) test(`a network that fails at 
   at("the browser's start");
   const browser = await launchBrowser(t);
   at("subscribing");
-  const logs = await Promise.all(Array.from({ length: clients - tabs }, (_, i) => Log.on(client(i), `log/${i % 5}`)));
+  // every third has two topics, and asks for the pages of both at once
+  const logs = await Promise.all(Array.from({ length: clients - tabs }, (_, i) => i).flatMap((i) => {
+    const pb = client(i);
+    return (i % 3 === 0 ? [i, i + 1] : [i]).map(async (n) => Object.assign(await Log.on(pb, `log/${n % 5}`), { n: n % 5 }));
+  }));
   const opened = await Promise.all(Array.from({ length: tabs }, (_, i) =>
     openTab(browser, faulty.url, `log/${i % 5}`, (i - 2) * year, i % 2 === 0 ? { token, record } : null)));
   at("going live");
@@ -659,13 +680,13 @@ for (const start of ["start", "startBehindEdge"]) test(`a network that fails at 
   faulty.heal();
   rude.heal();
   for (const [i, log] of logs.entries()) {
-    at(() => `client ${i} of ${sent[i % 5]} messages: ${log.describe()}`);
+    at(() => `client ${i} of ${sent[log.n]} messages: ${log.describe()}`);
     try {
-      await log.count(sent[i % 5]);
+      await log.count(sent[log.n]);
       await log.live();
     } catch (error) {
       const { clientId } = log.pb.realtime;
-      const { items } = await root.send("/api/notify/clients", { query: { topic: `log/${i % 5}`, perPage: 500 }, requestKey: null });
+      const { items } = await root.send("/api/notify/clients", { query: { topic: `log/${log.n}`, perPage: 500 }, requestKey: null });
       t.diagnostic(`client ${i}: ${log.describe()}; proxy: ${rude.describe(clientId)}; server: ${JSON.stringify(items.find(({ id }) => id === clientId))}`);
       throw error;
     }
@@ -678,11 +699,11 @@ for (const start of ["start", "startBehindEdge"]) test(`a network that fails at 
       t.diagnostic(`tab ${i} of ${sent[i % 5]} messages: ${await tab.evaluate(() => window.describe())}`);
       throw error;
     }
-    logs.push(await tab.evaluate(() => window.log));
+    logs.push({ ...await tab.evaluate(() => window.log), n: i % 5 });
     assert.deepEqual(tab.problems, []);
   }
   for (const [i, log] of logs.entries()) {
-    assert.deepEqual(log.messages.map(({ data, seq }) => [data, seq]), Array.from({ length: sent[i % 5] }, (_, n) => [n, n + 1]), `client ${i}`);
+    assert.deepEqual(log.messages.map(({ data, seq }) => [data, seq]), Array.from({ length: sent[log.n] }, (_, n) => [n, n + 1]), `client ${i}`);
     assert.deepEqual(log.gaps, []);
   }
   const replayed = logs.reduce((sum, log) => sum + log.messages.filter((message) => message.replayed).length, 0);

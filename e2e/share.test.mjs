@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 
 import { addUser, Herald, launchBrowser, password, root as repository, send, until } from "./kit.mjs";
+import { RudeProxy } from "./proxy.mjs";
 
 /** Opens a tab that shares its connection and listens to topics; what it got is in window.got. */
 async function openTab(context, herald, problems, { topics = ["chat/1", "plain"], shares = true } = {}) {
@@ -343,5 +344,29 @@ test("a few tabs share one stream", async (t) => {
     assert.equal((await connections(root)).length, 2);
   });
 
+  assert.deepEqual(problems, []);
+});
+
+test("tabs share a stream that dies without an end", async (t) => {
+  const herald = await (await Herald.install(t)).start("--notifyHeartbeat=1s");
+  const root = await herald.superuser();
+  await root.collection("notify_channels").create({ pattern: "chat/{room}", subscribeRule: "*", history: 100 });
+  const proxy = await RudeProxy.to(herald.port);
+  t.after(() => proxy.close());
+  const context = await (await launchBrowser(t)).newContext();
+  const problems = [];
+  const tabs = [];
+  for (let i = 0; i < 3; i++) tabs.push(await openTab(context, proxy, problems, { topics: ["chat/1"] }));
+  await allLive(tabs);
+  for (let sent = 1; sent <= 3; sent++) {
+    const { streams } = proxy;
+    proxy.hangStreams();
+    await send(root, { topic: "chat/1", data: sent });
+    for (const tab of tabs) await until("it came", async () => (await got(tab, "chat/1")).length === sent);
+    assert.ok(proxy.streams > streams);
+  }
+  for (const tab of tabs) assert.deepEqual(await got(tab, "chat/1"), [1, 2, 3]);
+  await allLive(tabs);
+  await until("one connection is left", async () => (await connections(root)).length === 1);
   assert.deepEqual(problems, []);
 });
