@@ -4,6 +4,7 @@ import (
 	"encoding/json/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tests"
@@ -113,7 +114,10 @@ func TestChannelsDisappear(t *testing.T) {
 			root := pbtest.AddAuth(t, app, core.CollectionNameSuperusers, "root@x.com", nil)
 			ann := pbtest.AddAuth(t, app, "users", "ann@x.com", nil)
 			addChannel(t, app, map[string]any{"pattern": "news", "subscribeRule": "*", "publishRule": "*", "history": 10})
-			private := addChannel(t, app, map[string]any{"pattern": "private/{id}", "subscribeRule": `@request.auth.id = @request.query.id`, "history": 10})
+			own := `@request.auth.id = @request.query.id`
+			private := addChannel(t, app, map[string]any{
+				"pattern": "private/{id}", "subscribeRule": own, "publishRule": own, "history": 10, "presence": true, "presenceRule": own,
+			})
 			server := pbtest.Serve(t, app)
 			topic := "private/" + ann.Id
 			listener, reader := server.Subscribe(t, ann, topic, "@denied"), server.Subscribe(t, nil, "news")
@@ -136,6 +140,14 @@ func TestChannelsDisappear(t *testing.T) {
 				}
 				if got, _ := server.Do(t, "GET", historyPath(topic, "", 10), "", nil); got != 403 {
 					t.Errorf("its history: %d", got)
+				}
+				for _, who := range []*core.Record{nil, ann} {
+					if got, _ := server.Do(t, "POST", publishPath, pbtest.Token(t, who), map[string]any{"topic": topic, "data": 1}); got != 403 {
+						t.Errorf("publishing to it: %d", got)
+					}
+					if got, _ := server.Do(t, "GET", "/api/notify/presence?topic="+topic, pbtest.Token(t, who), nil); got != 403 {
+						t.Errorf("who is there: %d", got)
+					}
 				}
 			}
 
@@ -227,6 +239,38 @@ func TestChannelsDisappear(t *testing.T) {
 				t.Errorf("without a channel: %d", got)
 			}
 		})
+	}
+}
+
+// TestChannelsDisappearMeanwhile: nor does it open if the collection goes while another program has the data.
+func TestChannelsDisappearMeanwhile(t *testing.T) {
+	register := func(app core.App) { hooks.MustRegister(app, nil, hooks.Config{}) }
+	app := pbtest.NewApp(t, register)
+	pbtest.AddAuth(t, app, "users", "ann@x.com", nil)
+	addChannel(t, app, map[string]any{"pattern": "private", "subscribeRule": `@request.auth.id != ""`})
+	pbtest.Serve(t, app)
+	engine(app).Shutdown(time.Second)
+
+	stock, err := tests.NewTestApp(app.DataDir()) // a copy
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stock.Cleanup)
+	if err := stock.ImportCollections([]map[string]any{{"name": "other", "type": "base"}}, true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stock.FindCollectionByNameOrId("notify_channels"); err == nil {
+		t.Fatal("it is there still")
+	}
+	again, err := tests.NewTestApp(stock.DataDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(again.Cleanup)
+	register(again)
+	server := pbtest.Serve(t, again)
+	if status, answer := server.Connect(t).Try(t, nil, "private"); status != 403 {
+		t.Errorf("a guest: %d %v", status, answer)
 	}
 }
 

@@ -352,7 +352,9 @@ func TestEmptyWildcard(t *testing.T) {
 	w := newWorld(t)
 	addMembers(t, w) // of which there are none
 	rule := strings.ReplaceAll(memberRule, "query.room", "query.p")
-	addChannel(t, w, map[string]any{"pattern": "path/{p...}", "subscribeRule": rule, "publishRule": rule, "history": 10})
+	addChannel(t, w, map[string]any{
+		"pattern": "path/{p...}", "subscribeRule": rule, "publishRule": rule, "history": 10, "presence": true, "presenceRule": rule,
+	})
 	addChannel(t, w, map[string]any{"pattern": "open/{p...}", "subscribeRule": `@request.query.p != "secret"`})
 	server := pbtest.Serve(t, w)
 	for topic, want := range map[string]int{"path/": 403, "path//": 403, "path/a//": 403, "path/a/b": 403, "open/": 403, "open/x": 204} {
@@ -362,6 +364,17 @@ func TestEmptyWildcard(t *testing.T) {
 			}
 			if status, _ := server.Do(t, "GET", historyPath(topic, "", 10), pbtest.Token(t, who), nil); status != 403 && want == 403 {
 				t.Errorf("history of %q: %d", topic, status)
+			}
+			_, pages := server.DoText(t, "POST", "/api/notify/history", pbtest.Token(t, who), map[string]any{"topics": []any{map[string]any{"topic": topic}}})
+			if !strings.Contains(pages, `"status":403`) && want == 403 {
+				t.Errorf("history of %q among several: %s", topic, pages)
+			}
+			if status, _ := server.Do(t, "GET", "/api/notify/presence?topic="+topic, pbtest.Token(t, who), nil); status != 403 && want == 403 {
+				t.Errorf("presence on %q: %d", topic, status)
+			}
+			present := map[string]any{"topic": topic, "visible": true}
+			if status, answer := server.Do(t, "PUT", "/api/notify/presence", pbtest.Token(t, who), present); status < 400 && want == 403 {
+				t.Errorf("visible on %q: %d %v", topic, status, answer)
 			}
 			if status, _ := server.Do(t, "POST", publishPath, pbtest.Token(t, who), map[string]any{"topic": topic, "data": 1}); status != 403 {
 				t.Errorf("publish to %q: %d", topic, status)

@@ -71,10 +71,14 @@ func TestHistoryDamaged(t *testing.T) {
 	})
 	t.Run("without a channel that has history", func(t *testing.T) {
 		w := newWorld(t)
+		w.Settings().Logs.MaxDays = 1
 		overwrite(t, w, 0)
-		if err := w.CreateBackup(t.Context(), "backup.zip"); err != nil {
-			t.Error(err)
+		server := pbtest.Serve(t, w)
+		if status, answer := server.Do(t, "POST", "/api/backups", pbtest.Token(t, w.root), map[string]any{"name": "backup.zip"}); status != http.StatusNoContent {
+			t.Error(status, answer)
 		}
+		addLog(t, w, 100)
+		check(t, w, server)
 	})
 	t.Run("that cannot be opened", func(t *testing.T) {
 		w := newWorld(t)

@@ -7,13 +7,17 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
+	"herald/hooks"
 	"herald/internal/pbtest"
 	"herald/notify"
+	"herald/notify/edge"
 )
 
 // way is a way in which messages are written to a connection.
@@ -81,6 +85,22 @@ func (w *way) newWorld(t testing.TB) *world {
 		w.prepare(world)
 	}
 	return world
+}
+
+// serveBeating serves an application whose messages go that way, with that time between heartbeats.
+func (w *way) serveBeating(t testing.TB, every time.Duration) (core.App, *pbtest.Server) {
+	t.Helper()
+	app := pbtest.NewApp(t, func(app core.App) {
+		hooks.MustRegister(app, nil, hooks.Config{Notify: notify.Config{Heartbeat: every}})
+	})
+	if w.prepare != nil {
+		w.prepare(app)
+	}
+	if !strings.HasPrefix(w.name, "edge") {
+		return app, w.serve(t, app)
+	}
+	o := pbtest.NewOrigin(t, app, pbtest.NATS(t, &server.Options{}))
+	return app, o.EdgeWith(t, edge.Config{NATS: o.NATS, Name: "edge", Heartbeat: every})
 }
 
 // eachWay runs a test over all ways, at the same time.

@@ -3,8 +3,14 @@ package cli_test
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -64,5 +70,122 @@ func TestTailOutlivesItsToken(t *testing.T) {
 	}
 	if ended := notify.Of(app).Stats().Disconnects; len(ended) > 0 {
 		t.Error("the connection ended: ", ended)
+	}
+}
+
+// rudeProxy answers one request in the server's place. It is safe for concurrent use.
+type rudeProxy struct {
+	http.Handler
+
+	mu    sync.Mutex // guards the fields below
+	fate  string
+	isHit func(*http.Request) bool
+}
+
+func (p *rudeProxy) next(fate string, isHit func(*http.Request) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fate, p.isHit = fate, isHit
+}
+
+func (p *rudeProxy) isDone() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.isHit == nil
+}
+
+// take returns what becomes of r, or "" if it goes to the server.
+func (p *rudeProxy) take(r *http.Request) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.isHit == nil || !p.isHit(r) {
+		return ""
+	}
+	p.isHit = nil
+	return p.fate
+}
+
+func (p *rudeProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	switch fate := p.take(r); fate {
+	case "":
+		p.Handler.ServeHTTP(w, r)
+	case "cut":
+		w.Header().Set("Content-Length", "1000")
+		_, _ = io.WriteString(w, `{"items":[{"data"`)
+		panic(http.ErrAbortHandler)
+	case "html":
+		_, _ = io.WriteString(w, "<html><body>One moment, please</body></html>")
+	case "JSON":
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"error":"blocked"}`)
+	default:
+		var status int
+		if _, err := fmt.Sscan(fate, &status); err != nil {
+			panic(err)
+		}
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, "<html><body>No</body></html>")
+	}
+}
+
+// What something between the command and the server answers does not end the command, and costs no
+// message of a topic with history.
+func TestTailBehindProxies(t *testing.T) {
+	t.Parallel()
+	for name, isHit := range map[string]func(*http.Request) bool{
+		"stream":    func(r *http.Request) bool { return r.Method == http.MethodGet && r.URL.Path == "/api/realtime" },
+		"history":   func(r *http.Request) bool { return r.URL.Path == "/api/notify/history" },
+		"subscribe": func(r *http.Request) bool { return r.Method == http.MethodPost && r.URL.Path == "/api/realtime" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // it waits before each attempt
+			root := &cobra.Command{}
+			app := pbtest.NewApp(t, func(app core.App) { hooks.MustRegister(app, root, hooks.Config{}) })
+			pbtest.AddAuth(t, app, core.CollectionNameSuperusers, "root@x.com", nil)
+			channels, err := app.FindCollectionByNameOrId("notify_channels")
+			if err != nil {
+				t.Fatal(err)
+			}
+			channel := core.NewRecord(channels)
+			channel.Load(map[string]any{"pattern": "log", "history": 100})
+			if err := app.Save(channel); err != nil {
+				t.Fatal(err)
+			}
+			address, err := url.Parse(pbtest.Serve(t, app).URL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			forward := httputil.NewSingleHostReverseProxy(address)
+			forward.FlushInterval = -1
+			rude := &rudeProxy{Handler: forward}
+			proxy := httptest.NewServer(rude)
+			t.Cleanup(proxy.Close)
+
+			// a topic without history has no position, so that it is asked for again
+			root.SetArgs([]string{"notify", "tail", "log", "news", "--url", proxy.URL})
+			out, in := io.Pipe()
+			root.SetOut(in)
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() {
+				ended <- root.ExecuteContext(ctx)
+				in.Close()
+			}()
+			defer func() { cancel(); <-ended }()
+			pbtest.WaitFor(t, "the command listens", func() bool { return len(notify.Of(app).Topics()) > 2 })
+
+			lines := bufio.NewScanner(out)
+			for sent, fate := range []string{"cut", "html", "JSON", "400", "401", "403", "404", "502"} {
+				rude.next(fate, isHit)
+				proxy.CloseClientConnections()
+				pbtest.WaitFor(t, "the proxy has answered with "+fate, rude.isDone)
+				if err := notify.Notify(app, "log", sent); err != nil {
+					t.Fatal(err)
+				}
+				if !lines.Scan() || !strings.Contains(lines.Text(), fmt.Sprintf(`"seq":%d,`, sent+1)) {
+					t.Fatalf("%s: %q (%v)", fate, lines.Text(), lines.Err())
+				}
+			}
+		})
 	}
 }
