@@ -528,5 +528,6 @@ test("the page below a path of its host", async (t) => {
   assert.match(await tab.locator("#code-send").textContent(), new RegExp(`curl ${proxy.url}/pb/api/notify`));
   await tab.getByRole("link", { name: "Dashboard" }).first().click();
   await tab.waitForURL(`${proxy.url}/pb/_/**`);
+  await tab.locator("input[type=password]").waitFor(); // it has loaded, and reached the API
   assert.deepEqual(problems, []);
 });

@@ -187,7 +187,7 @@ func (c *Client) endBelow(why Disconnect) (undelivered int) {
 	if both.looped != nil && isFinished {
 		select {
 		case <-both.looped:
-		case <-time.After(shutdownGrace):
+		case <-time.After(shutdownGrace / 2): // so that it is over within that of Shutdown
 		}
 	}
 	c.notifier.wrapped.Delete(c.Id())

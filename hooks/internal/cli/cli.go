@@ -53,7 +53,7 @@ func exitWith(code int, format string, args ...any) error {
 
 // Bind adds the command "notify" to root, and cobra's "completion".
 func Bind(app core.App, root *cobra.Command) {
-	c := &client{app: app}
+	c := &client{app: app, tokenLasts: tokenLasts}
 	// Execute opens the databases for every command, and first creates the data directory. Our
 	// commands open them only if they need a token from there (see makeToken).
 	app.OnBootstrap().Bind(&hook.Handler[*core.BootstrapEvent]{
@@ -147,6 +147,8 @@ type client struct {
 	url   string
 	token string
 	made  made
+	// tokenLasts is how long a token made for a request is valid.
+	tokenLasts time.Duration
 	opens bool // whether the command is opening the databases
 }
 
@@ -158,7 +160,7 @@ var httpClient = func() *http.Client {
 	return &http.Client{Transport: transport}
 }()
 
-// tokenLasts is how long a token made for a request is valid. Only tests change it.
+// tokenLasts is client.tokenLasts of commands that are made from now on. Only tests change it.
 var tokenLasts = 2 * time.Minute
 
 // made is a token made from the database. It is used for half of its lifetime, because "bench"
@@ -193,7 +195,7 @@ func (c *client) givenToken() string { return cmp.Or(c.token, os.Getenv("HERALD_
 func (c *client) makeToken() (string, error) {
 	c.made.mu.Lock()
 	defer c.made.mu.Unlock()
-	if time.Since(c.made.at) < tokenLasts/2 {
+	if time.Since(c.made.at) < c.tokenLasts/2 {
 		return c.made.token, nil
 	}
 	noSuperuser := func(err error) error {
@@ -212,7 +214,7 @@ func (c *client) makeToken() (string, error) {
 	if err := c.app.RecordQuery(core.CollectionNameSuperusers).OrderBy("created").Limit(1).One(superuser); err != nil {
 		return "", noSuperuser(err)
 	}
-	token, err := superuser.NewStaticAuthToken(tokenLasts)
+	token, err := superuser.NewStaticAuthToken(c.tokenLasts)
 	if err == nil {
 		c.made.token, c.made.at = token, time.Now()
 	}

@@ -165,7 +165,7 @@ func (t *tail) watch(ctx context.Context, connected func()) error {
 			}
 			connected()
 			if t.givenToken() == "" {
-				go stayIn(ctx, subscribe)
+				go t.stayIn(ctx, subscribe)
 			}
 			continue
 		}
@@ -189,8 +189,8 @@ func (t *tail) watch(ctx context.Context, connected func()) error {
 // stayIn renews the subscriptions until ctx is done, each time before the last token expires.
 // Otherwise the server would close the connection, and messages sent before the next one would be
 // lost without history. Errors are ignored, because they also show on the connection.
-func stayIn(ctx context.Context, subscribe func() error) {
-	ticker := time.NewTicker(tokenLasts / 3) // a token is used for half of its lifetime
+func (c *client) stayIn(ctx context.Context, subscribe func() error) {
+	ticker := time.NewTicker(c.tokenLasts / 3) // a token is used for half of its lifetime
 	defer ticker.Stop()
 	for {
 		select {
