@@ -149,7 +149,7 @@ type client struct {
 	made  made
 	// tokenLasts is how long a token made for a request is valid.
 	tokenLasts time.Duration
-	opens bool // whether the command is opening the databases
+	opens      bool // whether the command is opening the databases
 }
 
 // httpClient keeps more idle connections than the default client, which would open one for nearly
