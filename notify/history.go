@@ -43,7 +43,7 @@ func (n *Notifier) newHistory() *history.Log {
 		Keep:       n.historyOf,
 		Identify:   n.identify,
 		Now:        time.Now,
-		Elapsed:    func() time.Duration { return time.Since(start) },
+		Elapsed:    func(now time.Time) time.Duration { return now.Sub(start) },
 		Guard:      n.guard,
 	})
 }

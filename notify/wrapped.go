@@ -48,7 +48,7 @@ func (p *pair) Tick(time.Time, int64) { p.above.endIfUnseen(&p.below) }
 // otherwise call TakeConn or ServeStream. Call Wrap before c is served, and after SetTimeouts.
 //
 // c ends after such a loop, which may still have a message to write. Close looped when the loop has
-// ended; c waits for it for at most a second.
+// ended; c waits for it for less than a second.
 func (c *Client) Wrap(wrapper subscriptions.Client, looped <-chan struct{}) (wraps, readsChannel bool) {
 	if !c.isReachedBy(wrapper) {
 		return false, false
@@ -169,6 +169,9 @@ func (c *Client) passOn(both *pair, m subscriptions.Message) conn.Outcome {
 	return c.putMessage(&both.below, m)
 }
 
+// loopGrace is how long the end of a client waits for other code's loop. It is over within the second that Shutdown has.
+const loopGrace = shutdownGrace * 9 / 10
+
 // endBelow ends the connection that writes for c. If c ended by finishing, that one writes what it
 // has first. It returns the number of messages that were not written.
 func (c *Client) endBelow(why Disconnect) (undelivered int) {
@@ -187,7 +190,7 @@ func (c *Client) endBelow(why Disconnect) (undelivered int) {
 	if both.looped != nil && isFinished {
 		select {
 		case <-both.looped:
-		case <-time.After(shutdownGrace / 2): // so that it is over within that of Shutdown
+		case <-time.After(loopGrace):
 		}
 	}
 	c.notifier.wrapped.Delete(c.Id())

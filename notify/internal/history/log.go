@@ -87,8 +87,8 @@ type Config struct {
 	// Identify converts what the first versions stored by name to the current format.
 	Identify func(sent time.Time, audience []byte, sender string) ([]byte, string)
 	Now      func() time.Time
-	Elapsed  func() time.Duration // since any moment, by a clock that is never set
-	Guard    func(what string)    // deferred by goroutines; it recovers from panics
+	Elapsed  func(now time.Time) time.Duration // since any moment, by a clock that is never set
+	Guard    func(what string)                 // deferred by goroutines; it recovers from panics
 }
 
 // Log stores the messages of topics with history. Its methods may be called concurrently.

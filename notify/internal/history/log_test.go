@@ -48,7 +48,7 @@ func (l *testLog) restart() {
 	}
 	l.Log = New(Config{
 		Path: l.path, Logger: slog.Default, IDWindow: 5 * time.Minute, Guard: func(string) {},
-		Now: func() time.Time { return l.clock }, Elapsed: func() time.Duration { return l.elapsed },
+		Now: func() time.Time { return l.clock }, Elapsed: func(time.Time) time.Duration { return l.elapsed },
 		Keep: func(topic string) Retention {
 			l.mu.Lock()
 			defer l.mu.Unlock()
@@ -311,8 +311,6 @@ func TestLogAgainstModel(t *testing.T) {
 	}
 }
 
-// TestLogClock: a clock that was wrong for a while costs what was sent meanwhile, not what
-// was sent before and after.
 // TestLogClockPassed has a clock that is ahead by so little that the right time passes its time.
 func TestLogClockPassed(t *testing.T) {
 	nothing := func(*testing.T, *testLog) {}
@@ -322,11 +320,14 @@ func TestLogClockPassed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for name, test := range map[string]struct{ before, after func(*testing.T, *testLog) }{
-		"one run":                    {nothing, nothing},
-		"swept":                      {sweep, sweep},
-		"restarted before":           {restart, nothing},
-		"restarted after it is seen": {nothing, func(t *testing.T, l *testLog) { sweep(t, l); restart(t, l) }},
+	for name, test := range map[string]struct {
+		before, after func(*testing.T, *testLog)
+		kept          []int64 // after another fault
+	}{
+		"one run":                    {nothing, nothing, []int64{2, 3, 4, 5, 6, 7}}, // more than need be
+		"swept":                      {sweep, sweep, []int64{4, 5, 6, 7}},
+		"restarted before":           {restart, sweep, []int64{4, 5, 6, 7}},
+		"restarted after it is seen": {nothing, func(t *testing.T, l *testLog) { sweep(t, l); restart(t, l) }, []int64{4, 5, 6, 7}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newTestLog(t)
@@ -361,10 +362,21 @@ func TestLogClockPassed(t *testing.T) {
 			if got := l.numbers(t, "topic", Start{}); !slices.Equal(got, []int64{4, 5}) {
 				t.Errorf("kept are %v, want 4 and 5", got)
 			}
+
+			// and another fault later
+			l.clock = l.clock.Add(-20000 * 24 * time.Hour)
+			add()
+			l.clock = l.clock.Add(20000 * 24 * time.Hour)
+			add()
+			if got := l.numbers(t, "topic", Start{}); !slices.Equal(got, test.kept) {
+				t.Errorf("kept are %v after another fault, want %v", got, test.kept)
+			}
 		})
 	}
 }
 
+// TestLogClock: a clock that was wrong for a while costs what was sent meanwhile, not what
+// was sent before and after.
 func TestLogClock(t *testing.T) {
 	day := 24 * time.Hour
 	for name, test := range map[string]struct {

@@ -35,7 +35,7 @@ type store struct {
 	deleteTopic                          *sql.Stmt
 	deleteMessages, deleteIDs            *sql.Stmt
 	saveHead, markLost                   *sql.Stmt
-	markFall, saveTimes                  *sql.Stmt
+	markFall, saveTimes, lowerTimes      *sql.Stmt
 	begin, commit, rollback              *sql.Stmt
 	selectTopic, selectMessages          *sql.Stmt // on read
 	selectTime, selectBefore, selectID   *sql.Stmt
@@ -49,7 +49,7 @@ type store struct {
 // be shown, and some messages may have been sent without being stored, because the topic had no
 // history for a while. Times fall if a clock was wrong: fell is the number of the last message with
 // an earlier time than the message before it (0 if there is none), dipped is the first such
-// message, and peak is the time before dipped (or noDip). ids holds the keys of messages that came with an id.
+// message, and peak is the time before dipped. ids holds the keys of messages that came with an id.
 //
 // messages has rowids: without them the data would be in the tree that is searched, and SQLite reads all of a row there
 // to compare its key (https://sqlite.org/withoutrowid.html, section 4). From 1,000 bytes on that takes two to three times as long.
@@ -145,6 +145,8 @@ func openStore(config *Config) (_ *store, err error) {
 		&s.markLost:       "UPDATE topics SET head = max(head, ?1), lost = max(lost, ?1) WHERE id = ?2",
 		&s.markFall:       "UPDATE topics SET fell = ?, dipped = ?, peak = ? WHERE id = ?",
 		&s.saveTimes:      "UPDATE messages SET time = ? WHERE topic = ? AND seq >= ?",
+		&s.lowerTimes: `UPDATE messages SET time = (SELECT time FROM messages WHERE topic = ?1 AND seq = ?2)
+			WHERE topic = ?1 AND seq < ?2 AND time > (SELECT time FROM messages WHERE topic = ?1 AND seq = ?2)`,
 	} {
 		if *statement, err = s.write.PrepareContext(ctx, query); err != nil {
 			return nil, err

@@ -122,7 +122,7 @@ type trimming struct {
 	topic  topicRow
 	upTo   int64 // messages up to this number are not kept
 	lost   bool  // it no longer has history
-	passed bool  // its times fall, and this is known not to be a dip
+	passed bool  // its times fall because a clock was ahead, which is to be mended
 }
 
 func (h *Log) trimmingOf(s *store, t topicRow, now time.Time, since int64) (trimming, error) {
@@ -154,10 +154,10 @@ func (h *Log) applyTrimming(s *store, trim trimming) error {
 		t.lost = t.head
 	}
 	if trim.passed && t.fall == trim.topic.fall {
-		t.fall.peak = noDip
-		if err := s.saveFall(t.id, t.fall); err != nil {
+		if err := s.lower(t.id, t.fall.dipped); err != nil {
 			return err
 		}
+		t.fall = fall{}
 	}
 	return h.trim(s, t, trim.upTo)
 }

@@ -3,7 +3,6 @@ package history
 import (
 	"database/sql"
 	"errors"
-	"math"
 	"sync"
 	"time"
 )
@@ -11,7 +10,7 @@ import (
 // clock reads the wall clock, and notices when it is set.
 type clock struct {
 	now     func() time.Time
-	elapsed func() time.Duration // by a clock that is never set
+	elapsed func(now time.Time) time.Duration // by a clock that is never set
 
 	mu     sync.Mutex
 	offset int64 // of the wall clock from the other, in milliseconds
@@ -24,7 +23,7 @@ func (c *clock) read() (now time.Time, since int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now = c.now()
-	offset := now.UnixMilli() - c.elapsed().Milliseconds()
+	offset := now.UnixMilli() - c.elapsed(now).Milliseconds()
 	if c.since == 0 || max(offset-c.offset, c.offset-offset) > evenedOut {
 		c.since = now.UnixMilli()
 	}
@@ -34,9 +33,6 @@ func (c *clock) read() (now time.Time, since int64) {
 
 // fall describes where the times of a topic fall: see schema.
 type fall struct{ fell, dipped, peak int64 }
-
-// noDip is the peak of a fall that is known not to be a dip.
-const noDip = math.MaxInt64
 
 // evenedOut is how many milliseconds a clock may go back without a fall: up to that, later messages
 // get the time of the last one before.
@@ -76,6 +72,15 @@ func (s *store) saveFall(topicID int64, f fall) error {
 // even sets the time of the messages from seq on, so that the topic's times no longer fall.
 func (s *store) even(topicID, seq, time int64) error {
 	if _, err := s.saveTimes.Exec(time, topicID, seq); err != nil {
+		return err
+	}
+	return s.saveFall(topicID, fall{})
+}
+
+// lower sets the times of the messages before seq that are later than its own to that, so that the
+// topic's times no longer fall.
+func (s *store) lower(topicID, seq int64) error {
+	if _, err := s.lowerTimes.Exec(topicID, seq); err != nil {
 		return err
 	}
 	return s.saveFall(topicID, fall{})
@@ -136,9 +141,10 @@ func (t *topicRow) isDip(since int64) bool {
 	return t.isUneven() && since >= t.fall.peak && t.lastTime < t.fall.peak
 }
 
-// isPassed reports whether the clock has reached the peak by running, which only this process knows.
+// isPassed reports whether the times fall only once, and the clock has reached the peak by running. Only
+// this process knows that, so it is time to call lower.
 func (t *topicRow) isPassed(now, since int64) bool {
-	return t.isUneven() && since < t.fall.peak && t.fall.peak <= now && t.lastTime < t.fall.peak
+	return t.isUneven() && t.fall.fell == t.fall.dipped && since < t.fall.peak && t.fall.peak <= now
 }
 
 func (s *store) timeOf(topicID, seq int64) (at int64, err error) {
