@@ -213,6 +213,9 @@ func TestGhosts(t *testing.T) {
 				if server.TLS != nil {
 					conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
 				}
+				if err := conn.SetReadDeadline(time.Now().Add(pbtest.Timeout)); err != nil {
+					t.Fatal(err)
+				}
 				answer := bufio.NewReader(conn)
 				for i, piece := range pieces {
 					fmt.Fprint(conn, piece)

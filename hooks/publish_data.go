@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/pocketbase/pocketbase/tools/hook"
 )
@@ -87,11 +88,7 @@ func keepNumbers(original, changed jsontext.Value) (jsontext.Value, error) {
 	return json.Marshal(n.elsewhere(to, n.all), json.Deterministic(true))
 }
 
-// roundTrips is how many characters a number may have that comes back from a float64 as it was: a
-// float64 holds 15 digits (DBL_DIG in C).
-const roundTrips = 15
-
-// longNumbers holds the numbers of the original that a float64 may round, by that float64.
+// longNumbers holds the integers of the original that a float64 may round, by that float64.
 type longNumbers struct {
 	all   map[float64]jsontext.Value
 	moved map[float64][]jsontext.Value // those that are not found in their place, in order
@@ -112,26 +109,32 @@ func (n longNumbers) inPlace(from, to any) any {
 			}
 		}
 	case []any:
-		if to, ok := to.([]any); ok && len(to) == len(from) {
+		list, isList := to.([]any)
+		switch {
+		case isList && len(list) == len(from):
 			for i, value := range from {
-				to[i] = n.inPlace(value, to[i])
+				list[i] = n.inPlace(value, list[i])
 			}
-			break
-		}
-		list := longNumbers{all: n.all, moved: map[float64][]jsontext.Value{}}
-		for _, value := range from {
-			list.inPlace(value, nil)
-		}
-		to = list.elsewhere(to, nil)
-		for f, moved := range list.moved {
-			n.moved[f] = append(n.moved[f], moved...)
+		case isList:
+			own := longNumbers{all: n.all, moved: map[float64][]jsontext.Value{}}
+			for _, value := range from {
+				own.inPlace(value, nil)
+			}
+			to = own.elsewhere(to, nil)
+			for f, moved := range own.moved {
+				n.moved[f] = append(n.moved[f], moved...)
+			}
+		default:
+			for _, value := range from {
+				n.inPlace(value, nil)
+			}
 		}
 	case jsontext.Value:
-		f, isLong := float(from), len(from) > roundTrips
+		f, isLong := float(from), isLongInteger(from)
 		if isLong {
 			n.all[f] = from
 		}
-		if to, ok := to.(jsontext.Value); ok && float(to) == f {
+		if to, ok := to.(jsontext.Value); ok && isUnchanged(to, f) {
 			return keptNumber{from}
 		}
 		if isLong {
@@ -154,6 +157,9 @@ func (n longNumbers) elsewhere(to any, all map[float64]jsontext.Value) any {
 		}
 	case jsontext.Value:
 		f := float(to)
+		if !isUnchanged(to, f) {
+			return to
+		}
 		if moved := n.moved[f]; len(moved) > 0 {
 			n.moved[f] = moved[1:]
 			return keptNumber{moved[0]}
@@ -163,6 +169,23 @@ func (n longNumbers) elsewhere(to any, all map[float64]jsontext.Value) any {
 		}
 	}
 	return to
+}
+
+// isLongInteger reports whether number is an integer that a float64, which holds 15 digits, may be unable to tell
+// from others. It leaves out those with many more digits than ids of 64 bits have: one of them might be put in the
+// places of many numbers, which would make a large message of a small one.
+func isLongInteger(number jsontext.Value) bool {
+	return len(number) > 15 && len(number) <= 24 && !strings.ContainsAny(string(number), ".eE")
+}
+
+// isUnchanged reports whether number is what a handler leaves of one that is f. One that is not may be
+// an exact integer of the handler's own.
+func isUnchanged(number jsontext.Value, f float64) bool { return string(number) == string(shortest(f)) }
+
+// shortest returns f as JSON.
+func shortest(f float64) jsontext.Value {
+	text, _ := json.Marshal(f) // fails for infinities, which no data has
+	return text
 }
 
 func float(number jsontext.Value) float64 {

@@ -295,6 +295,10 @@ func TestOnPublish(t *testing.T) {
 			}
 		case map[string]any:
 			data["name"] = e.Auth.GetString("name")
+			if data["owner"] != nil {
+				data["owner"] = int64(1234567890123456789)
+				delete(data, "was")
+			}
 			if ids, ok := data["ids"].([]any); ok {
 				data["ids"] = append([]any{"x"}, ids...)
 				data["copy"], data["count"] = data["of"], 1.0
@@ -320,6 +324,10 @@ func TestOnPublish(t *testing.T) {
 		// such integers in a list that has become longer, two of which are one float64
 		{`{"ids":[9007199254740993,9007199254740992,{"n":-9007199254740995,"short":1.0}],"of":9007199254740997}`, 200,
 			`{"copy":9007199254740997,"count":1,"ids":["x",9007199254740993,9007199254740992,{"n":-9007199254740995,"short":1}],"name":"Ann","of":9007199254740997}`, ``},
+		// an exact integer of the handler's own, which is one float64 with a client's
+		{`{"owner":1,"was":1234567890123456700}`, 200, `{"name":"Ann","owner":1234567890123456789}`, ``},
+		// one in many characters is no pattern for others
+		{`{"was":1.0000000000000000,"ids":[1,1]}`, 200, `{"copy":null,"count":1,"ids":["x",1,1],"name":"Ann","was":1.0000000000000000}`, ``},
 		{`"half"`, 200, "\"hi \ufffd\ufffd\ufffd\"", "\"hi \ufffd\ufffd\ufffd\""},
 		{`"hi \ud83d"`, 200, "\"hi \ufffd\"", "\"hi \ufffd\""},
 		{`{"a":1,"b":2,"a":3}`, 200, `{"a":3,"b":2,"name":"Ann"}`, ``},

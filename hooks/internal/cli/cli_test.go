@@ -3,6 +3,7 @@ package cli_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -185,7 +186,11 @@ func TestTailBehindProxies(t *testing.T) {
 				defer close(ended)
 				in.CloseWithError(fmt.Errorf("the command has ended: %w", root.ExecuteContext(ctx)))
 			}()
-			defer func() { cancel(); <-ended }()
+			defer func() {
+				out.Close()
+				cancel()
+				<-ended
+			}()
 			pbtest.WaitFor(t, "the command listens", func() bool { return len(notify.Of(app).Topics()) > 2 })
 
 			lines := bufio.NewScanner(out)
@@ -197,7 +202,10 @@ func TestTailBehindProxies(t *testing.T) {
 				if err := notify.Notify(app, "log", sent); err != nil {
 					t.Fatal(err)
 				}
-				if !lines.Scan() || !strings.Contains(lines.Text(), fmt.Sprintf(`"seq":%d,`, sent+1)) {
+				late := time.AfterFunc(pbtest.Timeout, func() { out.CloseWithError(errors.New("nothing is printed")) })
+				isThere := lines.Scan()
+				late.Stop()
+				if !isThere || !strings.Contains(lines.Text(), fmt.Sprintf(`"seq":%d,`, sent+1)) {
 					t.Fatalf("%s: %q (%v)", fate, lines.Text(), lines.Err())
 				}
 			}
