@@ -622,10 +622,11 @@ test("nothing goes on once all subscriptions have ended", async (t) => {
       console.log("ended");
     `], { cwd: root, stdio: ["ignore", "pipe", "inherit"] });
     t.after(() => child.kill());
-    let out = "";
+    let out = "", code;
     child.stdout.on("data", (data) => (out += data));
-    await until(`Node ends after ${way} with ${sdk}`, () => child.exitCode !== null);
-    assert.deepEqual([child.exitCode, out], [0, "ended\n"]);
+    child.on("close", (exitCode) => (code = exitCode));
+    await until(`Node ends after ${way} with ${sdk}`, () => code !== undefined);
+    assert.deepEqual([code, out], [0, "ended\n"]);
   })));
 });
 

@@ -226,7 +226,6 @@ export class Received {
   }
 }
 
-/** Chromium, or what the environment variable CHROMIUM names. */
 /** Makes a page's clock be 90 days ahead from its next loading on: longer than a token lasts. */
 export async function setClockAhead(page) {
   await page.addInitScript(() => {
@@ -241,6 +240,7 @@ export async function setClockAhead(page) {
   });
 }
 
+/** Chromium, or what the environment variable CHROMIUM names. */
 export async function launchBrowser(t) {
   const { chromium } = await import("playwright-core");
   const server = await chromium.launchServer({

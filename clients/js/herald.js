@@ -849,7 +849,7 @@ class Presence extends Map {
     super();
     this.total = 0;
     this.guests = 0;
-    this._watch = watch;
+    Object.defineProperty(this, "_watch", { value: watch }); // not for JSON and logs
   }
 
   async set(meta) {
@@ -1425,8 +1425,7 @@ class Sharing {
       if (this._source) this._again();
       else this._leave(); // the others go on without this tab, which would lead them with another user's token
     });
-    // as long as it is held, this tab is there
-    // resolves when the others can tell that this tab is there
+    // Resolves when the others can tell that this tab is there: as long as the lock is held.
     this._isHere = new Promise((resolve) => {
       navigator.locks.request(`herald tab ${this.tab}`, () => {
         resolve();

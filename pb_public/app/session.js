@@ -52,9 +52,10 @@ export function bindSession(pb, onChange) {
   show();
 
   // the server says whether what is left from last time still counts
-  const { record } = pb.authStore;
+  const { record, token } = pb.authStore;
   if (!record) return;
-  pb.collection(record.collectionName).authRefresh().catch(({ status, response }) => {
-    if ([401, 403, 404].includes(status) && response.status === status) pb.authStore.clear();
+  // not by authRefresh(), which signs in again whoever has signed out meanwhile
+  pb.send(`/api/collections/${record.collectionName}/auth-refresh`, { method: "POST", requestKey: null }).catch(({ status, response }) => {
+    if ([401, 403, 404].includes(status) && response.status === status && pb.authStore.token === token) pb.authStore.clear();
   });
 }

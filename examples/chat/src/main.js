@@ -11,7 +11,7 @@ const topic = `chat/${room}`;
 $("#room").textContent = room;
 addEventListener("hashchange", () => location.reload());
 // the server says whether a token from last time still counts; this device's clock may be wrong
-if (pb.authStore.token) pb.collection("users").authRefresh().then(enter).catch(showSignIn);
+if (pb.authStore.token) pb.collection("users").authRefresh().then(enter, showSignIn);
 else showSignIn();
 
 $("#sign-in").onsubmit = async (event) => {
@@ -25,8 +25,9 @@ $("#sign-in").onsubmit = async (event) => {
   }
 };
 
-function showSignIn() {
+function showSignIn(error) {
   $("#sign-in").hidden = false;
+  if (error) $("#sign-in [role=alert]").textContent = error.message;
 }
 
 async function enter() {
