@@ -39,7 +39,7 @@ export function whereabouts(t, ms = 60_000) {
   let place = "the beginning";
   const timer = setInterval(() => console.log(`${t.name}: still at ${typeof place === "function" ? place() : place}`), ms);
   timer.unref();
-  t.after(() => (place = "its end"));
+  t.after(() => clearInterval(timer));
   return (next) => (place = next);
 }
 

@@ -100,6 +100,7 @@ type attendances struct {
 	renewMu  sync.Mutex       // guards the fields below
 	renewing sets.Of[*Client] // have to renew somewhere
 	renewals *time.Timer      // runs while there are some
+	due      time.Time        // when it ends
 	stopped  bool
 }
 

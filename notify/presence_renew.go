@@ -29,9 +29,20 @@ func (n *Notifier) setRenewing(client *Client, renews bool) {
 		return
 	}
 	p.renewing[client] = struct{}{}
-	if p.renewals == nil && !p.stopped {
-		p.renewals = time.AfterFunc(n.renewalCheck(), n.checkRenewals)
+	if p.renewals == nil {
+		n.startRenewalsLocked()
 	}
+}
+
+// startRenewalsLocked plans the next check. renewMu is held.
+func (n *Notifier) startRenewalsLocked() {
+	p := &n.presence
+	if p.stopped {
+		return
+	}
+	within := n.renewalCheck()
+	p.due = time.Now().Add(within)
+	p.renewals = time.AfterFunc(within, n.checkRenewals)
 }
 
 // renewalCheck returns after what time to look for connections that have not renewed.
@@ -52,14 +63,19 @@ func (n *Notifier) checkRenewals() {
 	p := &n.presence
 	p.renewMu.Lock()
 	clients := maps.Clone(p.renewing)
+	// a server that was stopped, or has no CPU time, could not hear of renewals meanwhile
+	late := max(0, time.Since(p.due))
 	p.renewMu.Unlock()
-	now := n.conns.Now()
+	now := n.conns.ExactNow()
 	for client := range clients {
 		client.attendAgain(func() {
 			for _, s := range client.subs {
-				if a := s.attendance; a != nil && a.ttl > 0 && time.Duration(now-a.renewed) >= a.ttl {
-					a.isOverdue = true
+				a := s.attendance
+				if a == nil || a.ttl <= 0 || a.isOverdue {
+					continue
 				}
+				a.renewed += int64(late)
+				a.isOverdue = time.Duration(now-a.renewed) >= a.ttl
 			}
 		})
 	}
@@ -74,8 +90,8 @@ func (n *Notifier) checkRenewalsLater() {
 			delete(p.renewing, client)
 		}
 	}
-	if p.renewals = nil; len(p.renewing) > 0 && !p.stopped {
-		p.renewals = time.AfterFunc(n.renewalCheck(), n.checkRenewals)
+	if p.renewals = nil; len(p.renewing) > 0 {
+		n.startRenewalsLocked()
 	}
 }
 

@@ -143,7 +143,7 @@ func (n *Notifier) markAttendances(clients []*Client, topic string, change func(
 		client.attendAgain(func() {
 			for _, s := range client.subs {
 				if a := s.attendance; s.topic == topic && a != nil {
-					a.isOverdue, a.renewed = false, n.conns.Now()
+					a.isOverdue, a.renewed = false, n.conns.ExactNow()
 					change(s)
 				}
 			}

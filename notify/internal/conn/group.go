@@ -48,9 +48,12 @@ func NewGroup(config Config, logPanic func(what string, cause any, id string)) *
 // Now returns the time in nanoseconds since the group was made, as of the last tick.
 func (g *Group) Now() int64 { return g.clock.Load() }
 
+// ExactNow is Now as of this moment. A server that is stopped, or has no CPU time, has no ticks.
+func (g *Group) ExactNow() int64 { return int64(time.Since(g.started)) }
+
 // setClock sets and returns the time that the connections use.
 func (g *Group) setClock() int64 {
-	now := int64(time.Since(g.started))
+	now := g.ExactNow()
 	g.clock.Store(now)
 	return now
 }
