@@ -43,7 +43,7 @@ RACE := -race '-gcflags=modernc.org/...=-race=false -d=checkptr=0'
 
 .PHONY: test
 test: node_modules/.complete build ## run all tests: engine, HTTP, PocketBase's own, JS SDK, browser (needs Node and Chromium)
-	go test $(RACE) -count 1 -timeout 10m -parallel 8 ./...
+	go test $(RACE) -count 1 -timeout 20m -parallel 8 ./...
 	.ci/pocketbase-tests
 	node --test --test-concurrency=3 --test-timeout=300000 e2e/*.test.mjs
 
