@@ -100,7 +100,7 @@ type attendances struct {
 	renewMu  sync.Mutex       // guards the fields below
 	renewing sets.Of[*Client] // have to renew somewhere
 	renewals *time.Timer      // runs while there are some
-	due      time.Time        // when it ends
+	due      int64            // when it ends, by conn.Group.ExactNow
 	stopped  bool
 }
 
@@ -128,7 +128,7 @@ type attendance struct {
 	grace time.Duration // when it leaves
 
 	ttl       time.Duration // within which it has to renew; 0: never
-	renewed   int64         // when it did, by conn.Group.Now
+	renewed   int64         // when it did, by conn.Group.ExactNow
 	isOverdue bool          // it did not
 }
 
@@ -177,11 +177,11 @@ func (c *Client) attendTo(s *subscription, who *identity) {
 	}
 	a := s.attendance
 	if a == nil {
-		a = &attendance{renewed: n.conns.Now(), ttl: settings.ttl}
+		a = &attendance{renewed: n.conns.ExactNow(), ttl: settings.ttl}
 		s.attendance = a
 	}
 	if a.ttl != settings.ttl { // nobody has known of it
-		a.ttl, a.renewed, a.isOverdue = settings.ttl, n.conns.Now(), false
+		a.ttl, a.renewed, a.isOverdue = settings.ttl, n.conns.ExactNow(), false
 	}
 	rooms, isAway := n.presence.rooms, a.hasLeft || a.isOverdue
 	if a.isPresent && (isAway || a.user != who.user) {

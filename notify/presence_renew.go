@@ -41,7 +41,7 @@ func (n *Notifier) startRenewalsLocked() {
 		return
 	}
 	within := n.renewalCheck()
-	p.due = time.Now().Add(within)
+	p.due = n.conns.ExactNow() + int64(within)
 	p.renewals = time.AfterFunc(within, n.checkRenewals)
 }
 
@@ -63,10 +63,9 @@ func (n *Notifier) checkRenewals() {
 	p := &n.presence
 	p.renewMu.Lock()
 	clients := maps.Clone(p.renewing)
-	// a server that was stopped, or has no CPU time, could not hear of renewals meanwhile
-	late := max(0, time.Since(p.due))
-	p.renewMu.Unlock()
 	now := n.conns.ExactNow()
+	late := max(0, now-p.due) // a server that was stopped, or has no CPU time, could not hear of renewals meanwhile
+	p.renewMu.Unlock()
 	for client := range clients {
 		client.attendAgain(func() {
 			for _, s := range client.subs {
@@ -74,7 +73,7 @@ func (n *Notifier) checkRenewals() {
 				if a == nil || a.ttl <= 0 || a.isOverdue {
 					continue
 				}
-				a.renewed += int64(late)
+				a.renewed += late
 				a.isOverdue = time.Duration(now-a.renewed) >= a.ttl
 			}
 		})

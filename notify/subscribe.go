@@ -205,7 +205,7 @@ func (c *Client) reindex(grants map[string]grant) {
 		}
 		delete(wanted, s.topic)
 		if slices.ContainsFunc(keys, func(key subscriptionKey) bool { _, isKnown := known[key.name]; return !isKnown }) {
-			s.askedAgain(c.notifier.conns.Now())
+			s.askedAgain(c.notifier.conns.ExactNow())
 		}
 		if sortKeys(keys); !slices.Equal(keys, s.keys) {
 			index.setKeys(s, keys)
