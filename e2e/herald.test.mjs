@@ -11,7 +11,7 @@ import { afterEach, test } from "node:test";
 import { presence, subscribe } from "../clients/js/herald.js";
 import OldestPocketBase from "pocketbase-oldest";
 
-import { addUser, Herald, launchBrowser, root, send, until, whereabouts } from "./kit.mjs";
+import { addUser, Herald, launchBrowser, root, send, setClockAhead, until, whereabouts } from "./kit.mjs";
 import { FaultyProxy, RudeProxy } from "./proxy.mjs";
 
 // older Safari and React Native lack these
@@ -635,10 +635,7 @@ async function openTab(browser, url, topic, ahead, auth) {
   const tab = await (await browser.newContext()).newPage(); // each context has connections of its own
   tab.problems = [];
   tab.on("pageerror", (error) => tab.problems.push(String(error))); // unhandled rejections too
-  await tab.addInitScript((ahead) => {
-    const now = Date.now;
-    Date.now = () => now() + ahead;
-  }, ahead);
+  await setClockAhead(tab, ahead);
   await tab.goto(url);
   await tab.evaluate(async ({ topic, auth }) => {
     const [{ default: PocketBase }, { subscribe }] = await Promise.all([import("/lib/pocketbase.es.mjs"), import("/herald.js")]);

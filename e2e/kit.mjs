@@ -226,18 +226,18 @@ export class Received {
   }
 }
 
-/** Makes a page's clock be 90 days ahead from its next loading on: longer than a token lasts. */
-export async function setClockAhead(page) {
-  await page.addInitScript(() => {
+/** Makes a page's clock be ahead from its next loading on, by longer than a token lasts or by some milliseconds. */
+export async function setClockAhead(page, ahead = 90 * 86_400_000) {
+  await page.addInitScript((ahead) => {
     const { Date } = globalThis;
-    const now = () => Date.now() + 90 * 86_400_000;
+    const now = () => Date.now() + ahead;
     globalThis.Date = class extends Date {
       constructor(...of) {
         super(...(of.length > 0 ? of : [now()]));
       }
       static now = now;
     };
-  });
+  }, ahead);
 }
 
 /** Chromium, or what the environment variable CHROMIUM names. */

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
-	"github.com/pocketbase/pocketbase/tests"
 
 	"herald/hooks"
 	"herald/internal/pbtest"
@@ -177,13 +176,7 @@ func TestChannelsDisappear(t *testing.T) {
 			waitForLog(t, app, "channels are off: their collection%stay closed")
 
 			// the server is started again
-			again, err := tests.NewTestApp(app.DataDir())
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(again.Cleanup)
-			register(again)
-			restarted := pbtest.Serve(t, again)
+			restarted := pbtest.Serve(t, pbtest.NewAppFrom(t, pbtest.Folder(app.DataDir()), register))
 			for who, want := range map[*core.Record]int{nil: 403, ann: 204} {
 				if got := status(restarted, who, topic); got != want {
 					t.Errorf("after a restart %v: %d, want %d", who, got, want)
@@ -251,24 +244,14 @@ func TestChannelsDisappearMeanwhile(t *testing.T) {
 	pbtest.Serve(t, app)
 	engine(app).Shutdown(time.Second)
 
-	stock, err := tests.NewTestApp(app.DataDir()) // a copy
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(stock.Cleanup)
+	stock := pbtest.NewAppFrom(t, pbtest.Folder(app.DataDir()))
 	if err := stock.ImportCollections([]map[string]any{{"name": "other", "type": "base"}}, true); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := stock.FindCollectionByNameOrId("notify_channels"); err == nil {
 		t.Fatal("it is there still")
 	}
-	again, err := tests.NewTestApp(stock.DataDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(again.Cleanup)
-	register(again)
-	server := pbtest.Serve(t, again)
+	server := pbtest.Serve(t, pbtest.NewAppFrom(t, pbtest.Folder(stock.DataDir()), register))
 	if status, answer := server.Connect(t).Try(t, nil, "private"); status != 403 {
 		t.Errorf("a guest: %d %v", status, answer)
 	}

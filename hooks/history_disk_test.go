@@ -113,11 +113,7 @@ func TestHistoryDamaged(t *testing.T) {
 			}
 			engine(w).Shutdown(time.Second)
 			overwrite(t, w, 8*4096) // the first pages, with the tables' names, are whole
-			app, err := tests.NewTestApp(w.DataDir())
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(app.Cleanup)
+			app := pbtest.NewAppFrom(t, pbtest.Folder(w.DataDir()))
 			app.Settings().Logs.MaxDays = 1
 			register(app)
 			server := pbtest.Serve(t, app)
@@ -207,12 +203,7 @@ func TestHistoryBackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := historyOf(t, server, nil, "log/a", "", 0)
-	app, err := tests.NewTestApp(restored)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(app.Cleanup)
-	register(app)
+	app := pbtest.NewAppFrom(t, pbtest.Folder(restored), register)
 	after := historyOf(t, pbtest.Serve(t, app), nil, "log/a", "", 0)
 	if !slices.Equal(after.list(), before.list()) || after.Epoch == before.Epoch || after.Epoch == "" {
 		t.Errorf("restored %+v, before %+v", after, before)

@@ -5,7 +5,6 @@ import (
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
-	"github.com/pocketbase/pocketbase/tests"
 
 	"herald/internal/pbtest"
 	"herald/pb_migrations"
@@ -58,12 +57,7 @@ func TestLastSeen(t *testing.T) {
 	if _, err := w.DB().NewQuery("VACUUM INTO {:path}").Bind(dbx.Params{"path": copyOf + "/data.db"}).Execute(); err != nil {
 		t.Fatal(err)
 	}
-	again, err := tests.NewTestApp(copyOf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer again.Cleanup()
-	register(again)
+	again := pbtest.NewAppFrom(t, pbtest.Folder(copyOf), register)
 	pbtest.Serve(t, again)
 	if row := seenRow(t, again, w.ann); row.GetBool("online") || row.GetDateTime("at").Time().Year() == 2020 {
 		t.Errorf("online %v, at %v", row.GetBool("online"), row.GetDateTime("at"))

@@ -38,7 +38,7 @@ func NewApp(t testing.TB, register ...func(core.App)) *tests.TestApp {
 	return NewAppFrom(t, migrated, register...)
 }
 
-// NewAppFrom is NewApp with a copy of the data that a [Template] has.
+// NewAppFrom is NewApp with a copy of the data that a [Template] or a [Folder] has.
 func NewAppFrom(t testing.TB, template func() (folder string, err error), register ...func(core.App)) *tests.TestApp {
 	t.Helper()
 	folder, err := template()
@@ -59,6 +59,11 @@ func NewAppFrom(t testing.TB, template func() (folder string, err error), regist
 		f(app)
 	}
 	return app
+}
+
+// Folder is a template that is there already, such as the data directory of another application.
+func Folder(folder string) func() (string, error) {
+	return func() (string, error) { return folder, nil }
 }
 
 // migrated has a data directory in which all migrations have run: with the race detector

@@ -2,6 +2,7 @@ package cli_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +41,43 @@ func TestSubscriptionsOf(t *testing.T) {
 	}
 }
 
+// printed is what a command prints.
+type printed struct {
+	*io.PipeReader
+	lines *bufio.Scanner
+}
+
+// next returns the next line. It fails if none comes, or the command has ended.
+func (p printed) next() (string, error) {
+	late := time.AfterFunc(pbtest.Timeout, func() { p.CloseWithError(errors.New("nothing is printed")) })
+	defer late.Stop()
+	if !p.lines.Scan() {
+		return "", cmp.Or(p.lines.Err(), io.EOF)
+	}
+	return p.lines.Text(), nil
+}
+
+// tail runs "tail" until the test ends. It returns when the command listens.
+func tail(t *testing.T, app core.App, root *cobra.Command, address string, topics ...string) printed {
+	t.Helper()
+	root.SetArgs(append([]string{"notify", "tail", "--url", address}, topics...))
+	out, in := io.Pipe()
+	root.SetOut(in)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		in.CloseWithError(fmt.Errorf("the command has ended: %w", root.ExecuteContext(ctx)))
+	}()
+	t.Cleanup(func() {
+		out.Close()
+		cancel()
+		<-ended
+	})
+	pbtest.WaitFor(t, "the command listens", func() bool { return len(notify.Of(app).Topics()) > len(topics) })
+	return printed{out, bufio.NewScanner(out)}
+}
+
 // The token that "tail" makes for itself is good for two minutes: on a topic without
 // history nothing may be lost when it ends.
 func TestTailOutlivesItsToken(t *testing.T) {
@@ -51,22 +89,13 @@ func TestTailOutlivesItsToken(t *testing.T) {
 	pbtest.AddAuth(t, app, core.CollectionNameSuperusers, "root@x.com", nil)
 	server := pbtest.Serve(t, app)
 
-	root.SetArgs([]string{"notify", "tail", "news", "--url", server.URL})
-	out, in := io.Pipe()
-	root.SetOut(in)
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- root.ExecuteContext(ctx) }()
-	defer func() { cancel(); <-ended }()
-	pbtest.WaitFor(t, "the command listens", func() bool { return len(notify.Of(app).Topics()) > 1 })
-
-	lines := bufio.NewScanner(out)
+	out := tail(t, app, root, server.URL, "news")
 	for began, sent := time.Now(), 0; time.Since(began) < 3*lasts; sent++ {
 		if err := notify.Notify(app, "news", sent); err != nil {
 			t.Fatal(err)
 		}
-		if !lines.Scan() || !strings.Contains(lines.Text(), `"news"`) {
-			t.Fatal(lines.Text(), lines.Err())
+		if line, err := out.next(); err != nil || !strings.Contains(line, `"news"`) {
+			t.Fatal(line, err)
 		}
 	}
 	if ended := notify.Of(app).Stats().Disconnects; len(ended) > 0 {
@@ -177,23 +206,7 @@ func TestTailBehindProxies(t *testing.T) {
 			t.Cleanup(proxy.Close)
 
 			// a topic without history has no position, so that it is asked for again
-			root.SetArgs([]string{"notify", "tail", "log", "news", "--url", proxy.URL})
-			out, in := io.Pipe()
-			root.SetOut(in)
-			ctx, cancel := context.WithCancel(t.Context())
-			ended := make(chan struct{})
-			go func() {
-				defer close(ended)
-				in.CloseWithError(fmt.Errorf("the command has ended: %w", root.ExecuteContext(ctx)))
-			}()
-			defer func() {
-				out.Close()
-				cancel()
-				<-ended
-			}()
-			pbtest.WaitFor(t, "the command listens", func() bool { return len(notify.Of(app).Topics()) > 2 })
-
-			lines := bufio.NewScanner(out)
+			out := tail(t, app, root, proxy.URL, "log", "news")
 			for sent, fate := range []string{"", "cut", "html", "JSON", "404"} {
 				if sent > 0 { // until then a failure ends the command
 					rude.next(fate, isHit)
@@ -202,11 +215,8 @@ func TestTailBehindProxies(t *testing.T) {
 				if err := notify.Notify(app, "log", sent); err != nil {
 					t.Fatal(err)
 				}
-				late := time.AfterFunc(pbtest.Timeout, func() { out.CloseWithError(errors.New("nothing is printed")) })
-				isThere := lines.Scan()
-				late.Stop()
-				if !isThere || !strings.Contains(lines.Text(), fmt.Sprintf(`"seq":%d,`, sent+1)) {
-					t.Fatalf("%s: %q (%v)", fate, lines.Text(), lines.Err())
+				if line, err := out.next(); err != nil || !strings.Contains(line, fmt.Sprintf(`"seq":%d,`, sent+1)) {
+					t.Fatalf("%s: %q (%v)", fate, line, err)
 				}
 			}
 		})
