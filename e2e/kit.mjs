@@ -262,5 +262,11 @@ async function signalAll(pid, name) {
     if (stat) parents.set(Number(entry), Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]));
   }
   const isBelow = (id) => id === pid || (parents.has(id) && isBelow(parents.get(id)));
-  for (const id of parents.keys()) if (isBelow(id)) process.kill(id, name);
+  for (const id of [...parents.keys()].filter(isBelow)) {
+    try {
+      process.kill(id, name);
+    } catch (error) {
+      if (id === pid || error.code !== "ESRCH") throw error; // one that has ended since, as when the signal woke its parent
+    }
+  }
 }
